@@ -1,0 +1,76 @@
+"""Adapter checkpoints: see what is in them, re-factor them, and know what that cost.
+
+The public names, loaded when they are first used: importing the package imports no torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("lora-tools")
+
+if TYPE_CHECKING:
+    from lora_tools.adapter import Adapter, read, write
+    from lora_tools.engine import Engine, Serial, Threads
+    from lora_tools.errors import LoraToolsError
+    from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
+    from lora_tools.linalg.svd import SVD, svd
+    from lora_tools.ops.inspect import inspect
+    from lora_tools.ops.shrink import VLLM, Options, shrink, survey
+    from lora_tools.report import Report
+    from lora_tools.storage.writer import staged
+    from lora_tools.update import Biased, DoRA, LowRank, Update
+
+_HOMES = {
+    "adapter": ("Adapter", "read", "write"),
+    "engine": ("Engine", "Serial", "Threads"),
+    "errors": ("LoraToolsError",),
+    "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
+    "linalg.svd": ("SVD", "svd"),
+    "ops.inspect": ("inspect",),
+    "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
+    "report": ("Report",),
+    "storage.writer": ("staged",),
+    "update": ("Biased", "DoRA", "LowRank", "Update"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "SVD",
+    "VLLM",
+    "Adapter",
+    "Biased",
+    "DoRA",
+    "Energy",
+    "Engine",
+    "Fixed",
+    "LoraToolsError",
+    "LowRank",
+    "MaxBytes",
+    "MaxError",
+    "MaxParams",
+    "Options",
+    "RankPolicy",
+    "Report",
+    "Serial",
+    "Threads",
+    "Update",
+    "inspect",
+    "read",
+    "shrink",
+    "staged",
+    "survey",
+    "svd",
+    "write",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

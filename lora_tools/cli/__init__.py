@@ -1,0 +1,65 @@
+"""The command line: a lazy group of commands and the one place where errors become messages."""
+
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from lora_tools.errors import BoundError, LoraToolsError
+
+COMMANDS = ("inspect", "shrink")
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is named."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import and return a command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"lora_tools.cli.commands.{name}").command
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lora-tools")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """See, shrink and check LoRA adapters, file to file, on the CPU or a GPU.
+
+    Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
+    command line, 3 a bound on rank, size or error that cannot be kept.
+    """
+    context.obj = debug
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        cli.main(standalone_mode=False)
+    except LoraToolsError as error:
+        sys.exit(_complain(error, 3 if isinstance(error, BoundError) else 1))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except OSError as error:
+        sys.exit(_complain(error, 1))
+
+
+def _complain(error: Exception, status: int) -> int:
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+        return status
+    click.echo(f"{click.style('error:', fg='red')} {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"{click.style('hint:', fg='cyan')} {note}", err=True)
+    return status

@@ -1,0 +1,134 @@
+"""lora-tools shrink: lower the rank of an adapter."""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tabulate import tabulate
+
+from lora_tools.adapter import README, REPORT, Adapter, read, write
+from lora_tools.card import with_section
+from lora_tools.cli.console import progress, say
+from lora_tools.cli.options import (
+    engine_options,
+    json_option,
+    make_engine,
+    out_argument,
+    source_argument,
+)
+from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
+from lora_tools.report import Report, percent, size
+from lora_tools.storage.writer import check_output, staged
+
+if TYPE_CHECKING:
+    from lora_tools.ops.shrink import Survey
+
+
+@click.command(short_help="Lower the rank of an adapter.")
+@source_argument
+@out_argument
+@policy_options
+@limit_options
+@engine_options
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Report without writing; with no policy, a table of ranks to choose from.",
+)
+@json_option
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the report, as JSON, to FILE too.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def command(
+    source: Path,
+    out: Path,
+    wish: Wish | None,
+    limits: Limits,
+    device: str,
+    jobs: int | None,
+    dry_run: bool,
+    as_json: bool,
+    report_file: Path | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Lower the rank of the adapter SOURCE and write the result to the folder OUT.
+
+    Give exactly one of --rank, --energy, --max-error, --max-params and --max-size; the last three
+    share ranks out among the modules optimally. Errors are relative Frobenius errors of the
+    update, measured on the bytes written. PATTERNs are shell patterns for a module's name, or
+    for its end from a dot on: q_proj, layers.0.*.
+    """
+    if wish is None and not dry_run:
+        raise click.UsageError(
+            "give one of --rank, --energy, --max-error, --max-params, --max-size;"
+            " --dry-run shows what each rank would cost"
+        )
+    began = time.monotonic()
+    if not dry_run:
+        folder = source if source.is_dir() else source.parent
+        check_output(out, {"source": source, "folder of the source": folder}, force=force)
+    adapter = read(source)
+    survey = _survey(adapter, limits, device, jobs, quiet=quiet)
+    if wish is None:
+        _show_ranks(survey, as_json=as_json)
+        return
+    policy = wish.policy(adapter)
+    shrunk = survey.shrink(policy)
+    report = shrunk.report(str(policy), began)
+    report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    rows = report.watch(progress(shrunk, total=len(shrunk), what="writing", quiet=quiet))
+    if dry_run:
+        for _ in rows:
+            pass
+    else:
+        with staged(out, force=force) as place:
+            write(place, shrunk.manifest, rows, like=adapter)
+            _write_readme(adapter, place, report)
+            report.save(place / REPORT)
+    if report_file:
+        report.save(report_file)
+    if as_json:
+        click.echo(report.to_json())
+    elif not quiet:
+        click.echo(report.to_text())
+        click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+
+
+def _survey(
+    adapter: Adapter, limits: Limits, device: str, jobs: int | None, *, quiet: bool
+) -> "Survey":
+    from lora_tools.ops.shrink import survey
+
+    engine = make_engine(device, jobs)
+    watch = lambda items: progress(items, total=len(adapter), what="reading", quiet=quiet)  # noqa: E731
+    return survey(adapter, limits.options(device), engine, watch)
+
+
+def _show_ranks(survey: "Survey", *, as_json: bool) -> None:
+    table = survey.table()
+    if as_json:
+        rows = [dict(zip(("rank", "bytes", "optimal_error"), row, strict=True)) for row in table]
+        click.echo(json.dumps({"schema": "lora-tools/ranks/1", "ranks": rows}, indent=2))
+        return
+    lines = [(rank, size(nbytes), percent(error)) for rank, nbytes, error in table]
+    click.echo(tabulate(lines, ("--rank", "file", "best error"), disable_numparse=True))
+    say("Choose one: lora-tools shrink SOURCE OUT --rank N")
+
+
+def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:
+    """Carry a README over with a section about what was done."""
+    readme = adapter.path / README
+    if readme.is_file():
+        text = with_section(readme.read_text(encoding="utf-8"), report.to_markdown())
+        (place / README).write_text(text, encoding="utf-8")

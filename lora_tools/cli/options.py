@@ -1,0 +1,129 @@
+"""Options that commands share, and the types of their values."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lora_tools.errors import DeviceError
+
+if TYPE_CHECKING:
+    from lora_tools.engine import Engine
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+UNITS = {"": 1, "B": 1}
+UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMG", 1)}
+UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMG", 1)}
+DTYPES = {"keep": None, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 20MB (10^6), 12MiB (2^20), 500000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", value)
+        unit = match and next((u for u in UNITS if u.lower() == match[2].lower()), None)
+        try:
+            if match is None or unit is None:
+                raise ValueError
+            return int(float(match[1]) * UNITS[unit])
+        except ValueError:
+            self.fail(f"{value!r} is not a size such as 20MB or 12MiB.", param, context)
+
+
+class Share(click.ParamType["int | float"]):
+    """A whole number, or a share written as a percentage."""
+
+    name = "n|p%"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int | float:
+        """Return an int for a number and a float in (0, 1] for a percentage."""
+        if isinstance(value, int | float):
+            return value
+        try:
+            if value.endswith("%"):
+                return float(value[:-1]) / 100
+            return int(value.replace(",", "").replace("_", ""))
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor a percentage.", param, context)
+
+
+class PatternRank(click.ParamType["tuple[str, int]"]):
+    """A pattern of module names and a rank: ``q_proj=8``."""
+
+    name = "pattern=n"
+
+    def convert(self, value: Any, param: Any, context: Any) -> tuple[str, int]:
+        """Return the pattern and the rank."""
+        if isinstance(value, tuple):
+            return value
+        pattern, _, rank = value.rpartition("=")
+        if not pattern or not rank.isdigit() or int(rank) < 1:
+            self.fail(f"{value!r} is not PATTERN=N with N at least 1.", param, context)
+        return pattern, int(rank)
+
+
+class Device(click.ParamType[str]):
+    """A torch device; whether it is there is checked when it is used."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: Any, context: Any) -> str:
+        """Return the name."""
+        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", value):
+            self.fail(f"{value!r} is not cpu, cuda, cuda:N or mps.", param, context)
+        return str(value)
+
+
+source_argument = click.argument("source", type=click.Path(path_type=Path))
+out_argument = click.argument("out", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def engine_options(function: Function) -> Function:
+    """Add ``--device`` and ``--jobs``."""
+    for option in (
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            help="Modules computed at the same time.  [default: one per core; 1 on a GPU]",
+        ),
+        click.option(
+            "--device",
+            type=Device(),
+            default="cpu",
+            show_default=True,
+            help="cpu, cuda, cuda:N or mps.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def make_engine(device: str, jobs: int | None) -> "Engine":
+    """Return the engine for a device that is there, or raise `DeviceError`."""
+    import torch  # only commands that compute need it
+
+    from lora_tools.engine import Serial, Threads
+
+    kind, _, number = device.partition(":")
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[kind]
+    if int(number or 0) >= count:
+        raise DeviceError(f"{device}: no such device here").hint(
+            "Use --device cpu" + (f", or cuda:0 to cuda:{count - 1}." if count else ".")
+        )
+    workers = jobs or (len(os.sched_getaffinity(0)) if kind == "cpu" else 1)
+    return Threads(workers) if workers > 1 else Serial()

@@ -1,0 +1,189 @@
+"""The options that say which ranks a result may have, gathered into the values they mean."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_tools.adapter import Adapter
+from lora_tools.cli.options import DTYPES, PatternRank, Share, Size
+
+if TYPE_CHECKING:
+    from lora_tools.linalg.rank import RankPolicy
+    from lora_tools.ops.shrink import Options
+
+Command = Callable[..., Any]
+POSITIVE = click.IntRange(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The one policy that was asked for, before the adapter it is for is known."""
+
+    name: str
+    value: Any
+    per_module: bool
+
+    def policy(self, adapter: Adapter) -> "RankPolicy":
+        """Return the policy for an adapter: a percentage is of its own parameters."""
+        from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
+
+        match self.name:
+            case "rank":
+                return Fixed(self.value)
+            case "energy":
+                return Energy(self.value)
+            case "max_error":
+                return MaxError(self.value, per_module=self.per_module)
+            case "max_params" if isinstance(self.value, float):
+                return MaxParams(int(self.value * adapter.params))
+            case "max_params":
+                return MaxParams(self.value)
+            case _:
+                return MaxBytes(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How ranks are limited and factors written."""
+
+    values: dict[str, Any]
+    vllm: bool
+
+    def options(self, device: str) -> "Options":
+        """Return the options of the library; imports torch."""
+        from lora_tools.ops.shrink import VLLM, Options
+
+        return Options(**self.values, consumer=VLLM if self.vllm else None, device=device)
+
+
+POLICIES = (
+    click.option("--rank", type=POSITIVE, metavar="N", help="Each module keeps at most rank N."),
+    click.option(
+        "--energy",
+        type=float,
+        metavar="F",
+        help="Each module keeps the smallest rank with a share F of its ||ΔW||².",
+    ),
+    click.option(
+        "--max-error",
+        type=float,
+        metavar="F",
+        help="Fewest parameters with a relative error of at most F for the whole adapter.",
+    ),
+    click.option(
+        "--max-params",
+        type=Share(),
+        metavar="N|P%",
+        help="Least error with at most N parameters, or P percent of SOURCE's.",
+    ),
+    click.option(
+        "--max-size",
+        type=Size(),
+        metavar="SIZE",
+        help="Least error with a file of at most SIZE, header included: 20MB, 12MiB.",
+    ),
+)
+NAMES = ("rank", "energy", "max_error", "max_params", "max_size")
+LIMITS = (
+    click.option(
+        "--min-rank", type=POSITIVE, metavar="N", default=1, help="No module goes below rank N."
+    ),
+    click.option("--max-rank", type=POSITIVE, metavar="N", help="No module goes above rank N."),
+    click.option(
+        "--multiple-of", type=POSITIVE, metavar="N", default=1, help="Ranks are multiples of N."
+    ),
+    click.option(
+        "--module-rank",
+        "module_ranks",
+        type=PatternRank(),
+        metavar="PATTERN=N",
+        multiple=True,
+        help="Rank of matching modules, whatever the policy. Repeatable; the last match wins.",
+    ),
+    click.option(
+        "--include",
+        metavar="PATTERN",
+        multiple=True,
+        help="Change the rank of matching modules only. Repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave matching modules at their rank. Repeatable.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(list(DTYPES)),
+        default="keep",
+        show_default=True,
+        help="Element type of the factors written.",
+    ),
+    click.option(
+        "--scale",
+        type=click.Choice(["baked", "keep"]),
+        default="baked",
+        show_default=True,
+        help="Fold the scale into the factors, which every consumer reads alike (alpha = rank), "
+        "or leave it to alpha.",
+    ),
+    click.option(
+        "--for",
+        "consumer",
+        type=click.Choice(["vllm"]),
+        help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
+    ),
+)
+
+
+def policy_options(function: Command) -> Command:
+    """Add the options of which exactly one is a policy; pass them on as ``wish``."""
+
+    @wraps(function)
+    def command(*arguments: Any, per_module: bool, **options: Any) -> Any:
+        given = {name: value for name in NAMES if (value := options.pop(name)) is not None}
+        if len(given) > 1:
+            raise click.UsageError(f"give only one of {' and '.join(map(_flag, given))}")
+        if per_module and "max_error" not in given:
+            raise click.UsageError("--per-module goes with --max-error")
+        wish = next((Wish(*item, per_module) for item in given.items()), None)
+        return function(*arguments, wish=wish, **options)
+
+    flag = click.option(
+        "--per-module", is_flag=True, help="Make --max-error a bound on each module."
+    )
+    for option in reversed((*POLICIES, flag)):
+        command = option(command)
+    return command
+
+
+def limit_options(function: Command) -> Command:
+    """Add the options that limit ranks and shape what is written; pass them on as ``limits``."""
+    names = (
+        "min_rank",
+        "max_rank",
+        "multiple_of",
+        "module_ranks",
+        "include",
+        "exclude",
+        "dtype",
+        "scale",
+    )
+
+    @wraps(function)
+    def command(*arguments: Any, consumer: str | None, **options: Any) -> Any:
+        values = {name: options.pop(name) for name in names}
+        values["dtype"] = DTYPES[values["dtype"]]
+        limits = Limits(values, vllm=consumer == "vllm")
+        return function(*arguments, limits=limits, **options)
+
+    for option in reversed(LIMITS):
+        command = option(command)
+    return command
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

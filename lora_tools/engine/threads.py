@@ -1,0 +1,38 @@
+"""Jobs on threads: torch releases the interpreter while it computes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """``count`` threads, each computing on one core."""
+
+    count: int
+
+    def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield results in order, at most two jobs per thread ahead of the reader."""
+        pool = ThreadPoolExecutor(self.count, initializer=_one_core)
+        pending: deque[Future[Result]] = deque()
+        try:
+            for job in jobs:
+                pending.append(pool.submit(task, job))
+                if len(pending) > 2 * self.count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_core() -> None:
+    import torch  # an engine by itself needs none
+
+    # The jobs are many and small: a core each beats all cores on one.
+    torch.set_num_threads(1)

@@ -1,0 +1,71 @@
+"""Every error that lora-tools raises on purpose.
+
+::
+
+    LoraToolsError
+    ├── CheckpointError   (ValueError)           the bytes are not a valid checkpoint
+    ├── UnsupportedError  (NotImplementedError)  understood, and refused for a reason
+    ├── UnsupportedError  (NotImplementedError)  understood, and refused with the reason
+    ├── NonFiniteError    (ArithmeticError)      NaN or Inf where a number is needed
+    ├── PolicyError       (ValueError)           a request that cannot mean anything
+    ├── BoundError        (ValueError)           a bound that no result can keep
+    ├── OutputError       (FileExistsError)      an output path that must not be written
+    └── DeviceError       (RuntimeError)         a device that is not there
+
+Messages read *file: what is wrong*, with names and shapes; what to do about it is a note.
+"""
+
+from collections.abc import Iterable
+from typing import Self
+
+
+class LoraToolsError(Exception):
+    """The root: everything a caller may want to catch and show."""
+
+    def hint(self, text: str) -> Self:
+        """Attach what to do about it and return the error, so that it can be raised in one line."""
+        self.add_note(text)
+        return self
+
+
+class CheckpointError(LoraToolsError, ValueError):
+    """A file is not the checkpoint that it should be."""
+
+
+class FormatError(LoraToolsError, ValueError):
+    """Tensor names, shapes and configuration do not make an adapter."""
+
+
+class UnsupportedError(LoraToolsError, NotImplementedError):
+    """An adapter is understood and cannot be treated as asked."""
+
+
+class NonFiniteError(LoraToolsError, ArithmeticError):
+    """A tensor holds NaN or Inf."""
+
+
+class PolicyError(LoraToolsError, ValueError):
+    """A request contradicts itself."""
+
+
+class BoundError(LoraToolsError, ValueError):
+    """A bound on rank, size or error cannot be kept."""
+
+
+class OutputError(LoraToolsError, FileExistsError):
+    """An output path is taken, or lies where it would harm an input."""
+
+
+class DeviceError(LoraToolsError, RuntimeError):
+    """A device was asked for that this machine does not have."""
+
+
+def some(items: Iterable[object], most: int = 5) -> str:
+    """Name up to ``most`` of the items and count the others.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    names = [str(item) for item in items]
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

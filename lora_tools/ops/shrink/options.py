@@ -1,0 +1,93 @@
+"""What can be asked of a shrink, beside its policy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_tools.adapter import Adapter
+from lora_tools.errors import PolicyError, UnsupportedError, some
+from lora_tools.formats.base import Module
+from lora_tools.names import matches
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A server that wants one rank, out of a list, for a whole adapter."""
+
+    name: str
+    ranks: tuple[int, ...]
+    refuses: frozenset[str]
+    """Kinds of tensors that it does not load."""
+
+
+# config/lora.py (MaxLoRARanks), lora/peft_helper.py and lora/lora_model.py of vLLM 0.11.
+VLLM = Consumer(
+    "vllm",
+    (1, 8, 16, 32, 64, 128, 256, 320, 512),
+    frozenset({"modules_to_save", "trainable tokens", "bias", "full weight", "magnitude"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to shrink. The defaults change nothing but ranks and the place of the scale."""
+
+    min_rank: int = 1
+    max_rank: int | None = None
+    multiple_of: int = 1
+    module_ranks: tuple[tuple[str, int], ...] = ()
+    """Pattern and rank, for modules whose rank is not left to the policy; the last match wins."""
+    include: tuple[str, ...] = ()
+    """Patterns of the modules to shrink; none: all."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of modules that keep their rank."""
+    dtype: str | None = None
+    """Element type of the factors written, as safetensors spells it; None: each keeps its own."""
+    scale: Literal["baked", "keep"] = "baked"
+    """Fold the scale into the factors, which every consumer reads alike, or leave it to alpha."""
+    consumer: Consumer | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if min(self.min_rank, self.multiple_of, self.max_rank or 1) < 1:
+            raise PolicyError("ranks are at least 1")
+        if self.max_rank is not None and self.max_rank < self.min_rank:
+            raise PolicyError(f"--max-rank {self.max_rank} is below --min-rank {self.min_rank}")
+        if self.consumer and self.scale == "keep":
+            raise PolicyError(f"{self.consumer.name} reads one scale, so it has to be baked")
+
+    def selects(self, module: Module) -> bool:
+        """Whether a module is to be shrunk at all."""
+        name = module.name
+        wanted = not self.include or any(matches(pattern, name) for pattern in self.include)
+        return wanted and not any(matches(pattern, name) for pattern in self.exclude)
+
+    def rank_of(self, module: Module) -> int | None:
+        """Return the rank that was asked for by the module's name, or None."""
+        ranks = [rank for pattern, rank in self.module_ranks if matches(pattern, module.name)]
+        return ranks[-1] if ranks else None
+
+    def check(self, adapter: Adapter) -> None:
+        """Raise where a pattern matches nothing, or the consumer would refuse the adapter."""
+        names = list(adapter)
+        patterns = [*self.include, *self.exclude, *(pattern for pattern, _ in self.module_ranks)]
+        idle = [pattern for pattern in patterns if not any(matches(pattern, n) for n in names)]
+        if idle:
+            raise PolicyError(f"{adapter.path}: no module matches {some(idle)}").hint(
+                f"Its modules are {some(names)}."
+            )
+        if self.consumer:
+            self._check_consumer(self.consumer, adapter)
+
+    def _check_consumer(self, consumer: Consumer, adapter: Adapter) -> None:
+        manifest = adapter.manifest
+        kinds = {extra.key: extra.kind for extra in manifest.extras} | {
+            part.key: role
+            for module in manifest.modules
+            for role, part in module.parts.items()
+            if role in ("bias", "magnitude")
+        }
+        refused = [f"{key} ({kind})" for key, kind in kinds.items() if kind in consumer.refuses]
+        if refused:
+            raise UnsupportedError(
+                f"{adapter.path}: {consumer.name} does not load {some(refused)}"
+            ).hint("Merge the adapter into its base, or train it without them.")

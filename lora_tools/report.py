@@ -1,0 +1,227 @@
+"""Reports: what was done to each module and what it cost, as data and as text."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tabulate import tabulate
+
+from lora_tools.names import collapse, template
+
+if TYPE_CHECKING:
+    from lora_tools.update import Update
+
+SCHEMA = "lora-tools/report/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One module: its ranks and errors. Errors are relative Frobenius norms."""
+
+    module: str
+    shape: tuple[int, ...]
+    rank_before: int
+    rank_after: int
+    norm: float
+    """``||dW||_F``, with the scale."""
+    energy: float
+    """Share of ``||dW||_F ** 2`` in the singular values kept."""
+    error: float
+    """``||dW - dW'||_F / ||dW||_F``, of the factors as they are stored."""
+    optimal_error: float
+    """The least error that any update of this rank can have (Eckart and Young 1936)."""
+    sigma_max: float
+    sigma_discarded: float
+    """The largest singular value that was given up; 0 if none."""
+    outcome: str
+    """``shrunk``; ``kept``, bit for bit; ``rewritten`` in another scale or type; or ``zero``."""
+
+
+class Change(NamedTuple):
+    """A module's new update and the row that describes it."""
+
+    module: str
+    update: "Update"
+    row: Row
+
+
+@dataclass(slots=True)
+class Report:
+    """What a command did: fills up while the changes pass through `watch`."""
+
+    command: str
+    policy: str = ""
+    source: str = ""
+    arguments: str = ""
+    """The exact command line, if there was one."""
+    params: tuple[int, int] = (0, 0)
+    """Number of elements of all tensors, before and after."""
+    nbytes: tuple[int, int] = (0, 0)
+    """Size of the tensor file, before and after."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that were copied unchanged, and what they are."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Files beside the adapter that were not copied, and why."""
+    notes: tuple[str, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    def watch(self, changes: Iterable[Change]) -> Iterator[tuple[str, "Update"]]:
+        """Pass the updates through and keep their rows."""
+        for change in changes:
+            self.rows.append(change.row)
+            self.seconds = time.monotonic() - self.started
+            yield change.module, change.update
+
+    @property
+    def error(self) -> float:
+        """Relative error of the whole adapter as it is stored."""
+        return _total(self.rows, [row.error for row in self.rows])
+
+    @property
+    def optimal_error(self) -> float:
+        """The least relative error possible at these ranks."""
+        return _total(self.rows, [row.optimal_error for row in self.rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, in the schema that `docs/report.md` describes."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "policy": self.policy,
+            "source": self.source,
+            "arguments": self.arguments,
+            "totals": {
+                "modules": len(self.rows),
+                "error": self.error,
+                "optimal_error": self.optimal_error,
+                "params_before": self.params[0],
+                "params_after": self.params[1],
+                "bytes_before": self.nbytes[0],
+                "bytes_after": self.nbytes[1],
+                "seconds": round(self.seconds, 3),
+            },
+            "modules": [asdict(row) for row in self.rows],
+            "zero_modules": [row.module for row in self.rows if row.outcome == "zero"],
+            "carried": dict(self.carried),
+            "left_out": dict(self.left_out),
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def to_text(self) -> str:
+        """Return the report as a table for a terminal."""
+        return f"{self.table('simple')}\n\n{self.summary()}"
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+        lines = [f"Made by `lora-tools {self.command}` ({self.policy}).", ""]
+        if self.arguments:
+            lines += ["```sh", self.arguments, "```", ""]
+        return "\n".join([*lines, self.table("pipe"), "", self.summary()])
+
+    def table(self, style: str) -> str:
+        """Return the modules as a table, repeated layers in one line, the worst first."""
+        groups = [_Group(list(rows)) for _, rows in groupby(sorted(self.rows, key=_key), key=_key)]
+        groups.sort(key=lambda group: -group.error)
+        lines = [group.line() for group in groups]
+        lines.append(_Group(self.rows).line(f"total of {len(self.rows)} modules"))
+        headers = ("module", "shape", "rank", "energy", "error", "best", "σ₁", "first dropped")
+        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+
+    def summary(self) -> str:
+        """Return the totals in sentences."""
+        lines = [
+            f"error {percent(self.error)} as written"
+            f" (best possible at these ranks {percent(self.optimal_error)})",
+            f"parameters {self.params[0]:,} → {self.params[1]:,},"
+            f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s",
+        ]
+        zeros = [row.module for row in self.rows if row.outcome == "zero"]
+        for title, names in (("all zero", zeros), ("carried over", _kinds(self.carried))):
+            if names:
+                lines.append(f"{title}: {', '.join(names)}")
+        lines += [f"not copied: {name} ({why})" for name, why in self.left_out.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows that share a line of the table."""
+
+    rows: list[Row]
+
+    @property
+    def error(self) -> float:
+        return _total(self.rows, [row.error for row in self.rows])
+
+    def line(self, title: str | None = None) -> list[str]:
+        rows = self.rows
+        best = _total(rows, [row.optimal_error for row in rows])
+        energy = 1 - _total(rows, [math.sqrt(max(1 - row.energy, 0)) for row in rows]) ** 2
+        after = sorted({row.rank_after for row in rows})
+        before = sorted({row.rank_before for row in rows})
+        return [
+            title or collapse([row.module for row in rows]),
+            "" if title else "×".join(map(str, rows[0].shape)),
+            f"{_span(before)} → {_span(after)}",
+            percent(energy),
+            percent(self.error),
+            percent(best),
+            f"{max((row.sigma_max for row in rows), default=0):.3g}",
+            f"{max((row.sigma_discarded for row in rows), default=0):.3g}",
+        ]
+
+
+def size(nbytes: float) -> str:
+    """Write a number of bytes for people.
+
+    >>> size(512), size(20_500_000)
+    ('512 B', '20.5 MB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def percent(value: float) -> str:
+    """Write a share with three significant digits; tiny ones as a power of ten."""
+    if value == 0 or value >= 1e-4:
+        return f"{100 * value:.3g} %" if value < 0.999 or value == 1 else f"{100 * value:.5g} %"
+    return f"{100 * value:.1e} %"
+
+
+def _key(row: Row) -> tuple[str, tuple[int, ...]]:
+    return template(row.module), row.shape
+
+
+def _total(rows: list[Row], errors: list[float]) -> float:
+    whole = math.fsum(row.norm**2 for row in rows)
+    lost = math.fsum((row.norm * error) ** 2 for row, error in zip(rows, errors, strict=True))
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def _span(values: list[int]) -> str:
+    if not values:
+        return "–"
+    return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
+
+
+def _kinds(carried: Mapping[str, str]) -> list[str]:
+    kinds = list(carried.values())
+    return [f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]

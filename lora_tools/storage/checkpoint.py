@@ -1,0 +1,140 @@
+"""Checkpoints as lazy mappings: headers are read at once, a tensor when it is asked for."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_tools.errors import CheckpointError, some
+from lora_tools.storage.dtypes import torch_dtype
+from lora_tools.storage.header import Slot, Spec, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX = ".safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor's file and slot: an address that costs nothing to keep or to send."""
+
+    path: Path
+    slot: Slot
+
+
+class Checkpoint(Mapping[str, "Tensor"]):
+    """The tensors of one or more files, in file order.
+
+    Nothing is cached and nothing is mapped into memory: each access reads one tensor by position
+    into a buffer of its own, from any thread. Pickles cannot be read in parts and are held whole.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        places: Mapping[str, "Place | Tensor"],
+        specs: Mapping[str, Spec],
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.path = path
+        self.specs = specs
+        self.metadata = metadata
+        self._places = places
+
+    def __getitem__(self, name: str) -> "Tensor":
+        place = self._places[name]
+        return read_tensor(place) if isinstance(place, Place) else place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a safetensors file, an index of shards, a folder with either, or a pickle.
+
+    Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
+    its shards disagree. Costs the headers; torch is imported for pickles only.
+    """
+    if path.is_dir():
+        return open_checkpoint(_file_in(path))
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.name.endswith(INDEX):
+        return _open_shards(path)
+    if path.suffix in PICKLES:
+        from lora_tools.storage.pickles import load_pickle  # needs torch
+
+        return load_pickle(path)
+    header = read_header(path)
+    places = {name: Place(path, slot) for name, slot in header.slots.items()}
+    return Checkpoint(path, places, _specs(places), header.metadata)
+
+
+def read_tensor(place: Place) -> "Tensor":
+    """Read one tensor by position into memory of its own."""
+    import torch  # headers are read without it
+
+    slot = place.slot
+    dtype = torch_dtype(slot.spec.dtype)
+    buffer = torch.empty(slot.stop - slot.start, dtype=torch.uint8)
+    view = memoryview(buffer.numpy().data)
+    descriptor = os.open(place.path, os.O_RDONLY)
+    try:
+        while view:
+            count = os.preadv(descriptor, [view], slot.stop - len(view))
+            if count == 0:
+                raise CheckpointError(f"{place.path}: became shorter while it was read")
+            view = view[count:]
+    finally:
+        os.close(descriptor)
+    shape = list(slot.spec.shape)
+    if slot.spec.dtype == "F4":
+        shape[-1] //= 2  # torch counts pairs
+    return buffer.view(dtype).reshape(shape)
+
+
+def _file_in(folder: Path) -> Path:
+    for pattern in (f"*{INDEX}", "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = some(file.name for file in found)
+            raise CheckpointError(f"{folder}: more than one checkpoint: {names}").hint(
+                "Name the file that is meant."
+            )
+    raise CheckpointError(f"{folder}: holds no safetensors file and no {INDEX[1:]}")
+
+
+def _open_shards(index: Path) -> Checkpoint:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of safetensors shards") from error
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: missing shards: {some(missing)}")
+    places: dict[str, Place] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header = read_header(index.parent / file)
+        metadata.update(header.metadata)
+        for name, slot in header.slots.items():
+            if weight_map.get(name) == file:
+                places[name] = Place(index.parent / file, slot)
+    absent = sorted(weight_map.keys() - places.keys())
+    if absent:
+        raise CheckpointError(f"{index}: the shards do not hold {some(absent)}")
+    return Checkpoint(index, places, _specs(places), metadata)
+
+
+def _specs(places: Mapping[str, Place]) -> dict[str, Spec]:
+    return {name: place.slot.spec for name, place in places.items()}

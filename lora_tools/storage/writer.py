@@ -1,0 +1,113 @@
+"""Writing that is all or nothing: into a temporary place beside the target, then renamed."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_tools.errors import CheckpointError, OutputError, some
+from lora_tools.storage.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TensorWriter:
+    """A safetensors file being filled: ``writer[name] = tensor``, in any order, from any thread.
+
+    The layout fixes every offset beforehand, so memory holds only the tensors in flight. Leaving
+    the context with a slot unfilled is an error.
+    """
+
+    def __init__(self, path: Path, plan: Layout) -> None:
+        self._path = path
+        self._plan = plan
+        self._missing = set(plan.slots)
+
+    def __enter__(self) -> "TensorWriter":
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        self._descriptor = os.open(self._path, flags, 0o666)
+        os.truncate(self._descriptor, self._plan.size)
+        self._write(memoryview(self._plan.header), 0)
+        return self
+
+    def __setitem__(self, name: str, tensor: "Tensor") -> None:
+        import torch  # a header can be laid out without it
+
+        slot = self._plan.slots[name]
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        data = memoryview(flat.view(torch.uint8).numpy().data)
+        if len(data) != slot.stop - slot.start:
+            raise CheckpointError(
+                f"{self._path}: {name} has {len(data)} bytes where {slot.spec} was laid out"
+            )
+        self._write(data, slot.start)
+        self._missing.discard(name)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        os.close(self._descriptor)
+        if kind is None and self._missing:
+            raise CheckpointError(f"{self._path}: never written: {some(sorted(self._missing))}")
+
+    def _write(self, data: memoryview, position: int) -> None:
+        while data:
+            count = os.pwrite(self._descriptor, data, position)
+            data, position = data[count:], position + count
+
+
+def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
+    """Raise `OutputError` if ``out`` exists (without ``force``), or is or lies inside an input.
+
+    ``inputs`` maps what to call an input in the message to its path.
+    """
+    target = out.resolve()
+    for name, path in inputs.items():
+        source = path.resolve()
+        if target == source:
+            raise OutputError(f"{out}: is the {name} itself").hint("Choose another output path.")
+        if source in target.parents:
+            raise OutputError(f"{out}: lies inside the {name}, {path}").hint(
+                "Choose an output path beside it."
+            )
+        if force and target in source.parents:
+            raise OutputError(f"{out}: holds the {name}, {path}, and would be replaced").hint(
+                "Choose another output path."
+            )
+    if out.exists() and not force:
+        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
+
+
+@contextmanager
+def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``out`` that becomes ``out`` when the block succeeds.
+
+    On any failure it is removed; a kill leaves at most a hidden folder under another name. With
+    ``force`` an existing ``out`` is replaced, and only once its successor is complete.
+    """
+    if out.exists() and not force:
+        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:8]
+    folder = out.parent / f".{out.name}.partial-{token}"
+    folder.mkdir()
+    try:
+        yield folder
+        if out.exists():
+            _replace(out, folder, out.parent / f".{out.name}.old-{token}")
+        else:
+            folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(out: Path, new: Path, aside: Path) -> None:
+    out.rename(aside)
+    try:
+        new.rename(out)
+    except BaseException:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
