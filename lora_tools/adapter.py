@@ -43,6 +43,9 @@ class Adapter(Mapping[str, "Update"]):
     def __getitem__(self, name: str) -> "Update":
         return self.format.update(self.module(name), self.tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return any(module.name == name for module in self.manifest.modules)  # reads no tensor
+
     def __iter__(self) -> Iterator[str]:
         return (module.name for module in self.manifest.modules)
 
@@ -87,6 +90,8 @@ class Adapter(Mapping[str, "Update"]):
                 continue
             if file.is_dir():
                 left_out[file.name] = "a folder"
+            elif not file.is_file():
+                left_out[file.name] = "not a file"
             elif file.suffix in WEIGHTS:
                 left_out[file.name] = "other weights or training state"
             elif file.name.startswith("."):
@@ -137,7 +142,7 @@ def write(
             for key, tensor in like.format.tensors(modules[name], update).items():
                 file[key] = tensor
     if like.format.config_file:
-        text = json.dumps(manifest.config, indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
         (folder / like.format.config_file).write_text(text, encoding="utf-8")
     for side in like.side_files().carried:
         shutil.copyfile(side, folder / side.name)
@@ -171,7 +176,7 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
         if file and file.is_file():
             try:
                 config = json.loads(file.read_bytes())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise FormatError(f"{file}: not valid JSON ({error})") from error
             if not isinstance(config, dict):
                 raise FormatError(f"{file}: not a JSON object")

@@ -1,7 +1,11 @@
 """Our section of an adapter's README: kept between markers, so that the rest stays its author's."""
 
+import re
+
 BEGIN = "<!-- lora-tools: begin -->"
 END = "<!-- lora-tools: end -->"
+# From the last BEGIN before an END, so that a stray BEGIN costs its author nothing.
+SECTION = re.compile(rf"{BEGIN}(?:(?!{BEGIN}).)*?{END}\n?", re.DOTALL)
 
 
 def with_section(text: str, section: str) -> str:
@@ -16,8 +20,6 @@ def with_section(text: str, section: str) -> str:
     <BLANKLINE>
     """
     ours = f"{BEGIN}\n{section}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and end:
-        return f"{before}{ours}{after.removeprefix(chr(10))}"
+    if found := SECTION.search(text):
+        return f"{text[: found.start()]}{ours}{text[found.end() :]}"
     return f"{text.rstrip()}\n\n{ours}"

@@ -4,7 +4,7 @@
 
     LoraToolsError
     ├── CheckpointError   (ValueError)           the bytes are not a valid checkpoint
-    ├── UnsupportedError  (NotImplementedError)  understood, and refused for a reason
+    ├── FormatError       (ValueError)           an adapter contradicts itself, or is in no format
     ├── UnsupportedError  (NotImplementedError)  understood, and refused with the reason
     ├── NonFiniteError    (ArithmeticError)      NaN or Inf where a number is needed
     ├── PolicyError       (ValueError)           a request that cannot mean anything

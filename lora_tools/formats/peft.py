@@ -1,6 +1,7 @@
 """Hugging Face PEFT: ``base_model.model.<module>.lora_A.weight`` and adapter_config.json."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,7 @@ from lora_tools.formats.peft_config import (
     check_variant,
     write_config,
 )
+from lora_tools.scaling import alpha_for
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
 
@@ -109,6 +111,8 @@ class Peft:
                 modules.append(_module(stem, parts, embedding, parameters.get(stem), peft))
             except FormatError as error:
                 problems.append(str(error))
+        counts = Counter(module.name for module in modules)
+        problems += [f"{name} has two pairs of factors" for name in counts if counts[name] > 1]
         extras = [Extra(key, specs[key], _kind(key, peft)) for key in rest]
         problems += [f"{extra.key} is not understood" for extra in extras if "lora_" in extra.key]
         if problems:
@@ -125,17 +129,17 @@ class Peft:
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as `peft.save_pretrained` would, with the configuration that fits them."""
         modules = tuple(_spelled(module) for module in manifest.modules)
+        rslora = any(module.rslora for module in modules)
         config = write_config(
             manifest.config,
             {module.owner: module.r for module in modules},
-            {module.owner: float(module.alpha or 0) for module in modules},
-            rslora=any(module.rslora for module in modules),
+            {module.owner: _alpha(module, rslora=rslora) for module in modules},
+            rslora=rslora,
         )
         if isinstance(config.get("target_modules"), str):
             # A regex or "all-linear": servers read lists only.
-            config["target_modules"] = [
-                module.name for module in modules if not isinstance(module.site, Experts)
-            ]
+            owners = (m.owner for m in modules if not isinstance(m.site, Experts))
+            config["target_modules"] = list(dict.fromkeys(owners))
         metadata = {"format": "pt"} | dict(manifest.metadata)
         return replace(
             manifest, format=self.name, modules=modules, config=config, metadata=metadata
@@ -212,11 +216,13 @@ def _parameters(found: Mapping[str, Found], peft: PeftConfig) -> dict[str, str]:
         nested.setdefault(path, []).append(stem)
     names: dict[str, str] = {}
     for path, stems in nested.items():
-        wanted = [
-            target.rpartition(".")[2]
-            for target in peft.target_parameters
-            if f".{path}".endswith(f".{target.rpartition('.')[0]}") or not target.rpartition(".")[0]
-        ]
+        wanted = list(
+            dict.fromkeys(
+                name
+                for module, _, name in (target.rpartition(".") for target in peft.target_parameters)
+                if not module or f".{path}".endswith(f".{module}")
+            )
+        )
         if len(wanted) != len(stems):
             continue  # reported as not targeted
         if len(wanted) > 1 and not set(wanted) <= set(PARAMETER_ORDER):
@@ -251,6 +257,8 @@ def _module(
     if peft.dora != ("magnitude" in parts):
         has = "has a magnitude vector" if "magnitude" in parts else "has no magnitude vector"
         raise FormatError(f"{path} {has}, but use_dora is {str(peft.dora).lower()}")
+    if "bias" in parts and embedding:
+        raise FormatError(f"{path} is an embedding with a lora_B.bias, which PEFT does not have")
     if "bias" in parts and not peft.lora_bias:
         raise FormatError(f"{path} has a lora_B.bias, but lora_bias is false: PEFT would drop it")
     if peft.lora_bias and "bias" not in parts and not embedding:
@@ -261,7 +269,18 @@ def _module(
     module = Module(name, site, out, inp, per_update, alpha, peft.rslora, parts, stem, owner)
     if factor_shapes(module) != (b, a) or rank != module.r:
         raise FormatError(f"{path}: B {list(b)} and A {list(a)} do not make rank {rank}")
+    for role in ("magnitude", "bias"):
+        if role in parts and parts[role].spec.numel != b[0]:
+            shape = list(parts[role].spec.shape)
+            raise FormatError(f"{path}: {role} {shape} does not fit B {list(b)}")
     return module
+
+
+def _alpha(module: Module, *, rslora: bool) -> float:
+    """Return the alpha that keeps the module's scale: its own wherever that says it."""
+    if module.alpha is not None and module.rslora == rslora:
+        return module.alpha
+    return alpha_for(module.scale, module.r, rslora=rslora)
 
 
 def _site(

@@ -1,5 +1,6 @@
 """PEFT's adapter_config.json: what its fields mean for the tensors, and which forbid a reading."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,20 @@ KNOWN = frozenset(
     }
 )
 
+KINDS: Mapping[str, tuple[Any, ...]] = {
+    "rank_pattern": (Mapping,),
+    "alpha_pattern": (Mapping,),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "layers_pattern": (str, list),
+    "modules_to_save": (list,),
+    "target_parameters": (list,),
+}
+"""The fields that hold names or expressions for them, and what they may be."""
+
+NAMES = frozenset({"target_modules", "exclude_modules", "target_parameters"})
+"""Those whose lists hold plain names; all else is matched as a regular expression."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
@@ -118,14 +133,16 @@ class PeftConfig:
 
     def targets(self, path: str) -> bool:
         """Whether PEFT would give the module at ``path`` an adapter."""
-        if _names(self.raw.get("exclude_modules"), path):
+        if _names(self.raw.get("exclude_modules"), path) or self.saves(path):
             return False
         wanted = self.raw.get("target_modules")
         if wanted is None and not self.target_parameters:
             return True  # PEFT knows targets for each architecture
         if wanted == "all-linear":
             return True
-        return _names(wanted, path) and (isinstance(wanted, str) or self._in_layers(path))
+        if isinstance(wanted, str) or path in (wanted or ()):
+            return _names(wanted, path)  # a full name is meant, in whatever layer
+        return _names(wanted, path) and self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
         layers = self.raw.get("layers_to_transform")
@@ -149,7 +166,7 @@ def pattern_value(pattern: Mapping[str, Any] | None, path: str) -> Any:
     for key, value in (pattern or {}).items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value
-    return None
+    return (pattern or {}).get(path)  # the name itself, though it is no expression for itself
 
 
 def check_variant(config: Mapping[str, Any]) -> None:
@@ -215,14 +232,21 @@ def write_config(
 def write_pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
     """Return a pattern that gives each path its value, in plain names where PEFT reads them right.
 
+    In alphabetical order, into which PEFT sorts patterns when it saves, so that the first match
+    stays the same one.
+
     >>> write_pattern({"l.0.q": 4, "l.1.q": 8}, default=8)
     {'l.0.q': 4}
     """
-    plain = {path: _number(value) for path, value in values.items() if value != default}
+    plain = {path: _number(values[path]) for path in sorted(values) if values[path] != default}
+    exact = {f"^{re.escape(path)}": value for path, value in plain.items()}
     for path, value in values.items():
-        found = pattern_value(plain, path)
+        try:
+            found = pattern_value(plain, path)
+        except re.error:  # a name need not be an expression
+            return exact
         if (default if found is None else found) != value:
-            return {f"^{re.escape(path)}": value for path, value in plain.items()}
+            return exact
     return plain
 
 
@@ -233,13 +257,47 @@ def base_model(config: Mapping[str, Any]) -> str | None:
 
 
 def check_types(config: Mapping[str, Any]) -> None:
-    """Raise `FormatError` for fields whose type makes them unreadable."""
-    for field in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(field) or {}, Mapping):
-            raise FormatError(f"adapter_config.json: {field} is not an object")
-    for field in ("r", "lora_alpha"):
-        if not isinstance(config.get(field, 1), int | float):
-            raise FormatError(f"adapter_config.json: {field} is {config[field]!r}, not a number")
+    """Raise `FormatError` for fields whose values make them unreadable."""
+    for field, kinds in KINDS.items():
+        value = config.get(field)
+        if value is None:
+            continue
+        if not isinstance(value, kinds):
+            raise FormatError(f"adapter_config.json: {field} is {value!r}")
+        if isinstance(value, str):
+            _check_expression(field, value)
+        else:
+            _check_entries(field, value)
+    for rank in [config.get("r", DEFAULT_RANK), *(config.get("rank_pattern") or {}).values()]:
+        if not _is_number(rank) or rank != int(rank):
+            raise FormatError(f"adapter_config.json: {rank!r} is not a rank")
+    for alpha in [
+        config.get("lora_alpha", DEFAULT_ALPHA),
+        *(config.get("alpha_pattern") or {}).values(),
+    ]:
+        if not _is_number(alpha):
+            raise FormatError(f"adapter_config.json: {alpha!r} is not a number for alpha")
+
+
+def _check_entries(field: str, entries: Iterable[Any]) -> None:
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise FormatError(f"adapter_config.json: {field} holds {entry!r}, not a name")
+        if field not in NAMES:
+            _check_expression(field, entry)
+
+
+def _check_expression(field: str, expression: str) -> None:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise FormatError(
+            f"adapter_config.json: {field}: {expression!r} is not a regular expression ({error})"
+        ) from error
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _lookup(config: Mapping[str, Any], field: str, path: str, default: Any) -> Any:

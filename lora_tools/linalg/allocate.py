@@ -46,7 +46,9 @@ def minimise(options: Sequence[Options], budget: float) -> list[int]:
     floor = [penalty.min() for penalty in penalties]
     relaxed = sum(floor) - rate * budget
     best = sum(option.value[pick] for option, pick in zip(options, picks, strict=True))
-    gap = (best - relaxed) * (1 + 1e-9)
+    # Penalties are differences of sums: below this they are rounding.
+    noise = 1e-12 * (abs(best) + rate * abs(budget))
+    gap = max(best - relaxed, 0.0) + noise
     candidates = [
         np.flatnonzero(penalty - low <= gap) for penalty, low in zip(penalties, floor, strict=True)
     ]
@@ -88,8 +90,8 @@ def _rate(option: Options, choice: int) -> float:
 
 def _search(
     options: Sequence[Options],
-    candidates: Sequence[Int[np.ndarray, " few"]],
-    penalties: Sequence[Float[np.ndarray, " choices"]],
+    candidates: Sequence[Int[np.ndarray, " _"]],
+    penalties: Sequence[Float[np.ndarray, " _"]],
     budget: float,
     gap: float,
     best: float,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,8 +18,8 @@ class Spectrum:
     """What a policy knows of one module."""
 
     name: str
-    s: Float[Tensor, "*stack rank"]
-    """Singular values of its updates, in float64."""
+    tail: Float[np.ndarray, " ranks"]
+    """Squared Frobenius norm of what is left when 0, 1, … values of each update are kept."""
     cost: float
     """Parameters per unit of rank."""
     width: float
@@ -32,13 +32,19 @@ class Spectrum:
     @property
     def tails(self) -> Float[np.ndarray, " choices"]:
         """Squared Frobenius norm of what each choice discards."""
-        return self.tail()[[choice // self.groups for choice in self.choices]]
+        return self.tail[[choice // self.groups for choice in self.choices]]
 
-    def tail(self) -> Float[np.ndarray, " ranks"]:
-        """Squared Frobenius norm of what is left when 0, 1, … values are kept, in float64."""
-        energy = self.s.square().reshape(-1, self.s.shape[-1]).sum(0).cpu().numpy()
-        # Summed from the small end, so that small tails keep their digits.
-        return np.append(np.cumsum(energy[::-1])[::-1], 0.0)
+
+def tail(s: Float[Tensor, "*stack rank"]) -> Float[np.ndarray, " ranks"]:
+    """Return the squared norm of what is left of a stack when 0, 1, … values are kept.
+
+    >>> from torch import float64, tensor
+    >>> tail(tensor([3.0, 1.0], dtype=float64))
+    array([10.,  1.,  0.])
+    """
+    energy = s.square().reshape(-1, s.shape[-1]).sum(0).cpu().numpy()
+    # Summed from the small end, so that small tails keep their digits.
+    return np.append(np.cumsum(energy[::-1])[::-1], 0.0)
 
 
 class Rest(NamedTuple):
@@ -52,6 +58,7 @@ class Rest(NamedTuple):
 NOTHING = Rest()
 
 
+@runtime_checkable
 class RankPolicy(Protocol):
     """Chooses one of its ``choices`` for every module."""
 
@@ -136,7 +143,7 @@ class MaxError:
         """Return the cheapest ranks; `BoundError` if even the largest choices miss the bound."""
         if self.per_module:
             return _smallest(str(self), spectra, self.bound**2)
-        total = sum(spectrum.tail()[0] for spectrum in spectra)
+        total = sum(spectrum.tail[0] for spectrum in spectra)
         # A millionth of slack for sums of squares that end on the bound itself.
         budget = self.bound**2 * total * (1 + 1e-12)
         least = sum(spectrum.tails[-1] for spectrum in spectra)
@@ -253,14 +260,14 @@ def _costs(spectrum: Spectrum) -> Float[np.ndarray, " choices"]:
 
 
 def _smallest(bound: str, spectra: Sequence[Spectrum], share: float) -> list[int]:
-    enough = [x.tails <= share * x.tail()[0] * (1 + 1e-12) for x in spectra]
+    enough = [x.tails <= share * x.tail[0] * (1 + 1e-12) for x in spectra]
     _refuse(bound, [x.name for x, fits in zip(spectra, enough, strict=True) if not fits.any()])
     return [x.choices[int(fits.argmax())] for x, fits in zip(spectra, enough, strict=True)]
 
 
 def _affordable(
     spectra: Sequence[Spectrum],
-    costs: Sequence[Float[np.ndarray, " choices"]],
+    costs: Sequence[Float[np.ndarray, " _"]],
     budget: float,
     unit: str,
 ) -> list[int]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.update import LowRank
@@ -53,8 +54,8 @@ def core(update: LowRank) -> Core:
     result = _between(root_b, root_a, balance, update.scale)
     norms = torch.linalg.matrix_norm(root_b) * torch.linalg.matrix_norm(root_a)
     if (result.s.norm(dim=-1) < CANCELLATION * abs(update.scale) * norms).any():
-        root_b = torch.linalg.qr(b.cpu() * balance.b.unsqueeze(-2)).R
-        root_a = torch.linalg.qr(a.mT.cpu() * balance.a.unsqueeze(-2)).R
+        root_b = _triangle(b.cpu() * balance.b.unsqueeze(-2))
+        root_a = _triangle(a.mT.cpu() * balance.a.unsqueeze(-2))
         result = _between(root_b, root_a, balance, update.scale)
     return result
 
@@ -106,10 +107,20 @@ def _scaled(
 
 
 def _root(gram: Float[Tensor, "*stack rank rank"]) -> Float[Tensor, "*stack rank rank"]:
-    """Return R with RtR = gram."""
-    values, vectors = torch.linalg.eigh(gram)
-    root: Tensor = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
+    """Return R with RtR = gram: by Cholesky, or by eigenvalues where the rank is deficient."""
+    root, failures = torch.linalg.cholesky_ex(gram, upper=True)
+    if failures.any():
+        values, vectors = torch.linalg.eigh(gram)
+        root = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
     return root
+
+
+def _triangle(factor: Float[Tensor, "*stack m rank"]) -> Float[Tensor, "*stack rank rank"]:
+    """Return R of the factor's QR decomposition, with rows of zeros where the factor is wide."""
+    triangle = torch.linalg.qr(factor, mode="r").R
+    missing = factor.shape[-1] - triangle.shape[-2]
+    padded: Tensor = pad(triangle, (0, 0, 0, missing)) if missing else triangle
+    return padded
 
 
 def _between(

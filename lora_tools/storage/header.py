@@ -6,13 +6,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import CheckpointError, some
-from lora_tools.storage.dtypes import DTYPES
+from lora_tools.storage.dtypes import DTYPES, code_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER = 100_000_000
 """The largest header that safetensors itself accepts, in bytes."""
+
+MAX_COUNT = 2**63 - 1
+"""The most elements or bytes that torch and safetensors can count."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -52,6 +58,13 @@ class Header:
     metadata: Mapping[str, str]
 
 
+def spec_of(tensor: "Tensor") -> Spec:
+    """Return how a file describes a tensor; `CheckpointError` if files cannot hold its type."""
+    code, shape = code_of(tensor.dtype), tuple(tensor.shape)
+    # torch counts F4 in pairs, files one by one
+    return Spec(code, (*shape[:-1], 2 * shape[-1]) if code == "F4" else shape)
+
+
 def read_header(path: Path) -> Header:
     """Read and validate the header of a safetensors file.
 
@@ -72,13 +85,17 @@ def parse_header(text: bytes, size: int, path: Path) -> Header:
     """Parse the JSON of a header of a file of ``size`` bytes; ``path`` is for the messages."""
     try:
         document = json.loads(text.decode("utf-8"), object_pairs_hook=_Object)
-    except (ValueError, RecursionError) as error:
+        "".join(document).encode()  # half a surrogate pair is JSON, and no text
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not valid JSON ({error})") from error
     if not isinstance(document, _Object):
         raise CheckpointError(f"{path}: the header is not a JSON object")
-    if document.twice:
-        raise CheckpointError(f"{path}: names occur twice in the header: {some(document.twice)}")
+    objects = [document, *(value for value in document.values() if isinstance(value, _Object))]
+    if twice := [key for value in objects for key in value.twice]:
+        raise CheckpointError(f"{path}: names occur twice in the header: {some(twice)}")
     metadata = document.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: __metadata__ is not a JSON object")
     if not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ holds values that are not strings")
     begin = 8 + len(text)
@@ -103,13 +120,21 @@ def _slot(name: str, entry: Any, begin: int, path: Path) -> Slot:
         numbers = [*shape, start, stop]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header entry of {name} is malformed") from error
-    if code not in DTYPES:
+    if not isinstance(code, str) or code not in DTYPES:
         raise CheckpointError(f"{path}: {name} has the unknown element type {code!r}").hint(
             f"Known are {', '.join(DTYPES)}."
         )
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    if not isinstance(shape, list) or not all(
+        type(number) is int and 0 <= number <= MAX_COUNT for number in numbers
+    ):
         raise CheckpointError(f"{path}: {name} has the shape {shape} at {[start, stop]}")
     spec = Spec(code, tuple(shape))
+    if math.prod(size or 1 for size in shape) > MAX_COUNT:
+        raise CheckpointError(f"{path}: {name} has the impossible shape {shape}")
+    if spec.numel * DTYPES[code].bits % 8:
+        raise CheckpointError(
+            f"{path}: {name} of shape {shape} and type {code} does not fill its last byte"
+        )
     if stop - start != spec.nbytes:
         raise CheckpointError(
             f"{path}: {name} of shape {list(shape)} and type {code} needs {spec.nbytes} bytes,"

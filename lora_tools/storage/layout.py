@@ -29,7 +29,9 @@ def layout(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None)
     here they keep the order given.)
     """
     names = sorted(specs, key=lambda name: (-ORDER[specs[name].dtype], name))
-    document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    document: dict[str, object] = {}
+    if metadata is not None:
+        document["__metadata__"] = dict(metadata)
     offsets: dict[str, tuple[int, int]] = {}
     stop = 0
     for name in names:

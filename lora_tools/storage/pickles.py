@@ -1,6 +1,5 @@
 """PyTorch pickles, read with ``weights_only`` and never written."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import torch
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.dtypes import code_of
-from lora_tools.storage.header import LFS_POINTER, Spec
+from lora_tools.storage.header import LFS_POINTER, spec_of
 
 
 def load_pickle(path: Path) -> Checkpoint:
@@ -26,17 +24,27 @@ def load_pickle(path: Path) -> Checkpoint:
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise almost anything in there
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: cannot be read as tensors only ({reason})").hint(
             "lora-tools never unpickles objects. Save the state dict as safetensors instead."
         ) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not named tensors")
-    others = [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    others = [name for name, value in loaded.items() if not _is_named_tensor(name, value)]
     if others:
-        raise CheckpointError(f"{path}: not tensors: {some(others)}")
-    specs = {
-        name: Spec(code_of(tensor.dtype), tuple(tensor.shape)) for name, tensor in loaded.items()
-    }
+        raise CheckpointError(f"{path}: not named, dense tensors: {some(others)}")
+    try:
+        specs = {name: spec_of(tensor) for name, tensor in loaded.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(path, dict(loaded), specs, {})
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )

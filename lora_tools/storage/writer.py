@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, OutputError, some
+from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import Layout
 
 if TYPE_CHECKING:
@@ -30,21 +31,22 @@ class TensorWriter:
     def __enter__(self) -> "TensorWriter":
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         self._descriptor = os.open(self._path, flags, 0o666)
-        os.truncate(self._descriptor, self._plan.size)
-        self._write(memoryview(self._plan.header), 0)
+        try:
+            os.truncate(self._descriptor, self._plan.size)
+            self._write(memoryview(self._plan.header), 0)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         return self
 
     def __setitem__(self, name: str, tensor: "Tensor") -> None:
         import torch  # a header can be laid out without it
 
-        slot = self._plan.slots[name]
+        slot, spec = self._plan.slots[name], spec_of(tensor)
+        if spec != slot.spec:
+            raise CheckpointError(f"{self._path}: {name} is {spec} where {slot.spec} was laid out")
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        data = memoryview(flat.view(torch.uint8).numpy().data)
-        if len(data) != slot.stop - slot.start:
-            raise CheckpointError(
-                f"{self._path}: {name} has {len(data)} bytes where {slot.spec} was laid out"
-            )
-        self._write(data, slot.start)
+        self._write(memoryview(flat.view(torch.uint8).numpy().data), slot.start)
         self._missing.discard(name)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -76,8 +78,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
             raise OutputError(f"{out}: holds the {name}, {path}, and would be replaced").hint(
                 "Choose another output path."
             )
-    if out.exists() and not force:
-        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
+    _check_free(out, force=force)
 
 
 @contextmanager
@@ -87,20 +88,24 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
     On any failure it is removed; a kill leaves at most a hidden folder under another name. With
     ``force`` an existing ``out`` is replaced, and only once its successor is complete.
     """
-    if out.exists() and not force:
-        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
+    _check_free(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     folder = out.parent / f".{out.name}.partial-{token}"
     folder.mkdir()
     try:
         yield folder
-        if out.exists():
+        if os.path.lexists(out):
             _replace(out, folder, out.parent / f".{out.name}.old-{token}")
         else:
             folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(out: Path, *, force: bool) -> None:
+    if os.path.lexists(out) and not force:  # a dangling link is in the way, too
+        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
 
 
 def _replace(out: Path, new: Path, aside: Path) -> None:
@@ -110,4 +115,7 @@ def _replace(out: Path, new: Path, aside: Path) -> None:
     except BaseException:
         aside.rename(out)
         raise
-    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink()

@@ -6,8 +6,10 @@ from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
 from lora_tools.linalg.rank import RankPolicy
 from lora_tools.ops.shrink.options import VLLM, Consumer, Options
-from lora_tools.ops.shrink.survey import Shrunk, Survey
+from lora_tools.ops.shrink.shrunk import Shrunk
+from lora_tools.ops.shrink.survey import Survey
 from lora_tools.ops.shrink.tasks import Decomposed, Job, decompose
+from lora_tools.ops.shrink.units import units
 
 __all__ = ["VLLM", "Consumer", "Options", "Shrunk", "Survey", "shrink", "survey"]
 
@@ -29,7 +31,8 @@ def survey(
     options, engine = options or Options(), engine or Serial()
     options.check(adapter)
     jobs = [Job(adapter, module, options.device) for module in adapter.manifest.modules]
-    return Survey(adapter, options, engine, tuple(watch(engine.map(decompose, jobs))))
+    found = list(watch(engine.map(decompose, jobs)))
+    return Survey(adapter, options, engine, units(adapter.manifest.modules, found))
 
 
 def shrink(

@@ -86,8 +86,11 @@ class Options:
             for role, part in module.parts.items()
             if role in ("bias", "magnitude")
         }
-        refused = [f"{key} ({kind})" for key, kind in kinds.items() if kind in consumer.refuses]
+        refused = [
+            f"{kind}: {some([key for key, its in kinds.items() if its == kind], most=2)}"
+            for kind in sorted(consumer.refuses & set(kinds.values()))
+        ]
         if refused:
             raise UnsupportedError(
-                f"{adapter.path}: {consumer.name} does not load {some(refused)}"
+                f"{adapter.path}: {consumer.name} does not load\n  " + "\n  ".join(refused)
             ).hint("Merge the adapter into its base, or train it without them.")

@@ -1,0 +1,49 @@
+"""What every test may use: shapes checked at run time, and where adapters of others lie."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "fixtures"
+REAL = Path(os.environ.get("LORA_TOOLS_REAL", ROOT.parent / "shared" / "real"))
+
+# Tests import each other's judges (`reference`, `judges`) and the fixtures' base models.
+sys.path[:0] = [str(ROOT / "tests"), str(FIXTURES)]
+
+# Every call of the mathematics is checked against the shapes in its signature.
+install_import_hook(["lora_tools.linalg", "lora_tools.update"], "checker.checked")
+
+MADE = sorted(path.parent.name for path in FIXTURES.glob("*/adapter_config.json"))
+REAL_PEFT = ("peft-gptneo125m-movies", "peft-opencalm1b-r1-fusedqkv")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=MADE)
+def made(request: pytest.FixtureRequest) -> Path:
+    """Each adapter that `fixtures/make.py` made."""
+    return FIXTURES / request.param
+
+
+@pytest.fixture(params=[*MADE, *REAL_PEFT])
+def adapter_path(request: pytest.FixtureRequest) -> Path:
+    """Each adapter of ours, and each PEFT adapter that others trained."""
+    if request.param in MADE:
+        return FIXTURES / request.param
+    return real(request.param)
+
+
+def real(name: str) -> Path:
+    """Return the folder of an adapter that somebody else trained, or skip the test loudly."""
+    path = REAL / name
+    if not path.is_dir():
+        pytest.skip(f"SKIPPED FOR WANT OF {path}: set LORA_TOOLS_REAL to the real adapters' folder")
+    return path

@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from lora_tools.errors import BoundError, PolicyError
+from lora_tools.linalg.rank import (
+    Energy,
+    Fixed,
+    MaxBytes,
+    MaxError,
+    MaxParams,
+    Rest,
+    Spectrum,
+    choices,
+    tail,
+    uniform,
+)
+
+VLLM = (1, 8, 16, 32)
+
+
+def spectrum(*s: float, cost: int = 10, allowed: tuple[int, ...] = ()) -> Spectrum:
+    ranks = allowed or tuple(range(1, len(s) + 1))
+    return Spectrum("m", tail(torch.tensor(s, dtype=torch.float64)), cost, 2.0, ranks)
+
+
+STEEP = spectrum(4, 2, 1, 0.5)
+FLAT = spectrum(1, 1, 1, 1)
+
+
+def test_fixed_never_raises_a_rank():
+    assert Fixed(3).ranks([STEEP, spectrum(1, 1)]) == [3, 2]
+
+
+def test_fixed_refuses_where_every_choice_is_larger():
+    with pytest.raises(BoundError, match="rank 2"):
+        Fixed(2).ranks([spectrum(1, 1, 1, 1, allowed=(4,))])
+
+
+@pytest.mark.parametrize(
+    ("share", "rank"), [(0.5, 1), (16 / 21.25, 1), (0.9, 2), (0.99, 4), (1, 4)]
+)
+def test_energy_keeps_the_smallest_sufficient_rank(share, rank):
+    assert Energy(share).ranks([STEEP]) == [rank]
+
+
+def test_energy_refuses_what_the_limits_forbid():
+    with pytest.raises(BoundError, match="energy"):
+        Energy(0.9).ranks([spectrum(1, 1, 1, 1, allowed=(1, 2))])
+
+
+def test_an_error_per_module_bounds_each():
+    assert MaxError(0.3, per_module=True).ranks([STEEP, FLAT]) == [2, 4]
+
+
+def test_an_error_for_the_whole_spends_where_it_is_cheapest():
+    # 2.5 of 25.25 may go: the steep one's last two values and one of the flat one's, 2.25.
+    assert MaxError((2.5 / 25.25) ** 0.5).ranks([STEEP, FLAT]) == [2, 3]
+    assert sum(MaxError((3.5 / 25.25) ** 0.5).ranks([STEEP, FLAT])) == 4
+
+
+def test_an_error_of_nothing_keeps_everything_that_counts():
+    assert MaxError(1e-9).ranks([STEEP, spectrum(1, 0, 0)]) == [4, 1]
+
+
+def test_an_error_that_no_choice_keeps_is_refused():
+    with pytest.raises(BoundError, match=r"leave 0\.7"):
+        MaxError(0.1).ranks([spectrum(1, 1, 1, 1, allowed=(1, 2))])
+
+
+def test_budgets_count_what_else_is_in_the_file():
+    assert sum(MaxParams(50).ranks([STEEP, FLAT])) == 5
+    assert sum(MaxParams(50).ranks([STEEP, FLAT], Rest(params=20))) == 3
+    assert sum(MaxBytes(100).ranks([STEEP, FLAT], Rest(nbytes=20, header=20))) == 3
+    with pytest.raises(BoundError, match="too few"):
+        MaxParams(19).ranks([STEEP, FLAT])
+
+
+def test_a_uniform_rank_rounds_up_and_pays_for_its_padding():
+    wide, narrow = spectrum(*[1.0] * 20), spectrum(1, 1, 1)
+    assert uniform(Fixed(5), [wide, narrow], VLLM) == (8, [5, 3])
+    assert uniform(Fixed(8), [wide, narrow], VLLM) == (8, [8, 3])
+    assert uniform(Energy(0.3), [wide, narrow], VLLM) == (8, [8, 3])
+    assert uniform(Energy(0.9), [wide, narrow], VLLM) == (32, [20, 3])
+    assert uniform(MaxParams(170), [wide, narrow], VLLM) == (8, [8, 3])
+    assert uniform(MaxParams(20), [wide, narrow], VLLM) == (1, [1, 1])
+    with pytest.raises(BoundError):
+        uniform(MaxParams(19), [wide, narrow], VLLM)
+    with pytest.raises(BoundError):
+        uniform(Fixed(40), [spectrum(*[1.0] * 40)], VLLM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ({"rank": 5}, (1, 2, 3, 4, 5)),
+        ({"rank": 5, "least": 3}, (3, 4, 5)),
+        ({"rank": 5, "most": 2}, (1, 2)),
+        ({"rank": 20, "multiple": 8}, (8, 16)),
+        ({"rank": 4, "multiple": 8}, (4,)),
+        ({"rank": 2, "least": 3}, (2,)),
+    ],
+)
+def test_choices(arguments, allowed):
+    assert choices(**arguments) == allowed
+
+
+def test_limits_that_leave_nothing_are_refused():
+    with pytest.raises(BoundError):
+        choices(20, most=4, multiple=8)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Fixed(0), lambda: Energy(0), lambda: Energy(1.1), lambda: MaxError(-1)]
+)
+def test_requests_without_meaning_are_refused(make):
+    with pytest.raises(PolicyError):
+        make()
