@@ -4,10 +4,7 @@ The public names, loaded when they are first used: importing the package imports
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-__version__ = version("lora-tools")
 
 if TYPE_CHECKING:
     from lora_tools.adapter import Adapter, read, write
@@ -20,6 +17,8 @@ if TYPE_CHECKING:
     from lora_tools.report import Report
     from lora_tools.storage.writer import staged
     from lora_tools.update import Biased, DoRA, LowRank, Update
+
+    __version__: str
 
 _HOMES = {
     "adapter": ("Adapter", "read", "write"),
@@ -67,6 +66,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name's module when the name is first used."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("lora-tools")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -137,7 +137,7 @@ def write(
     modules = {module.name: module for module in manifest.modules}
     with TensorWriter(folder / like.format.files[0], plan) as file:
         for extra in manifest.extras:
-            file[extra.key] = like.tensors[extra.key]
+            file[extra.key] = like.tensors.arrays[extra.key]
         for name, update in updates:
             for key, tensor in like.format.tensors(modules[name], update).items():
                 file[key] = tensor

@@ -27,6 +27,8 @@ class Row:
     shape: tuple[int, ...]
     rank_before: int
     rank_after: int
+    rank_stored: int
+    """The rank of the factors in the file: larger than ``rank_after`` where zeros fill them up."""
     norm: float
     """``||dW||_F``, with the scale."""
     energy: float
@@ -131,7 +133,8 @@ class Report:
         lines = [f"Made by `lora-tools {self.command}` ({self.policy}).", ""]
         if self.arguments:
             lines += ["```sh", self.arguments, "```", ""]
-        return "\n".join([*lines, self.table("pipe"), "", self.summary()])
+        points = [f"- {line}" for line in self.summary().splitlines()]
+        return "\n".join([*lines, self.table("pipe"), "", *points])
 
     def table(self, style: str) -> str:
         """Return the modules as a table, repeated layers in one line, the worst first."""
@@ -150,6 +153,11 @@ class Report:
             f"parameters {self.params[0]:,} → {self.params[1]:,},"
             f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s",
         ]
+        if self.rows and all(row.rank_after == row.rank_before for row in self.rows):
+            lines.append("no rank fell")
+        stored = sorted({row.rank_stored for row in self.rows if row.rank_stored > row.rank_after})
+        if stored:
+            lines.append(f"filled up with zeros to rank {', '.join(map(str, stored))}")
         zeros = [row.module for row in self.rows if row.outcome == "zero"]
         for title, names in (("all zero", zeros), ("carried over", _kinds(self.carried))):
             if names:

@@ -1,13 +1,13 @@
 """The kinds of update that an adapter holds, as values that are never multiplied out."""
 
 from dataclasses import dataclass
-from typing import TypeAlias, assert_never
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any, TypeAlias, assert_never
 
 from lora_tools.scaling import scale
+from lora_tools.shapes import Float
+
+Array: TypeAlias = Any
+"""A torch tensor, or a numpy array where numpy has the element type."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,12 +18,13 @@ class LowRank:
     grouped convolution. ``alpha`` is kept instead of the scale because ``(alpha / r) * r`` is not
     always ``alpha``, and a round trip through a file has to be exact.
 
-    >>> LowRank(a=torch.ones(2, 5), b=torch.ones(4, 2), alpha=8).scale
+    >>> from numpy import ones
+    >>> LowRank(a=ones((2, 5)), b=ones((4, 2)), alpha=8).scale
     4.0
     """
 
-    a: Float[Tensor, "*stack rank inp"]
-    b: Float[Tensor, "*stack out rank"]
+    a: Float[Array, "*stack rank inp"]
+    b: Float[Array, "*stack out rank"]
     alpha: float | None
     """``None``: the file has none, and the scale is 1."""
     rslora: bool = False
@@ -34,16 +35,20 @@ class LowRank:
     @property
     def rank(self) -> int:
         """Rank of one update of the stack."""
-        return self.a.shape[-2]
+        return int(self.a.shape[-2])
 
     @property
     def scale(self) -> float:
         """The factor of ``b @ a``: 1, alpha / r, or alpha / sqrt(r) with rsLoRA."""
         return scale(self.alpha, self.rank * self.groups, rslora=self.rslora)
 
-    def dense(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*stack out inp"]:
-        """Multiply the update out. Costs ``out * inp`` memory: the one place that does."""
-        return self.scale * (self.b.to(dtype) @ self.a.to(dtype))
+    def dense(self, dtype: Any = None) -> Float[Array, "*stack out inp"]:
+        """Multiply the update out, in ``dtype`` or the factors' own.
+
+        Costs ``out * inp`` memory: the one place that does.
+        """
+        b, a = (x if dtype is None else _cast(x, dtype) for x in (self.b, self.a))
+        return self.scale * (b @ a)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +59,7 @@ class DoRA:
     """
 
     direction: LowRank
-    magnitude: Float[Tensor, "..."]
+    magnitude: Float[Array, "..."]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +67,7 @@ class Biased:
     """A low-rank update with a bias of its own, which the scale multiplies too."""
 
     weight: LowRank
-    bias: Float[Tensor, " out"]
+    bias: Float[Array, " out"]
 
 
 Update: TypeAlias = LowRank | DoRA | Biased
@@ -79,21 +84,5 @@ def factors(update: Update) -> LowRank:
             assert_never(update)
 
 
-def refactored(update: Update, new: LowRank) -> Update:
-    """Return ``update`` with its low-rank part replaced.
-
-    The bias of a `Biased` update is multiplied by its scale in use, so it is rescaled to mean
-    what it meant; a DoRA magnitude belongs to the merged weight and stays as it is.
-    """
-    match update:
-        case LowRank():
-            return new
-        case DoRA(magnitude=magnitude):
-            return DoRA(new, magnitude)
-        case Biased(weight=old, bias=bias):
-            ratio = old.scale / new.scale
-            if ratio != 1.0:
-                bias = (bias.double() * ratio).to(bias.dtype)
-            return Biased(new, bias)
-        case _:
-            assert_never(update)
+def _cast(array: Array, dtype: Any) -> Array:
+    return array.astype(dtype) if hasattr(array, "astype") else array.to(dtype)

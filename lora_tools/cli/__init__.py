@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from lora_tools.errors import BoundError, LoraToolsError
+from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
 COMMANDS = ("inspect", "shrink")
 
@@ -46,6 +46,8 @@ def main() -> NoReturn:
     """Run the command line and leave the process."""
     # torch's import allocates a million objects that stay: collecting among them finds nothing.
     gc.set_threshold(100_000)
+    # Modules are computed side by side; numpy reads this when it is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     status = _run()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -59,6 +61,8 @@ def _run() -> int:
         result = cli.main(standalone_mode=False)
     except BoundError as error:
         return _complain(error, 3)
+    except PolicyError as error:
+        return _complain(error, 2)
     except (LoraToolsError, OSError) as error:
         return _complain(error, 1)
     except click.ClickException as error:

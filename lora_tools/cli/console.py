@@ -18,7 +18,6 @@ def progress(items: Iterable[Item], *, total: int, what: str, quiet: bool) -> It
     )
 
 
-def say(text: str, *, quiet: bool = False) -> None:
+def say(text: str) -> None:
     """Tell a person something on stderr."""
-    if not quiet:
-        click.echo(text, err=True)
+    click.echo(text, err=True)

@@ -50,11 +50,13 @@ class Share(click.ParamType["int | float"]):
         if isinstance(value, int | float):
             return value
         try:
-            if value.endswith("%"):
-                return float(value[:-1]) / 100
-            return int(value.replace(",", "").replace("_", ""))
+            share = value.endswith("%")
+            number = float(value[:-1]) / 100 if share else int(value.replace(",", ""))
+            if not 0 < number <= (1 if share else number):
+                raise ValueError
+            return number
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor a percentage.", param, context)
+            self.fail(f"{value!r} is no number above 0 or percentage to 100.", param, context)
 
 
 class PatternRank(click.ParamType["tuple[str, int]"]):
@@ -95,6 +97,7 @@ def engine_options(function: Function) -> Function:
         click.option(
             "--jobs",
             type=click.IntRange(min=1),
+            metavar="N",
             help="Modules computed at the same time.  [default: one per core; 1 on a GPU]",
         ),
         click.option(
@@ -111,19 +114,21 @@ def engine_options(function: Function) -> Function:
 
 def make_engine(device: str, jobs: int | None) -> "Engine":
     """Return the engine for a device that is there, or raise `DeviceError`."""
-    import torch  # only commands that compute need it
-
     from lora_tools.engine import Serial, Threads
 
+    kind = device.partition(":")[0]
+    if kind != "cpu":
+        _check_device(device)
+    workers = jobs or (len(os.sched_getaffinity(0)) if kind == "cpu" else 1)
+    return Threads(workers) if workers > 1 else Serial()
+
+
+def _check_device(device: str) -> None:
+    import torch  # the host computes without it
+
     kind, _, number = device.partition(":")
-    count = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }[kind]
+    count = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
     if int(number or 0) >= count:
         raise DeviceError(f"{device}: no such device here").hint(
             "Use --device cpu" + (f", or cuda:0 to cuda:{count - 1}." if count else ".")
         )
-    workers = jobs or (len(os.sched_getaffinity(0)) if kind == "cpu" else 1)
-    return Threads(workers) if workers > 1 else Serial()

@@ -65,7 +65,7 @@ POLICIES = (
         "--energy",
         type=float,
         metavar="F",
-        help="Each module keeps the smallest rank with a share F of its ||ΔW||².",
+        help="Each module keeps the smallest rank whose singular values hold a share F of ||ΔW||².",
     ),
     click.option(
         "--max-error",
@@ -89,11 +89,21 @@ POLICIES = (
 NAMES = ("rank", "energy", "max_error", "max_params", "max_size")
 LIMITS = (
     click.option(
-        "--min-rank", type=POSITIVE, metavar="N", default=1, help="No module goes below rank N."
+        "--min-rank",
+        type=POSITIVE,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="No module goes below rank N.",
     ),
     click.option("--max-rank", type=POSITIVE, metavar="N", help="No module goes above rank N."),
     click.option(
-        "--multiple-of", type=POSITIVE, metavar="N", default=1, help="Ranks are multiples of N."
+        "--multiple-of",
+        type=POSITIVE,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Ranks are multiples of N.",
     ),
     click.option(
         "--module-rank",
@@ -101,7 +111,8 @@ LIMITS = (
         type=PatternRank(),
         metavar="PATTERN=N",
         multiple=True,
-        help="Rank of matching modules, whatever the policy. Repeatable; the last match wins.",
+        help="Matching modules keep at most N, whatever the policy. Repeatable, the last match "
+        "wins; but what --include and --exclude leave alone keeps its rank.",
     ),
     click.option(
         "--include",
@@ -127,8 +138,7 @@ LIMITS = (
         type=click.Choice(["baked", "keep"]),
         default="baked",
         show_default=True,
-        help="Fold the scale into the factors, which every consumer reads alike (alpha = rank), "
-        "or leave it to alpha.",
+        help="Fold the scale into the factors (alpha = rank), or leave it to alpha.",
     ),
     click.option(
         "--for",

@@ -1,5 +1,6 @@
 """Jobs on threads: torch releases the interpreter while it computes."""
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,11 @@ class Threads:
 
     def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield results in order, at most two jobs per thread ahead of the reader."""
-        pool = ThreadPoolExecutor(self.count, initializer=_one_core)
+        pool = ThreadPoolExecutor(self.count)
         pending: deque[Future[Result]] = deque()
         try:
             for job in jobs:
-                pending.append(pool.submit(task, job))
+                pending.append(pool.submit(_on_one_core, task, job))
                 if len(pending) > 2 * self.count:
                     yield pending.popleft().result()
             while pending:
@@ -31,8 +32,9 @@ class Threads:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_core() -> None:
-    import torch  # an engine by itself needs none
-
-    # The jobs are many and small: a core each beats all cores on one.
-    torch.set_num_threads(1)
+def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:
+    # The jobs are many and small: a core each beats all cores on one. Torch counts threads per
+    # thread, and may be imported by the first job that needs it.
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    return task(job)

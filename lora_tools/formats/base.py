@@ -13,9 +13,7 @@ from lora_tools.scaling import scale
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lora_tools.update import Update
+    from lora_tools.update import Array, Update
 
 Role: TypeAlias = Literal["a", "b", "magnitude", "bias"]
 
@@ -209,11 +207,11 @@ class Format(Protocol):
         """Spell modules in this format: new keys, shapes and configuration."""
         ...
 
-    def update(self, module: Module, tensors: Mapping[str, "Tensor"]) -> "Update":
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
         """Make the update of a module from the file's tensors."""
         ...
 
-    def tensors(self, module: Module, update: "Update") -> dict[str, "Tensor"]:
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
         """Make the file's tensors of a module from its update: the inverse of `update`."""
         ...
 
@@ -233,7 +231,7 @@ def factor_shapes(module: Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
             assert_never(module.site)
 
 
-def unfold(module: Module, b: "Tensor", a: "Tensor") -> tuple["Tensor", "Tensor"]:
+def unfold(module: Module, b: "Array", a: "Array") -> tuple["Array", "Array"]:
     """View stored B and A as matrices, (stack, out, rank) and (stack, rank, in).
 
     The experts' A is expert-major and their B is rank-major (peft's ParamWrapper).
@@ -247,17 +245,17 @@ def unfold(module: Module, b: "Tensor", a: "Tensor") -> tuple["Tensor", "Tensor"
         case Convolution(groups=groups):
             return b.reshape(groups, out, rank), a.reshape(groups, rank, inp)
         case Experts(count=count):
-            stacked = b.reshape(out, rank, count).permute(2, 0, 1)
+            stacked = b.reshape(out, rank, count).swapaxes(0, 2).swapaxes(1, 2)
             return stacked, a.reshape(count, rank, inp)
         case _:
             assert_never(module.site)
 
 
-def fold(module: Module, b: "Tensor", a: "Tensor") -> tuple["Tensor", "Tensor"]:
+def fold(module: Module, b: "Array", a: "Array") -> tuple["Array", "Array"]:
     """Bring matrices into the shapes in which they are stored: the inverse of `unfold`."""
     b_shape, a_shape = factor_shapes(module)
     if isinstance(module.site, Experts):
-        b = b.permute(1, 2, 0)
+        b = b.swapaxes(1, 2).swapaxes(0, 2)
     return b.reshape(b_shape), a.reshape(a_shape)
 
 

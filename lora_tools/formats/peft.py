@@ -35,9 +35,7 @@ from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lora_tools.update import Update
+    from lora_tools.update import Array, Update
 
 PREFIX = "base_model.model."
 WRAPPED = ".base_layer"
@@ -116,11 +114,9 @@ class Peft:
         extras = [Extra(key, specs[key], _kind(key, peft)) for key in rest]
         problems += [f"{extra.key} is not understood" for extra in extras if "lora_" in extra.key]
         if problems:
-            raise FormatError(
-                f"configuration and tensors contradict each other in {len(problems)} places:\n  "
-                + "\n  ".join(problems[:5])
-                + ("\n  …" if len(problems) > 5 else "")
-            )
+            more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+            lines = "\n  ".join([*problems[:5], *more])
+            raise FormatError(f"configuration and tensors do not fit together:\n  {lines}")
         notes = tuple(_notes(modules, found))
         return Manifest(
             self.name, tuple(modules), tuple(extras), config, metadata, base_model(config), notes
@@ -145,9 +141,9 @@ class Peft:
             manifest, format=self.name, modules=modules, config=config, metadata=metadata
         )
 
-    def update(self, module: Module, tensors: Mapping[str, "Tensor"]) -> "Update":
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
         """Make a module's update from the tensors of the file."""
-        from lora_tools.update import Biased, DoRA, LowRank  # torch is not needed for headers
+        from lora_tools.update import Biased, DoRA, LowRank  # numpy is not needed for headers
 
         values = {role: tensors[part.key] for role, part in module.parts.items()}
         b, a = unfold(module, values["b"], values["a"])
@@ -156,13 +152,13 @@ class Peft:
             return DoRA(weight, values["magnitude"])
         return Biased(weight, values["bias"]) if "bias" in values else weight
 
-    def tensors(self, module: Module, update: "Update") -> dict[str, "Tensor"]:
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
         """Make the file's tensors of a module from its update."""
         from lora_tools.update import Biased, DoRA, factors
 
         low = factors(update)
         b, a = fold(module, low.b, low.a)
-        values: dict[Role, Tensor] = {"a": a, "b": b}
+        values: dict[Role, Array] = {"a": a, "b": b}
         match update:
             case DoRA(magnitude=magnitude):
                 values["magnitude"] = magnitude

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+
+from lora_tools.shapes import Float, Int
 
 MOST_STATES = 200_000
 """Partial solutions kept in the exact search; beyond it the greedy solution stands."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from lora_tools.errors import BoundError, PolicyError, some
 from lora_tools.linalg.allocate import Options, minimise
+from lora_tools.linalg.tall import Small
+from lora_tools.shapes import Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,13 @@ class Spectrum:
         return self.tail[[choice // self.groups for choice in self.choices]]
 
 
-def tail(s: Float[Tensor, "*stack rank"]) -> Float[np.ndarray, " ranks"]:
+def tail(s: Float[Small, "*stack rank"]) -> Float[np.ndarray, " ranks"]:
     """Return the squared norm of what is left of a stack when 0, 1, … values are kept.
 
-    >>> from torch import float64, tensor
-    >>> tail(tensor([3.0, 1.0], dtype=float64))
+    >>> tail(np.array([3.0, 1.0]))
     array([10.,  1.,  0.])
     """
-    energy = s.square().reshape(-1, s.shape[-1]).sum(0).cpu().numpy()
+    energy = np.square(s).reshape(-1, s.shape[-1]).sum(0)
     # Summed from the small end, so that small tails keep their digits.
     return np.append(np.cumsum(energy[::-1])[::-1], 0.0)
 
@@ -234,7 +233,7 @@ def uniform(
     the smallest size that keeps it; a budget takes the largest that it can pay.
     """
     if isinstance(policy, Fixed):
-        ranks = [min(x.choices[-1], policy.rank) for x in spectra]
+        ranks = policy.ranks(spectra)
         sizes = [size for size in sizes if size >= max(ranks)]
         if not sizes:
             raise BoundError(f"rank {max(ranks)} is more than the largest rank allowed")
@@ -274,8 +273,8 @@ def _affordable(
     least = sum(float(cost[0]) for cost in costs)
     if least > budget:
         raise BoundError(
-            f"{max(budget, 0):,} {unit} for factors are too few: the smallest ranks allowed need"
-            f" {least:,.0f}"
+            f"too few {unit}: {max(budget, 0):,} are left for factors beside the rest of the file,"
+            f" and the smallest ranks allowed need {least:,.0f}"
         ).hint("Raise the budget or allow smaller ranks.")
     options = [Options(x.tails, cost) for x, cost in zip(spectra, costs, strict=True)]
     picks = minimise(options, budget)

@@ -2,24 +2,23 @@
 
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import pad
+import numpy as np
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.update import LowRank
+from lora_tools.linalg.tall import Small, Tall, tall
+from lora_tools.shapes import Float
+from lora_tools.update import Array, LowRank
 
 CANCELLATION = 0.03
 """Below this ratio of ||BA|| to ||B|| ||A|| the Gram matrices have lost too many digits."""
 
 
 class SVD(NamedTuple):
-    """The thin singular value decomposition ``u @ diag(s) @ vt``."""
+    """The thin singular value decomposition ``u @ diag(s) @ vt``, in float64."""
 
-    u: Float[Tensor, "*stack out k"]
-    s: Float[Tensor, "*stack k"]
-    vt: Float[Tensor, "*stack k inp"]
+    u: Float[Array, "*stack out k"]
+    s: Float[Small, "*stack k"]
+    vt: Float[Array, "*stack k inp"]
 
 
 class Core(NamedTuple):
@@ -29,34 +28,34 @@ class Core(NamedTuple):
     approximation of rank k: U sqrt(S) and sqrt(S) Vt, the scale included.
     """
 
-    s: Float[Tensor, "*stack rank"]
-    left: Float[Tensor, "*stack rank rank"]
-    right: Float[Tensor, "*stack rank rank"]
+    s: Float[Small, "*stack rank"]
+    left: Float[Small, "*stack rank rank"]
+    right: Float[Small, "*stack rank rank"]
 
 
 def core(update: LowRank) -> Core:
     """Decompose ``scale * b @ a`` through its Gram matrices.
 
-    With BtB = Vb Sb^2 Vbt and A At = Va Sa^2 Vat, the singular values of BA are those of the
-    r x r matrix (Sb Vbt)(Va Sa). The columns of B are balanced against the rows of A first, and
-    factors that nearly cancel each other go through QR instead, since a Gram matrix squares
-    their condition. All in float64, on the host for the r x r part.
+    With BtB = RbtRb and A At = RatRa, the singular values of BA are those of the r x r matrix
+    Rb Rat. The columns of B are balanced against the rows of A first, and factors that nearly
+    cancel each other go through QR instead, since a Gram matrix squares their condition. All in
+    float64, on the host for the r x r part.
 
     Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf.
     """
-    b, a = wide(update.b), wide(update.a)
-    gram_b, gram_a = (b.mT @ b).cpu(), (a @ a.mT).cpu()
+    b, a = tall(update.b), tall(update.a.swapaxes(-1, -2))
+    gram_b, gram_a = b.dot(b), a.dot(a)
     for gram, factor in ((gram_b, "B"), (gram_a, "A")):
-        if not gram.diagonal(dim1=-2, dim2=-1).isfinite().all():
+        if not np.isfinite(_diagonal(gram)).all():
             raise NonFiniteError(f"{factor} holds NaN or Inf")
-    balance = _balance(gram_b.diagonal(dim1=-2, dim2=-1), gram_a.diagonal(dim1=-2, dim2=-1))
+    balance = _balance(_diagonal(gram_b), _diagonal(gram_a))
     root_b, root_a = _root(_scaled(gram_b, balance.b)), _root(_scaled(gram_a, balance.a))
     result = _between(root_b, root_a, balance, update.scale)
-    norms = torch.linalg.matrix_norm(root_b) * torch.linalg.matrix_norm(root_a)
-    if (result.s.norm(dim=-1) < CANCELLATION * abs(update.scale) * norms).any():
-        root_b = _triangle(b.cpu() * balance.b.unsqueeze(-2))
-        root_a = _triangle(a.mT.cpu() * balance.a.unsqueeze(-2))
-        result = _between(root_b, root_a, balance, update.scale)
+    norms = np.linalg.norm(root_b, axis=(-2, -1)) * np.linalg.norm(root_a, axis=(-2, -1))
+    size = np.linalg.norm(result.s, axis=-1)
+    if (size < CANCELLATION * abs(update.scale) * norms).any():
+        roots = _triangle(b, balance.b), _triangle(a, balance.a)
+        result = _between(*roots, balance, update.scale)
     return result
 
 
@@ -65,67 +64,68 @@ def svd(update: LowRank) -> SVD:
 
     Costs O((out + inp) * rank**2). Directions of singular value 0 come back as zeros.
 
-    >>> svd(LowRank(a=torch.eye(2, 5), b=3 * torch.eye(4, 2), alpha=2)).s
-    tensor([3., 3.], dtype=torch.float64)
+    >>> svd(LowRank(a=np.eye(2, 5), b=3 * np.eye(4, 2), alpha=2)).s
+    array([3., 3.])
     """
     heart = core(update)
-    weight = torch.where(heart.s > 0, heart.s, 1).rsqrt()
-    device = update.b.device
-    left = (heart.left * weight.unsqueeze(-2)).to(device)
-    right = (heart.right * weight.unsqueeze(-1)).to(device)
-    return SVD(wide(update.b) @ left, heart.s, right @ wide(update.a))
-
-
-def wide(tensor: Tensor) -> Float[Tensor, "..."]:
-    """Return the tensor in float64; from a device without float64, on the host.
-
-    Goes by float32, from which and to which every narrower type has a fast conversion.
-    """
-    if tensor.device.type == "mps":
-        tensor = tensor.cpu()
-    return tensor.double() if tensor.dtype == torch.float64 else tensor.float().double()
+    weight = _inverse_root(heart.s)
+    u = tall(update.b).times(heart.left * weight[..., None, :], "float64")
+    right = (heart.right * weight[..., :, None]).swapaxes(-1, -2)
+    v = tall(update.a.swapaxes(-1, -2)).times(right, "float64")
+    return SVD(u.array, heart.s, v.array.swapaxes(-1, -2))
 
 
 class _Balance(NamedTuple):
     """Weights of B's columns and A's rows: inverse to each other, or both 0 for a dead pair."""
 
-    b: Float[Tensor, "*stack rank"]
-    a: Float[Tensor, "*stack rank"]
+    b: Float[Small, "*stack rank"]
+    a: Float[Small, "*stack rank"]
 
 
-def _balance(b: Float[Tensor, "*stack rank"], a: Float[Tensor, "*stack rank"]) -> _Balance:
+def _balance(b: Float[Small, "*stack rank"], a: Float[Small, "*stack rank"]) -> _Balance:
     """Make each column of B as long as its row of A, given their squared lengths."""
     live = (b > 0) & (a > 0)
-    weight = torch.where(live, a / b, 1).sqrt().sqrt()
-    return _Balance(torch.where(live, weight, 0), torch.where(live, 1 / weight, 0))
+    weight = (np.where(live, a, 1) / np.where(live, b, 1)) ** 0.25
+    return _Balance(np.where(live, weight, 0.0), np.where(live, 1 / weight, 0.0))
+
+
+def _diagonal(gram: Float[Small, "*stack rank rank"]) -> Float[Small, "*stack rank"]:
+    return np.diagonal(gram, axis1=-2, axis2=-1)
 
 
 def _scaled(
-    gram: Float[Tensor, "*stack rank rank"], weight: Float[Tensor, "*stack rank"]
-) -> Float[Tensor, "*stack rank rank"]:
-    return weight.unsqueeze(-1) * gram * weight.unsqueeze(-2)
+    gram: Float[Small, "*stack rank rank"], weight: Float[Small, "*stack rank"]
+) -> Float[Small, "*stack rank rank"]:
+    product: Small = weight[..., :, None] * gram * weight[..., None, :]
+    return product
 
 
-def _root(gram: Float[Tensor, "*stack rank rank"]) -> Float[Tensor, "*stack rank rank"]:
+def _root(gram: Float[Small, "*stack rank rank"]) -> Float[Small, "*stack rank rank"]:
     """Return R with RtR = gram: by Cholesky, or by eigenvalues where the rank is deficient."""
-    root, failures = torch.linalg.cholesky_ex(gram, upper=True)
-    if failures.any():
-        values, vectors = torch.linalg.eigh(gram)
-        root = values.clamp(min=0).sqrt().unsqueeze(-1) * vectors.mT
+    try:
+        root: Small = np.linalg.cholesky(gram).swapaxes(-1, -2)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(gram)
+        root = np.sqrt(values.clip(min=0))[..., :, None] * vectors.swapaxes(-1, -2)
     return root
 
 
-def _triangle(factor: Float[Tensor, "*stack m rank"]) -> Float[Tensor, "*stack rank rank"]:
-    """Return R of the factor's QR decomposition, with rows of zeros where the factor is wide."""
-    triangle = torch.linalg.qr(factor, mode="r").R
-    missing = factor.shape[-1] - triangle.shape[-2]
-    padded: Tensor = pad(triangle, (0, 0, 0, missing)) if missing else triangle
-    return padded
+def _triangle(
+    factor: Tall, weight: Float[Small, "*stack rank"]
+) -> Float[Small, "*stack rank rank"]:
+    """Return R of the weighted factor's QR decomposition, with rows of zeros where it is wide."""
+    rank = weight.shape[-1]
+    diagonal = weight[..., :, None] * np.eye(rank)
+    weighted = factor.times(diagonal, "float64").array
+    host = weighted if isinstance(weighted, np.ndarray) else weighted.cpu().numpy()
+    triangle = np.asarray(np.linalg.qr(host, mode="r"))
+    missing = rank - triangle.shape[-2]
+    return np.pad(triangle, [(0, 0)] * (triangle.ndim - 2) + [(0, missing), (0, 0)])
 
 
 def _between(
-    root_b: Float[Tensor, "*stack rank rank"],
-    root_a: Float[Tensor, "*stack rank rank"],
+    root_b: Float[Small, "*stack rank rank"],
+    root_a: Float[Small, "*stack rank rank"],
     balance: _Balance,
     scale: float,
 ) -> Core:
@@ -135,10 +135,16 @@ def _between(
     the factors by multiplication, and nothing is divided by a small number but the square roots
     of the singular values themselves.
     """
-    p, s, rt = torch.linalg.svd(root_b @ root_a.mT)
+    p, s, rt = np.linalg.svd(root_b @ root_a.swapaxes(-1, -2))
     s = s * abs(scale)
+    weight = _inverse_root(s) * abs(scale)
+    left = balance.b[..., :, None] * (root_a.swapaxes(-1, -2) @ rt.swapaxes(-1, -2))
+    right = (p.swapaxes(-1, -2) @ root_b) * balance.a[..., None, :]
+    sign = -1.0 if scale < 0 else 1.0
+    return Core(s, left * weight[..., None, :], sign * weight[..., :, None] * right)
+
+
+def _inverse_root(s: Float[Small, "*stack rank"]) -> Float[Small, "*stack rank"]:
+    """Return 1 / sqrt(s), and 0 where s is rounding noise."""
     usable = s > 1e-15 * s[..., :1]
-    weight = torch.where(usable, torch.where(usable, s, 1).rsqrt(), 0) * abs(scale)
-    left = balance.b.unsqueeze(-1) * (root_a.mT @ rt.mT) * weight.unsqueeze(-2)
-    right = weight.unsqueeze(-1) * (p.mT @ root_b) * balance.a.unsqueeze(-2)
-    return Core(s, left, -right if scale < 0 else right)
+    return np.where(usable, np.where(usable, s, 1) ** -0.5, 0.0)

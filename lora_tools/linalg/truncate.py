@@ -3,13 +3,13 @@
 import math
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.metrics import trace
-from lora_tools.linalg.svd import wide
+from lora_tools.linalg.tall import Small, tall
+from lora_tools.scaling import scale
+from lora_tools.shapes import Float
 from lora_tools.update import LowRank
 
 
@@ -22,11 +22,11 @@ class Truncated(NamedTuple):
 
 def truncate(
     update: LowRank,
-    s: Float[Tensor, "*stack rank"],
-    left: Float[Tensor, "*stack rank rank"],
+    s: Float[Small, "*stack rank"],
+    left: Float[Small, "*stack rank rank"],
     rank: int,
     *,
-    dtypes: tuple[torch.dtype, torch.dtype],
+    dtypes: tuple[str, str],
     alpha: float | None,
     rslora: bool,
 ) -> Truncated:
@@ -40,39 +40,49 @@ def truncate(
 
     Costs O((out + inp) * rank * k). Raises `NonFiniteError` if the type cannot hold the numbers.
     """
-    result = LowRank(update.a[..., :rank, :], update.b[..., :rank], alpha, rslora, update.groups)
-    share = abs(result.scale) ** -0.5 if result.scale else 0.0
-    wide_b, wide_a = wide(update.b), wide(update.a)
-    # A product may be computed in float32 where its rounding to the stored type is coarser.
-    b = update.b.float() if dtypes[0].itemsize < 4 else wide_b
-    a = update.a.float() if dtypes[1].itemsize < 4 else wide_a
-    new_b = (b @ (left[..., :rank] * share).to(b)).to(dtypes[0])
-    wide_new = wide(new_b)
-    own, cross = wide_new.mT @ wide_new, wide_new.mT @ wide_b
-    sign = -1.0 if result.scale < 0 else 1.0
-    fit = sign * update.scale * _solve(own.cpu(), cross.cpu()) * share * share
-    new_a = (fit.to(a) @ a).to(dtypes[1])
-    wide_fit = wide(new_a)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        return _truncate(update, s, left, rank, dtypes, alpha, rslora)
+
+
+def _truncate(
+    update: LowRank,
+    s: Float[Small, "*stack rank"],
+    left: Float[Small, "*stack rank rank"],
+    rank: int,
+    dtypes: tuple[str, str],
+    alpha: float | None,
+    rslora: bool,
+) -> Truncated:
+    new_scale = scale(alpha, rank * update.groups, rslora=rslora)
+    share = 1 / abs(new_scale) if new_scale else 0.0
+    b, a = tall(update.b), tall(update.a.swapaxes(-1, -2))
+    new_b = b.times(left[..., :rank] * math.sqrt(share), dtypes[0])
+    own, cross = new_b.dot(new_b), new_b.dot(b)
+    fit = math.copysign(share, new_scale) * update.scale * _solve(own, cross)
+    new_a = a.times(fit.swapaxes(-1, -2), dtypes[1])
     squared = (
-        float(s.square().sum())
-        - 2 * update.scale * result.scale * trace(cross, wide_fit @ wide_a.mT)
-        + result.scale**2 * trace(own, wide_fit @ wide_fit.mT)
+        float(np.square(s).sum())
+        - 2 * update.scale * new_scale * trace(cross, new_a.dot(a))
+        + new_scale**2 * trace(own, new_a.dot(new_a))
     )
     if not math.isfinite(squared):
-        raise NonFiniteError(f"values exceed the range of {dtypes[0]} or {dtypes[1]}")
-    return Truncated(LowRank(new_a, new_b, alpha, rslora, update.groups), max(squared, 0.0))
+        raise NonFiniteError(f"values exceed the range of {' or '.join(sorted(set(dtypes)))}")
+    factors = new_a.array.swapaxes(-1, -2), new_b.array
+    return Truncated(LowRank(*factors, alpha, rslora, update.groups), max(squared, 0.0))
 
 
 def _solve(
-    own: Float[Tensor, "*stack k k"], cross: Float[Tensor, "*stack k rank"]
-) -> Float[Tensor, "*stack k rank"]:
+    own: Float[Small, "*stack k k"], cross: Float[Small, "*stack k rank"]
+) -> Float[Small, "*stack k rank"]:
     """Return the least-squares solution X of ``b' @ X = b`` from b'tb' and b'tb.
 
     Columns are scaled to length 1 first; directions below rounding noise are left out.
     """
-    length = own.diagonal(dim1=-2, dim2=-1).sqrt()
-    weight = torch.where(length > 0, torch.where(length > 0, length, 1).reciprocal(), 0)
-    unit = weight.unsqueeze(-1) * own * weight.unsqueeze(-2)
-    inverse = torch.linalg.pinv(unit, rtol=1e-12, hermitian=True)
-    solution: Tensor = weight.unsqueeze(-1) * (inverse @ (weight.unsqueeze(-1) * cross))
+    if not np.isfinite(own).all():
+        return cross  # out of the type's range: the caller sees it in the error
+    length = np.sqrt(np.diagonal(own, axis1=-2, axis2=-1))
+    weight = np.where(length > 0, 1 / np.where(length > 0, length, 1), 0.0)
+    unit = weight[..., :, None] * own * weight[..., None, :]
+    inverse = np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
+    solution: Small = weight[..., :, None] * (inverse @ (weight[..., :, None] * cross))
     return solution

@@ -67,9 +67,16 @@ def torch_dtype(code: str) -> "torch.dtype":
     return dtype
 
 
+def numpy_dtype(code: str) -> str | None:
+    """Return numpy's name of an element type, or None if numpy does not have it."""
+    dtype = DTYPES[code]
+    plain = dtype.torch and not dtype.torch.startswith(("float8", "float4", "bfloat"))
+    return dtype.torch if plain else None
+
+
 @cache
-def code_of(dtype: "torch.dtype") -> str:
-    """Return the safetensors code of a torch dtype; `CheckpointError` if files cannot hold it."""
+def code_of(dtype: object) -> str:
+    """Return the code of a dtype of torch or numpy; `CheckpointError` if files cannot hold it."""
     name = str(dtype).removeprefix("torch.")
     for known in DTYPES.values():
         if known.torch == name:

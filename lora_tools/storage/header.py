@@ -12,7 +12,7 @@ from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.dtypes import DTYPES, code_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from lora_tools.update import Array
 
 MAX_HEADER = 100_000_000
 """The largest header that safetensors itself accepts, in bytes."""
@@ -58,7 +58,7 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def spec_of(tensor: "Tensor") -> Spec:
+def spec_of(tensor: "Array") -> Spec:
     """Return how a file describes a tensor; `CheckpointError` if files cannot hold its type."""
     code, shape = code_of(tensor.dtype), tuple(tensor.shape)
     # torch counts F4 in pairs, files one by one

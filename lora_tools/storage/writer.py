@@ -13,7 +13,7 @@ from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import Layout
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from lora_tools.update import Array
 
 
 class TensorWriter:
@@ -39,14 +39,11 @@ class TensorWriter:
             raise
         return self
 
-    def __setitem__(self, name: str, tensor: "Tensor") -> None:
-        import torch  # a header can be laid out without it
-
+    def __setitem__(self, name: str, tensor: "Array") -> None:
         slot, spec = self._plan.slots[name], spec_of(tensor)
         if spec != slot.spec:
             raise CheckpointError(f"{self._path}: {name} is {spec} where {slot.spec} was laid out")
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self._write(memoryview(flat.view(torch.uint8).numpy().data), slot.start)
+        self._write(_bytes(tensor), slot.start)
         self._missing.discard(name)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -58,6 +55,17 @@ class TensorWriter:
         while data:
             count = os.pwrite(self._descriptor, data, position)
             data, position = data[count:], position + count
+
+
+def _bytes(tensor: "Array") -> memoryview:
+    """Return the elements of an array of numpy or torch, in order."""
+    import numpy as np  # a header can be laid out without it
+
+    if not isinstance(tensor, np.ndarray):
+        import torch
+
+        tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
 def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:

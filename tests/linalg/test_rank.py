@@ -1,5 +1,5 @@
+import numpy as np
 import pytest
-import torch
 
 from lora_tools.errors import BoundError, PolicyError
 from lora_tools.linalg.rank import (
@@ -20,7 +20,7 @@ VLLM = (1, 8, 16, 32)
 
 def spectrum(*s: float, cost: int = 10, allowed: tuple[int, ...] = ()) -> Spectrum:
     ranks = allowed or tuple(range(1, len(s) + 1))
-    return Spectrum("m", tail(torch.tensor(s, dtype=torch.float64)), cost, 2.0, ranks)
+    return Spectrum("m", tail(np.array(s, dtype=np.float64)), cost, 2.0, ranks)
 
 
 STEEP = spectrum(4, 2, 1, 0.5)

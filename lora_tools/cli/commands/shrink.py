@@ -21,6 +21,7 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
+from lora_tools.errors import OutputError
 from lora_tools.report import Report, percent, size
 from lora_tools.storage.writer import check_output, staged
 
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the report, as JSON, to FILE too.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--force", is_flag=True, help="Replace OUT, and the report's FILE, if they exist.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
 def command(
     source: Path,
     out: Path,
@@ -74,14 +75,18 @@ def command(
             "give one of --rank, --energy, --max-error, --max-params, --max-size;"
             " --dry-run shows what each rank would cost"
         )
+    if wish is None and report_file:
+        raise click.UsageError("--report goes with a policy")
     began = time.monotonic()
+    if report_file:
+        _check_report(report_file, force=force)
     if not dry_run:
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
     adapter = read(source)
     survey = _survey(adapter, limits, device, jobs, quiet=quiet)
     if wish is None:
-        _show_ranks(survey, as_json=as_json)
+        _show_ranks(survey, as_json=as_json, quiet=quiet)
         return
     policy = wish.policy(adapter)
     shrunk = survey.shrink(policy)
@@ -115,15 +120,23 @@ def _survey(
     return survey(adapter, limits.options(device), engine, watch)
 
 
-def _show_ranks(survey: "Survey", *, as_json: bool) -> None:
+def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
     table = survey.table()
     if as_json:
         rows = [dict(zip(("rank", "bytes", "optimal_error"), row, strict=True)) for row in table]
         click.echo(json.dumps({"schema": "lora-tools/ranks/1", "ranks": rows}, indent=2))
         return
-    lines = [(rank, size(nbytes), percent(error)) for rank, nbytes, error in table]
-    click.echo(tabulate(lines, ("--rank", "file", "best error"), disable_numparse=True))
-    say("Choose one: lora-tools shrink SOURCE OUT --rank N")
+    if not quiet:
+        lines = [(rank, size(nbytes), percent(error)) for rank, nbytes, error in table]
+        click.echo(tabulate(lines, ("--rank", "file", "best error"), disable_numparse=True))
+        say("Choose one: lora-tools shrink SOURCE OUT --rank N")
+
+
+def _check_report(file: Path, *, force: bool) -> None:
+    if not file.parent.is_dir():
+        raise OutputError(f"{file}: there is no folder {file.parent}")
+    if file.exists() and not force:
+        raise OutputError(f"{file}: exists already").hint("Pass --force to replace it.")
 
 
 def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:

@@ -23,7 +23,7 @@ class Consumer:
 VLLM = Consumer(
     "vllm",
     (1, 8, 16, 32, 64, 128, 256, 320, 512),
-    frozenset({"modules_to_save", "trainable tokens", "bias", "full weight", "magnitude"}),
+    frozenset({"modules_to_save", "trainable tokens", "bias", "full weight", "DoRA magnitude"}),
 )
 
 
@@ -81,7 +81,7 @@ class Options:
     def _check_consumer(self, consumer: Consumer, adapter: Adapter) -> None:
         manifest = adapter.manifest
         kinds = {extra.key: extra.kind for extra in manifest.extras} | {
-            part.key: role
+            part.key: "DoRA magnitude" if role == "magnitude" else role
             for module in manifest.modules
             for role, part in module.parts.items()
             if role in ("bias", "magnitude")
@@ -93,4 +93,4 @@ class Options:
         if refused:
             raise UnsupportedError(
                 f"{adapter.path}: {consumer.name} does not load\n  " + "\n  ".join(refused)
-            ).hint("Merge the adapter into its base, or train it without them.")
+            ).hint("Train without them, or serve the model with the adapter merged into it.")

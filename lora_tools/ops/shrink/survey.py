@@ -74,7 +74,9 @@ class Survey:
         """Return (rank, size in bytes, least relative error) of uniform ranks to choose from."""
         rows = []
         top = max(unit.head.r for unit in self.units)
-        for rank in sorted({top} | {2**i for i in range(top.bit_length())}):
+        consumer = self.options.consumer
+        steps = consumer.ranks if consumer else tuple(2**i for i in range(top.bit_length()))
+        for rank in sorted({top} | {step for step in steps if step < top}):
             try:
                 ranks = self._ranks(Fixed(rank))
             except BoundError:
@@ -120,7 +122,7 @@ class Survey:
     def _each_within(self, policy: MaxError) -> Shrunk:
         """Keep a bound on every module: raise the ranks of those that rounding put above it."""
         least = [1] * len(self.units)
-        for _ in range(ATTEMPTS):
+        for _ in range(max(unit.head.r for unit in self.units)):
             ranks = self._ranks(policy, least)
             result = self.at(ranks)
             over = {row.module for row in _rows(result) if row.error > policy.bound}

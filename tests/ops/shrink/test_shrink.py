@@ -253,7 +253,7 @@ def test_vllm_pads_with_zeros(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("minilm-dora", "magnitude"),
+        ("minilm-dora", "DoRA magnitude"),
         ("minilm-bias", "modules_to_save"),
         ("minilm-lorabias", "bias"),
         ("minilm-tokens", "trainable tokens"),

@@ -1,0 +1,66 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from lora_tools.engine import Serial, Threads
+
+ENGINES = [Serial(), Threads(1), Threads(3)]
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def fragile(x: int) -> int:
+    if x == 5:
+        raise ValueError("job 5")
+    return x
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_results_come_in_the_order_of_the_jobs(engine):
+    assert list(engine.map(square, range(50))) == [x * x for x in range(50)]
+    assert list(engine.map(square, [])) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_the_first_error_ends_it(engine):
+    results = engine.map(fragile, range(1000))
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="job 5"):
+        next(results)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_only_a_few_jobs_are_in_flight(engine):
+    started = []
+
+    def jobs():
+        for x in range(100):
+            started.append(x)
+            yield x
+
+    results = engine.map(square, jobs())
+    next(results)
+    assert len(started) <= 8
+
+
+def test_threads_work_at_the_same_time():
+    together = threading.Barrier(2, timeout=20)
+    assert list(Threads(2).map(lambda _: together.wait() >= 0, range(2))) == [True, True]
+
+
+def test_each_thread_computes_on_one_core():
+    before = torch.get_num_threads()
+    counts = list(Threads(2).map(lambda _: torch.get_num_threads(), range(4)))
+    assert counts == [1] * 4
+    assert torch.get_num_threads() == before
+
+
+def test_an_abandoned_map_ends_its_threads():
+    results = Threads(2).map(lambda x: time.sleep(0.01) or x, range(1000))
+    next(results)
+    results.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]

@@ -1,0 +1,99 @@
+"""The documentation says what the commands say, its examples run and its links lead somewhere."""
+
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+
+import lora_tools
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
+LIBRARY = (DOCS / "library.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+MACHINE = re.compile(r"(?<![\w.~-])/(?:work|root|home|tmp|Users|mnt)/")
+EXAMPLES = [
+    pytest.param(text, id=f"{page.stem}-{number}")
+    for page in (ROOT / "README.md", DOCS / "how-to.md")
+    for number, (language, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
+    if language == "python"
+]
+OPTIONS = [
+    pytest.param(context.command_path, option, id=f"{context.info_name}{option.opts[-1]}")
+    for context in GENERATE["contexts"]()
+    for option in context.command.get_params(context)
+    if isinstance(option, click.Option)
+]
+
+
+def names(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what GitHub calls the headings of a page."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_commands_page_is_up_to_date() -> None:
+    assert GENERATE["page"]() == CLI, "run `python docs/generate.py`"
+
+
+def test_check_tells_a_stale_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "cli.md"
+    monkeypatch.setitem(GENERATE["main"].__globals__, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
+    assert GENERATE["main"]() == 1
+    assert "stale" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["generate.py"])
+    assert GENERATE["main"]() == 0
+    monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
+    assert GENERATE["main"]() == 0
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_every_option_is_documented(command: str, option: click.Option) -> None:
+    assert option.help
+    section = CLI.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    for name in (*option.opts, *option.secondary_opts):
+        assert re.search(rf"^  .*{re.escape(name)}\b", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", lora_tools.__all__)
+def test_every_public_name_is_listed(name: str) -> None:
+    assert re.search(rf"^\| `{name}\b", LIBRARY, re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "fixtures" / "minilm-plain", tmp_path / "my-adapter")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", [*PAGES, DOCS / "generate.py"], ids=names)
+def test_pages_name_no_path_of_a_machine(page: Path) -> None:
+    assert not MACHINE.findall(page.read_text(encoding="utf-8"))
