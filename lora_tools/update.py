@@ -42,13 +42,12 @@ class LowRank:
         """The factor of ``b @ a``: 1, alpha / r, or alpha / sqrt(r) with rsLoRA."""
         return scale(self.alpha, self.rank * self.groups, rslora=self.rslora)
 
-    def dense(self, dtype: Any = None) -> Float[Array, "*stack out inp"]:
-        """Multiply the update out, in ``dtype`` or the factors' own.
+    def dense(self, dtype: Any = "float32") -> Float[Array, "*stack out inp"]:
+        """Multiply the update out, in ``dtype``.
 
         Costs ``out * inp`` memory: the one place that does.
         """
-        b, a = (x if dtype is None else _cast(x, dtype) for x in (self.b, self.a))
-        return self.scale * (b @ a)
+        return self.scale * (_cast(self.b, dtype) @ _cast(self.a, dtype))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,4 +84,8 @@ def factors(update: Update) -> LowRank:
 
 
 def _cast(array: Array, dtype: Any) -> Array:
-    return array.astype(dtype) if hasattr(array, "astype") else array.to(dtype)
+    if hasattr(array, "astype"):
+        return array.astype(dtype)
+    import torch  # the array is torch's own
+
+    return array.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)

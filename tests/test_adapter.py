@@ -175,7 +175,7 @@ def test_a_refusal_names_the_adapter_and_keeps_its_hint(tmp_path):
 
 def test_a_contradiction_names_the_adapter(tmp_path):
     folder = make(tmp_path / "a", CONFIG | {"r": 3})
-    with pytest.raises(FormatError, match="in 4 places") as caught:
+    with pytest.raises(FormatError, match="do not fit together") as caught:
         read(folder)
     assert str(caught.value).startswith(f"{folder}: ")
 

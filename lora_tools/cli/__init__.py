@@ -1,7 +1,5 @@
 """The command line: a lazy group of commands and the one place where errors become messages."""
 
-import gc
-import os
 import sys
 import traceback
 from importlib import import_module
@@ -9,6 +7,7 @@ from typing import NoReturn
 
 import click
 
+from lora_tools.cli.process import leave, prepare
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
 COMMANDS = ("inspect", "shrink")
@@ -44,15 +43,8 @@ def cli(context: click.Context, debug: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and leave the process."""
-    # torch's import allocates a million objects that stay: collecting among them finds nothing.
-    gc.set_threshold(100_000)
-    # Modules are computed side by side; numpy reads this when it is loaded.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    status = _run()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is written and closed; taking torch apart again would cost half a second.
-    os._exit(status)
+    prepare()
+    leave(_run())
 
 
 def _run() -> int:

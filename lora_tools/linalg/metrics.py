@@ -1,6 +1,6 @@
 """Distances between low-rank updates, measured on the factors as they are stored."""
 
-from lora_tools.linalg.tall import Small, tall
+from lora_tools.linalg.tall import Small, hold
 from lora_tools.shapes import Float
 from lora_tools.update import LowRank
 
@@ -12,9 +12,8 @@ def squared_norm(update: LowRank) -> float:
 
 def inner(x: LowRank, y: LowRank) -> float:
     """Return the Frobenius inner product <X, Y> = tr((YbtXb)(Xa Yat)), summed over the stack."""
-    b = tall(y.b).dot(tall(x.b))
-    a = tall(y.a.swapaxes(-1, -2)).dot(tall(x.a.swapaxes(-1, -2)))
-    return x.scale * y.scale * trace(b, a)
+    left, right = hold(y), hold(x)
+    return x.scale * y.scale * trace(left.b.dot(right.b), left.a.dot(right.a))
 
 
 def squared_distance(x: LowRank, y: LowRank) -> float:

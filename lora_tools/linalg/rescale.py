@@ -56,7 +56,7 @@ def refactored(update: Update, new: LowRank) -> Update:
         case Biased(weight=old, bias=bias):
             ratio = 1.0 if old.scale == new.scale else old.scale / new.scale
             kind = str(bias.dtype).removeprefix("torch.")
-            return Biased(new, tall(bias).scaled(ratio, kind)[0].array)
+            return Biased(new, tall(bias[:, None]).scaled(ratio, kind)[0].array[:, 0])
 
 
 def bias_error(before: Update, after: Update) -> float:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.linalg.tall import Small, Tall, tall
+from lora_tools.linalg.tall import Held, Small, Tall, hold
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
 
@@ -33,17 +33,17 @@ class Core(NamedTuple):
     right: Float[Small, "*stack rank rank"]
 
 
-def core(update: LowRank) -> Core:
+def core(update: LowRank, held: Held | None = None) -> Core:
     """Decompose ``scale * b @ a`` through its Gram matrices.
 
     With BtB = RbtRb and A At = RatRa, the singular values of BA are those of the r x r matrix
     Rb Rat. The columns of B are balanced against the rows of A first, and factors that nearly
     cancel each other go through QR instead, since a Gram matrix squares their condition. All in
-    float64, on the host for the r x r part.
+    float64, on the host for the r x r part. ``held`` are the update's factors, if held already.
 
     Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf.
     """
-    b, a = tall(update.b), tall(update.a.swapaxes(-1, -2))
+    b, a = held or hold(update)
     gram_b, gram_a = b.dot(b), a.dot(a)
     for gram, factor in ((gram_b, "B"), (gram_a, "A")):
         if not np.isfinite(_diagonal(gram)).all():
@@ -67,11 +67,12 @@ def svd(update: LowRank) -> SVD:
     >>> svd(LowRank(a=np.eye(2, 5), b=3 * np.eye(4, 2), alpha=2)).s
     array([3., 3.])
     """
-    heart = core(update)
+    held = hold(update)
+    heart = core(update, held)
     weight = _inverse_root(heart.s)
-    u = tall(update.b).times(heart.left * weight[..., None, :], "float64")
+    u = held.b.times(heart.left * weight[..., None, :], "float64")
     right = (heart.right * weight[..., :, None]).swapaxes(-1, -2)
-    v = tall(update.a.swapaxes(-1, -2)).times(right, "float64")
+    v = held.a.times(right, "float64")
     return SVD(u.array, heart.s, v.array.swapaxes(-1, -2))
 
 

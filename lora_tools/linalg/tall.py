@@ -5,13 +5,13 @@ torch computes them on devices and for the element types that numpy lacks. Every
 float64 array of numpy, whichever computed it.
 """
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from lora_tools.linalg.half import narrow, widen
 from lora_tools.shapes import Float
-from lora_tools.update import Array
+from lora_tools.update import Array, LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,6 @@ class Tall(Protocol):
 
     def scaled(self, ratio: float, dtype: str) -> tuple["Tall", bool]:
         """Return ``self * ratio`` in ``dtype``, and whether that is exact, to float64."""
-        ...
-
-    def padded(self, columns: int) -> "Tall":
-        """Return the factor with columns of zeros appended."""
         ...
 
     def is_finite(self) -> bool:
@@ -77,11 +73,6 @@ class HostTall:
         product = self.wide * ratio
         result = _rounded(product, dtype)
         return result, bool(np.array_equal(np.asarray(result.wide), product))
-
-    def padded(self, columns: int) -> Tall:
-        """Return the factor with columns of zeros appended."""
-        sides = [(0, 0)] * (self.array.ndim - 1) + [(0, columns)]
-        return HostTall(np.pad(self.array, sides)) if columns else self
 
     def is_finite(self) -> bool:
         """Whether the factor holds neither NaN nor Inf."""
@@ -126,20 +117,37 @@ class TorchTall:
         exact = torch.equal(rounded.to(product), product)
         return TorchTall(rounded.to(self.array.device)), exact
 
-    def padded(self, columns: int) -> Tall:
-        """Return the factor with columns of zeros appended."""
-        from torch.nn.functional import pad
-
-        return TorchTall(pad(self.array, (0, columns))) if columns else self
-
     def is_finite(self) -> bool:
         """Whether the factor holds neither NaN nor Inf."""
         return bool(self.array.isfinite().all())
 
 
+class Held(NamedTuple):
+    """The factors of an update, ready to compute with: B, and the transpose of A."""
+
+    b: Tall
+    a: Tall
+
+
 def tall(array: Array) -> Tall:
     """Return a factor that computes where its array lives."""
     return HostTall(array) if isinstance(array, np.ndarray) else TorchTall(array)
+
+
+def hold(update: LowRank) -> Held:
+    """Widen the factors of an update, once for all that is computed from them."""
+    return Held(tall(update.b), tall(update.a.swapaxes(-1, -2)))
+
+
+def padded(array: Float[Array, "*stack m n"], columns: int) -> Float[Array, "*stack m more"]:
+    """Return an array with columns of zeros appended."""
+    if not columns:
+        return array
+    if isinstance(array, np.ndarray):
+        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, columns)])
+    from torch.nn.functional import pad
+
+    return pad(array, (0, columns))
 
 
 def _rounded(product: Float[np.ndarray, "*stack m n"], dtype: str) -> Tall:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.metrics import trace
-from lora_tools.linalg.tall import Small, tall
+from lora_tools.linalg.tall import Held, Small, hold
 from lora_tools.scaling import scale
 from lora_tools.shapes import Float
 from lora_tools.update import LowRank
@@ -29,10 +29,11 @@ def truncate(
     dtypes: tuple[str, str],
     alpha: float | None,
     rslora: bool,
+    held: Held | None = None,
 ) -> Truncated:
     """Return the best approximation of ``rank`` as factors of types ``dtypes`` (of B, of A).
 
-    ``s`` and ``left`` are those of the update's `core`.
+    ``s`` and ``left`` are those of the update's `core`, ``held`` its factors if held already.
 
     B' = U sqrt(S) is rounded first; A' is then the least-squares fit to B' *as rounded*, which
     costs nothing that the error would not need, and is never worse than rounding sqrt(S) Vt. Both
@@ -41,11 +42,12 @@ def truncate(
     Costs O((out + inp) * rank * k). Raises `NonFiniteError` if the type cannot hold the numbers.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        return _truncate(update, s, left, rank, dtypes, alpha, rslora)
+        return _truncate(update, held or hold(update), s, left, rank, dtypes, alpha, rslora)
 
 
 def _truncate(
     update: LowRank,
+    held: Held,
     s: Float[Small, "*stack rank"],
     left: Float[Small, "*stack rank rank"],
     rank: int,
@@ -55,7 +57,7 @@ def _truncate(
 ) -> Truncated:
     new_scale = scale(alpha, rank * update.groups, rslora=rslora)
     share = 1 / abs(new_scale) if new_scale else 0.0
-    b, a = tall(update.b), tall(update.a.swapaxes(-1, -2))
+    b, a = held
     new_b = b.times(left[..., :rank] * math.sqrt(share), dtypes[0])
     own, cross = new_b.dot(new_b), new_b.dot(b)
     fit = math.copysign(share, new_scale) * update.scale * _solve(own, cross)
@@ -83,6 +85,9 @@ def _solve(
     length = np.sqrt(np.diagonal(own, axis1=-2, axis2=-1))
     weight = np.where(length > 0, 1 / np.where(length > 0, length, 1), 0.0)
     unit = weight[..., :, None] * own * weight[..., None, :]
-    inverse = np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
-    solution: Small = weight[..., :, None] * (inverse @ (weight[..., :, None] * cross))
+    right = weight[..., :, None] * cross
+    # B' = U sqrt(S) is orthogonal but for its rounding, unless columns vanish.
+    nearly = np.abs(unit - np.eye(unit.shape[-1])).max() < 0.5 / unit.shape[-1]
+    inverse = np.linalg.inv(unit) if nearly else np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
+    solution: Small = weight[..., :, None] * (inverse @ right)
     return solution

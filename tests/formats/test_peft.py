@@ -751,7 +751,7 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("kind", CONTRADICTIONS)
 def test_a_contradiction_is_named(kind):
     specs, fields, fault = CONTRADICTIONS[kind]
-    with pytest.raises(FormatError, match="contradict each other in 1 places") as caught:
+    with pytest.raises(FormatError, match="configuration and tensors do not fit together") as caught:
         describe(specs, **fields)
     assert fault in str(caught.value)
 
@@ -767,7 +767,7 @@ def test_contradictions_are_listed_together():
     with pytest.raises(FormatError) as caught:
         describe(specs)
     first, *lines = str(caught.value).split("\n")
-    assert first == "configuration and tensors contradict each other in 4 places:"
+    assert first == "configuration and tensors do not fit together:"
     assert [line.split()[0].rstrip(":") for line in lines] == [
         "h.1.q",
         "h.2.q",
@@ -778,10 +778,10 @@ def test_contradictions_are_listed_together():
 
 def test_a_long_list_of_contradictions_is_cut_and_counted():
     specs = {key: spec for i in range(9) for key, spec in pair(f"h.{i}.q", r=3).items()}
-    with pytest.raises(FormatError, match="in 9 places") as caught:
+    with pytest.raises(FormatError, match="and 4 more") as caught:
         describe(specs)
     assert len(str(caught.value).splitlines()) == 1 + 5 + 1
-    assert str(caught.value).endswith("…")
+    assert str(caught.value).endswith("  and 4 more")
 
 
 def test_two_adapters_in_one_file_are_an_error():

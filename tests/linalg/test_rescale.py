@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.linalg.rescale import rescale
-from lora_tools.update import LowRank
+from lora_tools.linalg.rescale import bias_error, refactored, rescale
+from lora_tools.update import Biased, DoRA, LowRank
 
 HALF = ("float16", "float16")
 
@@ -53,3 +53,23 @@ def test_overflow_is_refused():
     update = LowRank(torch.full((1, 3), 1e6), torch.full((2, 1), 1e6), alpha=1.0)
     with pytest.raises(NonFiniteError):
         rescale(update, dtypes=HALF, alpha=1.0, rslora=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_bias_means_what_it_meant_under_another_scale(dtype):
+    old = LowRank(torch.randn(4, 9), torch.randn(8, 4), alpha=12.0)
+    before = Biased(old, torch.randn(8).to(dtype))
+    after = refactored(before, LowRank(old.a, old.b, alpha=4.0))
+    assert after.bias.dtype == dtype
+    was, now = 3.0 * before.bias.double(), after.bias.double()
+    assert torch.allclose(was, now, rtol=torch.finfo(dtype).eps)
+    measured = float((was - now).square().sum())
+    assert bias_error(before, after) == pytest.approx(measured, abs=1e-14 * float(was.norm()) ** 2)
+
+
+def test_a_magnitude_belongs_to_the_merged_weight_and_stays():
+    old = LowRank(torch.randn(4, 9), torch.randn(8, 4), alpha=12.0)
+    magnitude = torch.randn(8)
+    after = refactored(DoRA(old, magnitude), LowRank(old.a, old.b, alpha=4.0))
+    assert after.magnitude is magnitude
+    assert bias_error(old, after) == 0

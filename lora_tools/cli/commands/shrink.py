@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from lora_tools.report import Report, percent, size
 from lora_tools.storage.writer import check_output, staged
 
 if TYPE_CHECKING:
+    from lora_tools.linalg.rank import RankPolicy
     from lora_tools.ops.shrink import Survey
 
 
@@ -84,11 +86,11 @@ def command(
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
     adapter = read(source)
-    survey = _survey(adapter, limits, device, jobs, quiet=quiet)
-    if wish is None:
+    policy = wish.policy(adapter) if wish else None
+    survey = _survey(adapter, policy, limits, device, jobs, quiet=quiet)
+    if policy is None:
         _show_ranks(survey, as_json=as_json, quiet=quiet)
         return
-    policy = wish.policy(adapter)
     shrunk = survey.shrink(policy)
     report = shrunk.report(str(policy), began)
     report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
@@ -111,13 +113,19 @@ def command(
 
 
 def _survey(
-    adapter: Adapter, limits: Limits, device: str, jobs: int | None, *, quiet: bool
+    adapter: Adapter,
+    policy: "RankPolicy | None",
+    limits: Limits,
+    device: str,
+    jobs: int | None,
+    *,
+    quiet: bool,
 ) -> "Survey":
     from lora_tools.ops.shrink import survey
 
     engine = make_engine(device, jobs)
-    watch = lambda items: progress(items, total=len(adapter), what="reading", quiet=quiet)  # noqa: E731
-    return survey(adapter, limits.options(device), engine, watch)
+    watch = partial(progress, total=len(adapter), what="reading", quiet=quiet)
+    return survey(adapter, limits.options(device), engine, guess=policy, watch=watch)
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:

@@ -4,35 +4,49 @@ from collections.abc import Callable, Iterator
 
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
-from lora_tools.linalg.rank import RankPolicy
+from lora_tools.formats.base import Module
+from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.ops.shrink.options import VLLM, Consumer, Options
 from lora_tools.ops.shrink.shrunk import Shrunk
 from lora_tools.ops.shrink.survey import Survey
-from lora_tools.ops.shrink.tasks import Decomposed, Job, decompose
+from lora_tools.ops.shrink.tasks import Decomposed, Goal, Job, decompose
 from lora_tools.ops.shrink.units import units
 
 __all__ = ["VLLM", "Consumer", "Options", "Shrunk", "Survey", "shrink", "survey"]
+
+
+MOST_MADE = 256_000_000
+"""Bytes of finished factors that a survey may keep for a guess at what will be asked of it."""
 
 
 def survey(
     adapter: Adapter,
     options: Options | None = None,
     engine: Engine | None = None,
+    *,
+    guess: RankPolicy | None = None,
     watch: Callable[[Iterator[Decomposed]], Iterator[Decomposed]] = iter,
 ) -> Survey:
     """Find the spectra of an adapter's modules. Reads every factor once.
 
-    ``watch`` is passed the spectra as they come, to show progress.
-
-    Memory holds one r x r matrix per module and the few modules in flight. Raises
-    `NonFiniteError` for NaN and Inf, `PolicyError` for patterns that match nothing, and
-    `UnsupportedError` for what the consumer in the options would refuse.
+    Memory holds one r x r matrix per module and the few modules in flight. A ``guess`` at the
+    policy that will be asked for saves the second reading where it tells ranks from headers; the
+    results are kept if they are small. ``watch`` is passed the spectra as they come, to show
+    progress. Raises `NonFiniteError` for NaN and Inf, `PolicyError` for patterns that match
+    nothing, and `UnsupportedError` for what the consumer in the options would refuse.
     """
     options, engine = options or Options(), engine or Serial()
     options.check(adapter)
-    jobs = [Job(adapter, module, options.device) for module in adapter.manifest.modules]
+    modules = adapter.manifest.modules
+    goals = [_goal(module, options, guess) for module in modules]
+    if sum(goal.target.nbytes for goal in goals if goal) > MOST_MADE:
+        goals = [None] * len(goals)
+    jobs = [
+        Job(adapter, module, options.device, goal)
+        for module, goal in zip(modules, goals, strict=True)
+    ]
     found = list(watch(engine.map(decompose, jobs)))
-    return Survey(adapter, options, engine, units(adapter.manifest.modules, found))
+    return Survey(adapter, options, engine, units(modules, found))
 
 
 def shrink(
@@ -46,4 +60,12 @@ def shrink(
     The result knows its layout at once and computes its updates when it is iterated. Raises what
     `survey` raises, and `BoundError` if a bound cannot be kept.
     """
-    return survey(adapter, options, engine).shrink(policy)
+    return survey(adapter, options, engine, guess=policy).shrink(policy)
+
+
+def _goal(module: Module, options: Options, guess: RankPolicy | None) -> Goal | None:
+    """Return what will become of a module if its rank follows from headers alone."""
+    if not isinstance(guess, Fixed) or options.consumer:
+        return None
+    r = min(guess.rank, module.r) // module.groups * module.groups
+    return Goal(r, options.target(module, r)) if r else None

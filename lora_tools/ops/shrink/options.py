@@ -1,12 +1,13 @@
 """What can be asked of a shrink, beside its policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Module
 from lora_tools.names import matches
+from lora_tools.scaling import alpha_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,15 @@ class Options:
         """Return the rank that was asked for by the module's name, or None."""
         ranks = [rank for pattern, rank in self.module_ranks if matches(pattern, module.name)]
         return ranks[-1] if ranks else None
+
+    def target(self, module: Module, r: int, padded: int | None = None) -> Module:
+        """Return how a module of rank ``r`` is written, filled up to rank ``padded`` if given."""
+        target = module.resized(padded or r, self.dtype)
+        if self.scale == "baked":
+            return replace(target, alpha=float(target.r), rslora=False)
+        if r == module.r:
+            return target
+        return replace(target, alpha=alpha_for(module.scale, r, rslora=module.rslora))
 
     def check(self, adapter: Adapter) -> None:
         """Raise where a pattern matches nothing, or the consumer would refuse the adapter."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
 from lora_tools.errors import BoundError
-from lora_tools.formats.base import Module
 from lora_tools.linalg.rank import (
     Fixed,
     MaxBytes,
@@ -19,10 +18,9 @@ from lora_tools.linalg.rank import (
 )
 from lora_tools.ops.shrink.options import Options
 from lora_tools.ops.shrink.shrunk import Shrunk
-from lora_tools.ops.shrink.tasks import Job, Rewrite
+from lora_tools.ops.shrink.tasks import Goal, Job, Rewrite
 from lora_tools.ops.shrink.units import Unit
 from lora_tools.report import Report, Row
-from lora_tools.scaling import alpha_for
 
 ATTEMPTS = 32
 """How often ranks are raised for what rounding adds to an error that was promised."""
@@ -62,10 +60,10 @@ class Survey:
             for unit, r in zip(self.units, ranks.kept, strict=True)
             for module, found in zip(unit.modules, unit.found, strict=True)
         ]
-        targets = tuple(self._target(module, r, ranks.padded) for module, _, r in members)
+        targets = tuple(self.options.target(module, r, ranks.padded) for module, _, r in members)
         manifest = self.adapter.format.write(replace(self.adapter.manifest, modules=targets))
         jobs = tuple(
-            Rewrite(Job(self.adapter, module, self.options.device), found, r, target)
+            Rewrite(Job(self.adapter, module, self.options.device), Goal(r, target), found)
             for (module, found, r), target in zip(members, manifest.modules, strict=True)
         )
         return Shrunk(self.adapter, manifest, jobs, self.engine)
@@ -161,14 +159,6 @@ class Survey:
         floors = least or [1] * len(self.units)
         pairs = zip(self.units, floors, strict=True)
         return [unit.spectrum(self.options, floor) for unit, floor in pairs]
-
-    def _target(self, module: Module, r: int, padded: int | None) -> Module:
-        target = module.resized(padded or r, self.options.dtype)
-        if self.options.scale == "baked":
-            return replace(target, alpha=float(target.r), rslora=False)
-        if r == module.r:
-            return target
-        return replace(target, alpha=alpha_for(module.scale, r, rslora=module.rslora))
 
 
 def _rows(result: Shrunk) -> list[Row]:

@@ -11,7 +11,7 @@ from lora_tools.errors import NonFiniteError
 from lora_tools.formats.base import Module
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
-from lora_tools.linalg.tall import Small, tall
+from lora_tools.linalg.tall import Held, Small, hold, padded
 from lora_tools.linalg.truncate import truncate
 from lora_tools.report import Change, Row
 from lora_tools.scaling import alpha_for
@@ -20,11 +20,28 @@ from lora_tools.storage.dtypes import DTYPES
 from lora_tools.update import LowRank, Update, factors
 
 
+class Goal(NamedTuple):
+    """What is to become of a module: the rank it keeps, and how it is written."""
+
+    r: int
+    target: Module
+    """Its rank may be larger than ``r``: zeros fill it up."""
+
+
+class Made(NamedTuple):
+    """A change that is made already, and what for."""
+
+    goal: Goal
+    change: Change
+
+
 class Decomposed(NamedTuple):
     """A module's singular values, and what turns its B into the best B of every lower rank."""
 
     s: Float[Small, "*stack rank"]
     left: Float[Small, "*stack rank rank"]
+    made: Made | None = None
+    """The change to the goal that was guessed, made while the factors were at hand."""
 
     @property
     def is_zero(self) -> bool:
@@ -34,60 +51,72 @@ class Decomposed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A module to decompose."""
+    """A module to decompose; with a guess at its goal, to be written in the same breath."""
 
     adapter: Adapter
     module: Module
     device: str
+    guess: Goal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A module to write as ``target``, keeping ``r`` of its ranks and padding the rest."""
+    """A module to write."""
 
     of: Job
+    goal: Goal
     found: Decomposed
-    r: int
-    target: Module
 
 
 def decompose(job: Job) -> Decomposed:
     """Return the spectrum of one module; `NonFiniteError` names the tensor that has none."""
-    low = factors(_update(job))
+    update = _update(job)
+    held = hold(factors(update))
     try:
-        heart = core(low)
+        heart = core(factors(update), held)
     except NonFiniteError as error:
-        key = job.module.parts["a" if tall(low.b).is_finite() else "b"].key
+        key = job.module.parts["a" if held.b.is_finite() else "b"].key
         raise NonFiniteError(f"{job.adapter.tensors.path}: {key} holds NaN or Inf").hint(
             "Training has diverged, or the file is damaged; an earlier checkpoint may be sound."
         ) from error
-    return Decomposed(heart.s, heart.left)
+    found = Decomposed(heart.s, heart.left)
+    if job.guess is None or found.is_zero:
+        return found
+    change = _change(Rewrite(job, job.guess, found), update, held)
+    return found._replace(made=Made(job.guess, change))
 
 
 def rewrite(job: Rewrite) -> Change:
-    """Return the module's update at the rank, scale and types of its target, with what it cost."""
-    before, target = _update(job.of), job.target
-    old, heart = factors(before), job.found
-    b_type, a_type = (str(DTYPES[target.parts[role].spec.dtype].torch) for role in ("b", "a"))
-    alpha = alpha_for(target.scale, job.r, rslora=target.rslora)
+    """Return the module's update as its goal says, with what it cost."""
+    made = job.found.made
+    if made and _alike(made.goal, job.goal):
+        return made.change
+    update = _update(job.of)
+    return _change(job, update, hold(factors(update)))
+
+
+def _change(job: Rewrite, before: Update, held: Held) -> Change:
+    (r, target), found, old = job.goal, job.found, factors(before)
+    alpha = alpha_for(target.scale, r, rslora=target.rslora)
     try:
-        if job.r < job.of.module.r:
+        if r < job.of.module.r:
             new, lost = truncate(
                 old,
-                heart.s,
-                heart.left,
-                job.r // target.groups,
-                dtypes=(b_type, a_type),
+                found.s,
+                found.left,
+                r // target.groups,
+                dtypes=_dtypes(target),
                 alpha=alpha,
                 rslora=target.rslora,
+                held=held,
             )
         else:
-            new, lost = rescale(old, dtypes=(b_type, a_type), alpha=alpha, rslora=target.rslora)
+            new, lost = rescale(old, dtypes=_dtypes(target), alpha=alpha, rslora=target.rslora)
     except NonFiniteError as error:
         raise NonFiniteError(f"{job.of.adapter.path}: {job.of.module.name}: {error}").hint(
             "Store a wider type: --dtype float32 or bfloat16."
         ) from error
-    after = refactored(before, _padded(new, target))
+    after = refactored(before, _filled(new, target))
     row = _row(job, lost + bias_error(before, after), unchanged=new.b is old.b and new.a is old.a)
     return Change(job.of.module.name, after, row)
 
@@ -102,31 +131,45 @@ def _update(job: Job) -> Update:
     return refactored(update, moved)
 
 
-def _padded(update: LowRank, target: Module) -> LowRank:
+def _alike(x: Goal, y: Goal) -> bool:
+    """Whether two goals are the same numbers, whatever the tensors are called."""
+    same = (x.target.alpha, x.target.rslora, x.target.r) == (
+        y.target.alpha,
+        y.target.rslora,
+        y.target.r,
+    )
+    return same and x.r == y.r and _dtypes(x.target) == _dtypes(y.target)
+
+
+def _dtypes(target: Module) -> tuple[str, str]:
+    b, a = (str(DTYPES[target.parts[role].spec.dtype].torch) for role in ("b", "a"))
+    return b, a
+
+
+def _filled(update: LowRank, target: Module) -> LowRank:
     """Fill up to the target's rank with zeros, and take over its alpha."""
     more = target.rank - update.rank
-    b, a = tall(update.b).padded(more), tall(update.a.swapaxes(-1, -2)).padded(more)
-    return replace(update, a=a.array.swapaxes(-1, -2), b=b.array, alpha=target.alpha)
+    b, a = padded(update.b, more), padded(update.a.swapaxes(-1, -2), more).swapaxes(-1, -2)
+    return replace(update, a=a, b=b, alpha=target.alpha)
 
 
 def _row(job: Rewrite, squared_error: float, *, unchanged: bool) -> Row:
-    module, s = job.of.module, job.found.s
-    rank = job.r // module.groups
-    whole = float(np.square(s).sum())
-    tail = float(np.square(s[..., rank:]).sum())
-    shrunk = job.r < module.r
+    module, s, r = job.of.module, job.found.s, job.goal.r
+    rest = s[..., r // module.groups :]
+    whole, tail = float(np.square(s).sum()), float(np.square(rest).sum())
+    shrunk = r < module.r
     outcome = "shrunk" if shrunk else "kept" if unchanged else "rewritten"
     return Row(
         module=module.name,
         shape=module.shape,
         rank_before=module.r,
-        rank_after=job.r,
-        rank_stored=job.target.r,
+        rank_after=r,
+        rank_stored=job.goal.target.r,
         norm=math.sqrt(whole),
         energy=1 - tail / whole if whole else 1.0,
         error=math.sqrt(squared_error / whole) if whole else 0.0,
         optimal_error=math.sqrt(tail / whole) if whole else 0.0,
         sigma_max=float(s.max()),
-        sigma_discarded=float(s[..., rank:].max()) if shrunk else 0.0,
+        sigma_discarded=float(rest.max()) if shrunk else 0.0,
         outcome=outcome if whole else "zero",
     )
