@@ -180,15 +180,22 @@ def _open_shards(index: Path) -> Checkpoint:
         raise CheckpointError(f"{index}: missing shards: {some(missing)}")
     places: dict[str, Place] = {}
     metadata: dict[str, str] = {}
+    unnamed = []
     for file in files:
         header = read_header(index.parent / file)
         metadata.update(header.metadata)
         for name, slot in header.slots.items():
             if weight_map.get(name) == file:
                 places[name] = Place(index.parent / file, slot)
+            elif name not in weight_map:
+                unnamed.append(f"{name} of {file}")
     absent = sorted(weight_map.keys() - places.keys())
     if absent:
         raise CheckpointError(f"{index}: the shards do not hold {some(absent)}")
+    if unnamed:
+        raise CheckpointError(f"{index}: does not name {some(unnamed)}").hint(
+            "Index and shards are of different checkpoints; download them again."
+        )
     return Checkpoint(index, places, _specs(places), metadata)
 
 

@@ -240,6 +240,15 @@ def test_a_tensor_in_another_shard_than_the_index_says_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_a_tensor_that_the_index_does_not_name_is_an_error(tmp_path):
+    index = shard(tmp_path)
+    document = json.loads(index.read_text())
+    name, file = document["weight_map"].popitem()
+    index.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=f"does not name {name} of {file}"):
+        open_checkpoint(index)
+
+
 def test_the_index_says_which_of_two_shards_holds_a_tensor(tmp_path):
     shard(tmp_path)
     second = list(SHARDS)[1]

@@ -17,11 +17,10 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.formats.peft_config import (
+from lora_tools.formats.peft.checks import check_types, check_variant
+from lora_tools.formats.peft.config import (
     PeftConfig,
     base_model,
-    check_types,
-    check_variant,
     pattern_value,
     write_config,
     write_pattern,

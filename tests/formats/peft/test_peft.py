@@ -31,11 +31,12 @@ from lora_tools.formats.base import (
     columns,
     factor_shapes,
 )
-from lora_tools.formats.peft import LORA_KEY, PREFIX, SUFFIX, Peft
+from lora_tools.formats.peft import Peft
+from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX
 from lora_tools.storage.header import Spec
 from lora_tools.update import Biased, DoRA, LowRank, factors
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "fixtures"
 ADAPTERS = sorted(path.parent for path in FIXTURES.glob("*/adapter_config.json"))
 assert ADAPTERS, f"{FIXTURES} holds no adapters: python fixtures/make.py makes them"
 
@@ -751,7 +752,9 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("kind", CONTRADICTIONS)
 def test_a_contradiction_is_named(kind):
     specs, fields, fault = CONTRADICTIONS[kind]
-    with pytest.raises(FormatError, match="configuration and tensors do not fit together") as caught:
+    with pytest.raises(
+        FormatError, match="configuration and tensors do not fit together"
+    ) as caught:
         describe(specs, **fields)
     assert fault in str(caught.value)
 

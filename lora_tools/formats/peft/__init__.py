@@ -1,0 +1,175 @@
+"""Hugging Face PEFT: ``base_model.model.<module>.lora_A.weight`` and adapter_config.json."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lora_tools.errors import FormatError
+from lora_tools.formats.base import (
+    Embedding,
+    Experts,
+    Extra,
+    Manifest,
+    Module,
+    Part,
+    Role,
+    factor_shapes,
+    fold,
+    unfold,
+)
+from lora_tools.formats.peft.checks import check_types, check_variant
+from lora_tools.formats.peft.config import (
+    PeftConfig,
+    base_model,
+    write_config,
+)
+from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX, Found, collect, path_of
+from lora_tools.formats.peft.modules import module_of, parameters
+from lora_tools.scaling import alpha_for
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+
+class Peft:
+    """The format of `peft`'s LoRA, as of 0.21 and back to 2023."""
+
+    name = "peft"
+    files: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin")
+    config_file: str | None = "adapter_config.json"
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise PEFT by its configuration or by its prefix before a LoRA suffix."""
+        if config is not None and ("peft_type" in config or {"r", "lora_alpha"} <= config.keys()):
+            return True
+        return any(key.startswith(PREFIX) and LORA_KEY.fullmatch(key) for key in specs)
+
+    def read(
+        self,
+        specs: Mapping[str, Spec],
+        config: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+    ) -> Manifest:
+        """Describe a PEFT adapter.
+
+        Raises `UnsupportedError` for variants that are not sums of matrices, and `FormatError`,
+        with a list, where the configuration and the tensors contradict each other.
+        """
+        if config is None:
+            raise FormatError(
+                "no adapter_config.json beside the tensors, so alpha is unknown"
+            ).hint("Put the adapter's own adapter_config.json into the same folder.")
+        check_types(config)
+        check_variant(config)
+        peft = PeftConfig(config)
+        found, rest = collect(specs)
+        if not found:
+            raise FormatError("no tensor is named like a LoRA factor of PEFT")
+        modules, problems = [], []
+        adapted = parameters(found, peft)
+        for stem, (parts, embedding) in found.items():
+            try:
+                modules.append(module_of(stem, parts, embedding, adapted.get(stem), peft))
+            except FormatError as error:
+                problems.append(str(error))
+        counts = Counter(module.name for module in modules)
+        problems += [f"{name} has two pairs of factors" for name in counts if counts[name] > 1]
+        extras = [Extra(key, specs[key], _kind(key, peft)) for key in rest]
+        problems += [f"{extra.key} is not understood" for extra in extras if "lora_" in extra.key]
+        if problems:
+            more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+            lines = "\n  ".join([*problems[:5], *more])
+            raise FormatError(f"configuration and tensors do not fit together:\n  {lines}")
+        notes = tuple(_notes(modules, found))
+        return Manifest(
+            self.name, tuple(modules), tuple(extras), config, metadata, base_model(config), notes
+        )
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Spell modules as `peft.save_pretrained` would, with the configuration that fits them."""
+        modules = tuple(_spelled(module) for module in manifest.modules)
+        rslora = any(module.rslora for module in modules)
+        config = write_config(
+            manifest.config,
+            {module.owner: module.r for module in modules},
+            {module.owner: _alpha(module, rslora=rslora) for module in modules},
+            rslora=rslora,
+        )
+        if isinstance(config.get("target_modules"), str):
+            # A regex or "all-linear": servers read lists only.
+            owners = (m.owner for m in modules if not isinstance(m.site, Experts))
+            config["target_modules"] = list(dict.fromkeys(owners))
+        metadata = {"format": "pt"} | dict(manifest.metadata)
+        return replace(
+            manifest, format=self.name, modules=modules, config=config, metadata=metadata
+        )
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        from lora_tools.update import Biased, DoRA, LowRank  # numpy is not needed for headers
+
+        values = {role: tensors[part.key] for role, part in module.parts.items()}
+        b, a = unfold(module, values["b"], values["a"])
+        weight = LowRank(a, b, module.alpha, module.rslora, module.groups)
+        if "magnitude" in values:
+            return DoRA(weight, values["magnitude"])
+        return Biased(weight, values["bias"]) if "bias" in values else weight
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Make the file's tensors of a module from its update."""
+        from lora_tools.update import Biased, DoRA, factors
+
+        low = factors(update)
+        b, a = fold(module, low.b, low.a)
+        values: dict[Role, Array] = {"a": a, "b": b}
+        match update:
+            case DoRA(magnitude=magnitude):
+                values["magnitude"] = magnitude
+            case Biased(bias=bias):
+                values["bias"] = bias
+        return {module.parts[role].key: value for role, value in values.items()}
+
+
+def _alpha(module: Module, *, rslora: bool) -> float:
+    """Return the alpha that keeps the module's scale: its own wherever that says it."""
+    if module.alpha is not None and module.rslora == rslora:
+        return module.alpha
+    return alpha_for(module.scale, module.r, rslora=rslora)
+
+
+def _kind(key: str, peft: PeftConfig) -> str:
+    path = path_of(key)
+    if "trainable_tokens" in key:
+        return "trainable tokens"
+    if peft.saves(path):
+        return "modules_to_save"
+    if key.endswith(".bias"):
+        return "bias"
+    return "full weight"
+
+
+def _notes(modules: Iterable[Module], found: Mapping[str, Found]) -> Iterator[str]:
+    if any("magnitude" in module.parts for module in modules):
+        yield (
+            "DoRA: errors are those of the low-rank direction, before the base weight and the"
+            " magnitude vector normalise it."
+        )
+    bare = [stem for stem in found if not stem.startswith(PREFIX)]
+    if bare:
+        yield f"{len(bare)} names lack PEFT's prefix {PREFIX!r}; what is written has it."
+
+
+def _spelled(module: Module) -> Module:
+    stem = module.stem if module.stem.startswith(PREFIX) else PREFIX + module.stem
+    shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
+    embedding = isinstance(module.site, Embedding)
+    parts: dict[Role, Part] = {
+        role: Part(
+            stem + SUFFIX[embedding, role],
+            Spec(part.spec.dtype, shapes.get(role, part.spec.shape)),
+        )
+        for role, part in module.parts.items()
+    }
+    return replace(module, parts=parts, stem=stem)

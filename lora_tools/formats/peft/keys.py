@@ -1,0 +1,72 @@
+"""PEFT's names of tensors: which tensors belong together, and what they are called."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lora_tools.errors import FormatError
+from lora_tools.formats.base import Part, Role
+from lora_tools.storage.header import Spec
+
+PREFIX = "base_model.model."
+WRAPPED = ".base_layer"
+
+# The adapter's name ("default") is gone from files that `save_pretrained` wrote and still there
+# in a plain dump of the state dict.
+LORA_KEY = re.compile(
+    r"(?P<stem>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
+)
+SUFFIX: dict[tuple[bool, Role], str] = {
+    (False, "a"): ".lora_A.weight",
+    (False, "b"): ".lora_B.weight",
+    (True, "a"): ".lora_embedding_A",
+    (True, "b"): ".lora_embedding_B",
+    (False, "magnitude"): ".lora_magnitude_vector",
+    (True, "magnitude"): ".lora_magnitude_vector",
+    (False, "bias"): ".lora_B.bias",
+}
+
+
+class Found(NamedTuple):
+    """The tensors that share a stem, and whether they are an embedding's."""
+
+    parts: dict[Role, Part]
+    embedding: bool
+
+
+def collect(specs: Mapping[str, Spec]) -> tuple[dict[str, Found], list[str]]:
+    """Gather the tensors of a file by stem; return the keys that are no factors, too."""
+    found: dict[str, Found] = {}
+    rest = []
+    for key, spec in specs.items():
+        match = LORA_KEY.fullmatch(key)
+        role = match and _role(match)
+        if match is None or role is None:
+            rest.append(key)
+            continue
+        embedding = match["part"].startswith("embedding")
+        parts, was_embedding = found.get(match["stem"], Found({}, embedding=False))
+        if role in parts:
+            raise FormatError(f"{parts[role].key} and {key} are the same factor").hint(
+                "The file holds more than one adapter; save the one that is meant on its own."
+            )
+        parts[role] = Part(key, spec)
+        found[match["stem"]] = Found(parts, embedding or was_embedding)
+    return found, rest
+
+
+def _role(match: re.Match[str]) -> Role | None:
+    part, leaf = match["part"], match["leaf"]
+    if part == "magnitude_vector":
+        return None if leaf == "bias" else "magnitude"
+    if part.startswith("embedding"):
+        return None if leaf else ("a" if part.endswith("A") else "b")
+    if leaf == "weight":
+        return "a" if part == "A" else "b"
+    return "bias" if leaf == "bias" and part == "B" else None
+
+
+def path_of(stem: str) -> str:
+    """Return the module path that PEFT matches its patterns against."""
+    return stem.removeprefix(PREFIX).replace(WRAPPED, "")

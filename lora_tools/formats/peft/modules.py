@@ -1,0 +1,116 @@
+"""Make modules of a PEFT adapter's tensors, or say why they do not fit their configuration."""
+
+from collections.abc import Mapping
+
+from lora_tools.errors import FormatError, some
+from lora_tools.formats.base import (
+    Convolution,
+    Embedding,
+    Experts,
+    Linear,
+    Module,
+    Part,
+    Role,
+    Site,
+    columns,
+    factor_shapes,
+)
+from lora_tools.formats.peft.config import PeftConfig
+from lora_tools.formats.peft.keys import PREFIX, WRAPPED, Found, path_of
+from lora_tools.storage.dtypes import FLOATS
+
+# Where one module has several adapted parameters, PEFT wraps the first in the order of the
+# module's own parameters innermost; these are the orders of the models that stack experts.
+PARAMETER_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+
+
+def parameters(found: Mapping[str, Found], peft: PeftConfig) -> dict[str, str]:
+    """Return the parameter that each stem adapts directly, for those that do.
+
+    PEFT nests the wrappers of several parameters of one module: the more ``.base_layer`` a stem
+    ends with, the earlier its parameter is in the module.
+    """
+    nested: dict[str, list[str]] = {}
+    for stem in found:
+        path = path_of(stem)
+        if not peft.target_parameters or peft.targets(path):
+            continue
+        nested.setdefault(path, []).append(stem)
+    names: dict[str, str] = {}
+    for path, stems in nested.items():
+        wanted = list(
+            dict.fromkeys(
+                name
+                for module, _, name in (target.rpartition(".") for target in peft.target_parameters)
+                if not module or f".{path}".endswith(f".{module}")
+            )
+        )
+        if len(wanted) != len(stems):
+            continue  # reported as not targeted
+        if len(wanted) > 1 and not set(wanted) <= set(PARAMETER_ORDER):
+            raise FormatError(
+                f"{path}: cannot tell which tensors belong to which of {some(wanted)}"
+            )
+        wanted.sort(key=lambda name: (*PARAMETER_ORDER, name).index(name))
+        names |= dict(zip(sorted(stems, key=len, reverse=True), wanted, strict=True))
+    return names
+
+
+def module_of(
+    stem: str, parts: dict[Role, Part], embedding: bool, parameter: str | None, peft: PeftConfig
+) -> Module:
+    """Describe the module whose tensors share a stem; raise `FormatError` if they do not fit."""
+    path = path_of(stem)
+    name = f"{path}.{parameter}" if parameter else path
+    missing = [role.upper() for role in ("a", "b") if role not in parts]
+    if missing:
+        raise FormatError(f"{path} has no lora_{missing[0]}")
+    for part in parts.values():
+        if part.spec.dtype not in FLOATS:
+            raise FormatError(f"{part.key} has elements of type {part.spec.dtype}")
+    # A multi-head attention's output projection is adapted with it, at the same rank and alpha.
+    owner = stem.removeprefix(PREFIX).rpartition(f"{WRAPPED}.")[0] or name
+    if not parameter and not peft.targets(owner):
+        raise FormatError(f"{path} is not among the configuration's targets")
+    if peft.dora != ("magnitude" in parts):
+        has = "has a magnitude vector" if "magnitude" in parts else "has no magnitude vector"
+        raise FormatError(f"{path} {has}, but use_dora is {str(peft.dora).lower()}")
+    if "bias" in parts and embedding:
+        raise FormatError(f"{path} is an embedding with a lora_B.bias, which PEFT does not have")
+    if "bias" in parts and not peft.lora_bias:
+        raise FormatError(f"{path} has a lora_B.bias, but lora_bias is false: PEFT would drop it")
+    if peft.lora_bias and "bias" not in parts and not embedding:
+        raise FormatError(f"{path} has no lora_B.bias, but lora_bias is true")
+    rank, alpha = peft.rank(owner), peft.alpha(owner)
+    b, a = parts["b"].spec.shape, parts["a"].spec.shape
+    site, out, inp, per_update = _site(path, b, a, rank, embedding, parameter, peft)
+    module = Module(name, site, out, inp, per_update, alpha, peft.rslora, parts, stem, owner)
+    if factor_shapes(module) != (b, a) or rank != module.r:
+        raise FormatError(f"{path}: B {list(b)} and A {list(a)} do not make rank {rank}")
+    for role in ("magnitude", "bias"):
+        if role in parts and parts[role].spec.numel != b[0]:
+            shape = list(parts[role].spec.shape)
+            raise FormatError(f"{path}: {role} {shape} does not fit B {list(b)}")
+    return module
+
+
+def _site(
+    path: str,
+    b: tuple[int, ...],
+    a: tuple[int, ...],
+    rank: int,
+    embedding: bool,
+    parameter: str | None,
+    peft: PeftConfig,
+) -> tuple[Site, int, int, int]:
+    if min((*a, *b, rank), default=0) < 1 or len(a) != len(b) or not 2 <= len(a) <= 5:
+        raise FormatError(f"{path}: B {list(b)} and A {list(a)} are not a pair of factors")
+    if parameter:
+        return Experts(parameter, a[0] // rank), b[0], a[1], rank
+    if embedding:
+        return Embedding(), b[0], a[1], rank
+    if len(a) == 2:
+        return Linear(peft.transposed), b[0], a[1], rank
+    groups = max(rank // b[1], 1)
+    site = Convolution(a[1], a[2:], groups)
+    return site, b[0] // groups, columns(a[1], a[2:]), rank // groups
