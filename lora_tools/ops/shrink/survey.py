@@ -89,7 +89,7 @@ class Survey:
     def _ranks(self, policy: RankPolicy, least: Sequence[int] | None = None) -> Ranks:
         views = self._views(least)
         if self.options.consumer:
-            sizes = self.options.consumer.ranks
+            sizes = [size for size in self.options.consumer.ranks if size >= max(least or [1])]
             padded, kept = uniform(policy, views, sizes, self._rest(views))
             return Ranks(tuple(kept), padded)
         if policy.pointwise:
