@@ -1,21 +1,40 @@
 """What a person sees: results on stdout, progress on stderr."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import click
 from tqdm import tqdm
 
-Item = TypeVar("Item")
+from lora_tools.engine import Engine
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
-def progress(items: Iterable[Item], *, total: int, what: str, quiet: bool) -> Iterator[Item]:
-    """Show a bar on stderr for what takes longer than a second; none if stderr is no terminal."""
-    hidden = quiet or not sys.stderr.isatty()
-    yield from tqdm(
-        items, total=total, desc=what, unit="module", delay=1, leave=False, disable=hidden
-    )
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """An engine with a bar on stderr for whatever takes it longer than a second."""
+
+    engine: Engine
+
+    def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield what the engine yields."""
+        known = tuple(jobs)
+        results = self.engine.map(task, known)
+        return iter(
+            tqdm(
+                results,
+                total=len(known),
+                desc=task.__name__,
+                unit="module",
+                delay=1,
+                leave=False,
+                disable=not sys.stderr.isatty(),
+            )
+        )
 
 
 def say(text: str) -> None:

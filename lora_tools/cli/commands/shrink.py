@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from tabulate import tabulate
 
 from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
-from lora_tools.cli.console import progress, say
+from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
     engine_options,
     json_option,
@@ -22,13 +21,14 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
+from lora_tools.engine import Engine
 from lora_tools.errors import OutputError
 from lora_tools.report import Report, percent, size
 from lora_tools.storage.writer import check_output, staged
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.ops.shrink import Survey
+    from lora_tools.ops.shrink import Options, Survey
 
 
 @click.command(short_help="Lower the rank of an adapter.")
@@ -87,14 +87,15 @@ def command(
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
     adapter = read(source)
     policy = wish.policy(adapter) if wish else None
-    survey = _survey(adapter, policy, limits, device, jobs, quiet=quiet)
+    engine = make_engine(device, jobs)
+    survey = _survey(adapter, policy, limits.options(device), engine if quiet else Visible(engine))
     if policy is None:
         _show_ranks(survey, as_json=as_json, quiet=quiet)
         return
     shrunk = survey.shrink(policy)
     report = shrunk.report(str(policy), began)
     report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
-    rows = report.watch(progress(shrunk, total=len(shrunk), what="writing", quiet=quiet))
+    rows = report.watch(shrunk)
     if dry_run:
         for _ in rows:
             pass
@@ -113,19 +114,11 @@ def command(
 
 
 def _survey(
-    adapter: Adapter,
-    policy: "RankPolicy | None",
-    limits: Limits,
-    device: str,
-    jobs: int | None,
-    *,
-    quiet: bool,
+    adapter: Adapter, policy: "RankPolicy | None", options: "Options", engine: Engine
 ) -> "Survey":
-    from lora_tools.ops.shrink import survey
+    from lora_tools.ops.shrink import survey  # imports numpy
 
-    engine = make_engine(device, jobs)
-    watch = partial(progress, total=len(adapter), what="reading", quiet=quiet)
-    return survey(adapter, limits.options(device), engine, guess=policy, watch=watch)
+    return survey(adapter, options, engine, guess=policy)
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:

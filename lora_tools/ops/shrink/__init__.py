@@ -1,7 +1,5 @@
 """Shrink: lower the ranks of an adapter, with an error that is known and kept."""
 
-from collections.abc import Callable, Iterator
-
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
 from lora_tools.formats.base import Module
@@ -9,7 +7,7 @@ from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.ops.shrink.options import VLLM, Consumer, Options
 from lora_tools.ops.shrink.shrunk import Shrunk
 from lora_tools.ops.shrink.survey import Survey
-from lora_tools.ops.shrink.tasks import Decomposed, Goal, Job, decompose
+from lora_tools.ops.shrink.tasks import Goal, Job, decompose
 from lora_tools.ops.shrink.units import units
 
 __all__ = ["VLLM", "Consumer", "Options", "Shrunk", "Survey", "shrink", "survey"]
@@ -25,15 +23,13 @@ def survey(
     engine: Engine | None = None,
     *,
     guess: RankPolicy | None = None,
-    watch: Callable[[Iterator[Decomposed]], Iterator[Decomposed]] = iter,
 ) -> Survey:
     """Find the spectra of an adapter's modules. Reads every factor once.
 
     Memory holds one r x r matrix per module and the few modules in flight. A ``guess`` at the
     policy that will be asked for saves the second reading where it tells ranks from headers; the
-    results are kept if they are small. ``watch`` is passed the spectra as they come, to show
-    progress. Raises `NonFiniteError` for NaN and Inf, `PolicyError` for patterns that match
-    nothing, and `UnsupportedError` for what the consumer in the options would refuse.
+    results are kept if they are small. Raises `NonFiniteError` for NaN and Inf, `PolicyError` for
+    patterns that match nothing, and `UnsupportedError` for what the consumer would refuse.
     """
     options, engine = options or Options(), engine or Serial()
     options.check(adapter)
@@ -45,7 +41,7 @@ def survey(
         Job(adapter, module, options.device, goal)
         for module, goal in zip(modules, goals, strict=True)
     ]
-    found = list(watch(engine.map(decompose, jobs)))
+    found = list(engine.map(decompose, jobs))
     return Survey(adapter, options, engine, units(modules, found))
 
 
