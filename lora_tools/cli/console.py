@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import click
-from tqdm import tqdm
 
 from lora_tools.engine import Engine
 
@@ -22,19 +21,14 @@ class Visible:
 
     def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield what the engine yields."""
+        if not sys.stderr.isatty():
+            return self.engine.map(task, jobs)
+        from tqdm import tqdm  # only a terminal needs it
+
         known = tuple(jobs)
         results = self.engine.map(task, known)
-        return iter(
-            tqdm(
-                results,
-                total=len(known),
-                desc=task.__name__,
-                unit="module",
-                delay=1,
-                leave=False,
-                disable=not sys.stderr.isatty(),
-            )
-        )
+        name = task.__name__
+        return iter(tqdm(results, total=len(known), desc=name, unit="module", delay=1, leave=False))
 
 
 def say(text: str) -> None:

@@ -139,8 +139,10 @@ class Module:
 
     def resized(self, r: int, dtype: str | None = None) -> "Module":
         """Return the module with factors of another rank, and of another element type if given."""
-        module = replace(self, rank=r // self.groups)
-        b, a = factor_shapes(module)
+        if r == self.r and dtype is None:
+            return self
+        rank = r // self.groups
+        b, a = factor_shapes(self, rank)
         shapes: dict[Role, tuple[int, ...]] = {"a": a, "b": b}
         parts = {
             role: Part(part.key, Spec(dtype or part.spec.dtype, shapes[role]))
@@ -148,7 +150,7 @@ class Module:
             else part
             for role, part in self.parts.items()
         }
-        return replace(module, parts=parts)
+        return replace(self, rank=rank, parts=parts)
 
 
 class Extra(NamedTuple):
@@ -216,9 +218,14 @@ class Format(Protocol):
         ...
 
 
-def factor_shapes(module: Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of B and A of a module as PEFT and kohya store them."""
-    rank, out, inp = module.rank, module.out, module.inp
+def factor_shapes(
+    module: Module, rank: int | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of B and A of a module as PEFT and kohya store them.
+
+    ``rank`` stands in for the module's own.
+    """
+    rank, out, inp = rank or module.rank, module.out, module.inp
     match module.site:
         case Linear() | Embedding():
             return (out, rank), (rank, inp)

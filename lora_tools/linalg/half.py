@@ -16,7 +16,7 @@ BIAS = np.float32(2.0**112)
 def widen(half: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Return a float16 array in float32, exactly."""
     bits = half.view(np.int16)
-    if ((bits & 0x7C00) == 0x7C00).any():  # Inf and NaN have an exponent of their own
+    if (bits & 0x7C00).max(initial=0) == 0x7C00:  # Inf and NaN have an exponent of their own
         return half.astype(np.float32)
     # The sign is copied into the bits above the exponent, and masked out of all but the first.
     wide = bits.astype(np.int32)
@@ -31,7 +31,7 @@ def narrow(single: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Return a float32 array in float16, rounded to nearest, ties to even."""
     bits = single.view(np.uint32)
     size = bits & 0x7FFFFFFF
-    if (size >= 0x477FF000).any():  # rounds to Inf, or is none
+    if size.max(initial=0) >= 0x477FF000:  # rounds to Inf, or is none
         with np.errstate(over="ignore"):
             return single.astype(np.float16)
     # One half plus a subnormal has the subnormal's last digit as its own: the sum is rounded there.
@@ -43,6 +43,8 @@ def narrow(single: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     normal += size
     normal += 0xC8000FFF
     normal >>= 13
-    result = np.where(size < 0x38800000, small, normal)
-    result |= (bits >> 16) & 0x8000
-    return result.astype(np.uint16).view(np.float16)
+    np.copyto(normal, small, where=size < 0x38800000)
+    sign = bits >> 16
+    sign &= 0x8000
+    normal |= sign
+    return normal.astype(np.uint16).view(np.float16)
