@@ -41,10 +41,12 @@ def core(update: LowRank, held: Held | None = None) -> Core:
     cancel each other go through QR instead, since a Gram matrix squares their condition. All in
     float64, on the host for the r x r part. ``held`` are the update's factors, if held already.
 
-    Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf.
+    Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf, or
+    numbers whose squares float64 cannot hold.
     """
     b, a = held or hold(update)
-    gram_b, gram_a = b.dot(b), a.dot(a)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        gram_b, gram_a = b.dot(b), a.dot(a)
     for gram, factor in ((gram_b, "B"), (gram_a, "A")):
         if not np.isfinite(_diagonal(gram)).all():
             raise NonFiniteError(f"{factor} holds NaN or Inf")

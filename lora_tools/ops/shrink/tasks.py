@@ -8,10 +8,10 @@ import numpy as np
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
-from lora_tools.formats.base import Module
+from lora_tools.formats.base import Module, Role
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
-from lora_tools.linalg.tall import Held, Small, hold, padded
+from lora_tools.linalg.tall import Held, Small, Tall, hold, padded
 from lora_tools.linalg.truncate import truncate
 from lora_tools.report import Change, Row
 from lora_tools.scaling import alpha_for
@@ -75,10 +75,7 @@ def decompose(job: Job) -> Decomposed:
     try:
         heart = core(factors(update), held)
     except NonFiniteError as error:
-        key = job.module.parts["a" if held.b.is_finite() else "b"].key
-        raise NonFiniteError(f"{job.adapter.tensors.path}: {key} holds NaN or Inf").hint(
-            "Training has diverged, or the file is damaged; an earlier checkpoint may be sound."
-        ) from error
+        raise _not_finite(job, held) from error
     found = Decomposed(heart.s, heart.left)
     if job.guess is None or found.is_zero:
         return found
@@ -93,6 +90,19 @@ def rewrite(job: Rewrite) -> Change:
         return made.change
     update = _update(job.of)
     return _change(job, update, hold(factors(update)))
+
+
+def _not_finite(job: Job, held: Held) -> NonFiniteError:
+    """Name the tensors that hold NaN or Inf; if none does, squares of theirs exceeded float64."""
+    parts = job.module.parts
+    roles: tuple[tuple[Role, Tall], ...] = (("b", held.b), ("a", held.a))
+    bad = [parts[role].key for role, factor in roles if not factor.is_finite()]
+    where = job.adapter.tensors.path
+    if not bad:
+        return NonFiniteError(f"{where}: {job.module.name}: too large to be squared in float64")
+    return NonFiniteError(f"{where}: {' and '.join(bad)}: NaN or Inf").hint(
+        "Training has diverged, or the file is damaged; an earlier checkpoint may be sound."
+    )
 
 
 def _change(job: Rewrite, before: Update, held: Held) -> Change:

@@ -226,6 +226,16 @@ def test_nan_and_inf_are_refused_by_the_tensors_name(bad, tmp_path):
         survey(read(source))
 
 
+def test_numbers_that_cannot_be_squared_are_not_called_infinite(tmp_path):
+    def grow(tensors, config):
+        for key in tensors:
+            tensors[key] = tensors[key].double() * 1e160
+
+    source = changed(PLAIN, tmp_path / "in", grow)
+    with pytest.raises(NonFiniteError, match="too large to be squared"):
+        survey(read(source))
+
+
 def test_vllm_gets_one_rank_and_no_patterns(tmp_path):
     report = save(PLAIN, tmp_path / "out", Energy(0.8), Options(consumer=VLLM))
     tensors, config = reference.load(tmp_path / "out")
