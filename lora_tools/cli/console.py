@@ -3,14 +3,11 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import click
 
 from lora_tools.engine import Engine
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+from lora_tools.engine.base import Job, Result
 
 
 @dataclass(frozen=True, slots=True)

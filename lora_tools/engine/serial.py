@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+from lora_tools.engine.base import Job, Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+from lora_tools.engine.base import Job, Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Truncated(NamedTuple):
     squared_error: float
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused at the end
 def truncate(
     update: LowRank,
     s: Float[Small, "*stack rank"],
@@ -41,23 +42,9 @@ def truncate(
 
     Costs O((out + inp) * rank * k). Raises `NonFiniteError` if the type cannot hold the numbers.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        return _truncate(update, held or hold(update), s, left, rank, dtypes, alpha, rslora)
-
-
-def _truncate(
-    update: LowRank,
-    held: Held,
-    s: Float[Small, "*stack rank"],
-    left: Float[Small, "*stack rank rank"],
-    rank: int,
-    dtypes: tuple[str, str],
-    alpha: float | None,
-    rslora: bool,
-) -> Truncated:
     new_scale = scale(alpha, rank * update.groups, rslora=rslora)
     share = 1 / abs(new_scale) if new_scale else 0.0
-    b, a = held
+    b, a = held or hold(update)
     new_b = b.times(left[..., :rank] * math.sqrt(share), dtypes[0])
     own, cross = new_b.dot(new_b), new_b.dot(b)
     fit = math.copysign(share, new_scale) * update.scale * _solve(own, cross)
