@@ -1,8 +1,9 @@
-"""Names of modules: match them by pattern, and collapse the repeated ones for people."""
+"""Names of modules: by pattern, collapsed for people, and as another file spells their paths."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -50,3 +51,50 @@ def _ranges(values: Iterable[int]) -> str:
         else:
             runs.append([value])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+
+
+class Prefix(NamedTuple):
+    """What stands before the same paths in two files: ``drop`` in the one, ``add`` in the other."""
+
+    drop: str = ""
+    add: str = ""
+
+    def __call__(self, name: str) -> str | None:
+        """Return the name as the other file has it, or None if it lacks what is to be dropped."""
+        return self.add + name.removeprefix(self.drop) if name.startswith(self.drop) else None
+
+
+def align(names: Sequence[str], others: Collection[str]) -> tuple[Prefix, ...]:
+    """Return the prefixes that find the most names among others, all that do equally well.
+
+    Names that are found as they are need no prefix. No result means that none is found, several
+    that the names fit in several places.
+
+    >>> align(["layers.0.q", "layers.1.q"], {"model.layers.0.q", "model.layers.1.q", "head"})
+    (Prefix(drop='', add='model.'),)
+    """
+    found = set(others)
+    examples = {template(name): name for name in reversed(names)}.values()
+    prefixes = {Prefix()}.union(*(_prefixes(name, found) for name in examples))
+    counts = {prefix: sum(prefix(name) in found for name in names) for prefix in prefixes}
+    most = max(counts.values())
+    if not most:
+        return ()
+    if counts[Prefix()] == most:
+        return (Prefix(),)
+    return tuple(sorted(prefix for prefix, count in counts.items() if count == most))
+
+
+def _prefixes(name: str, others: Collection[str]) -> Iterator[Prefix]:
+    """Yield the prefixes under which the longest possible end of a name is among others."""
+    starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    for start in starts:
+        end = name[start:]
+        adds = [
+            other.removesuffix(end)
+            for other in others
+            if other.endswith(end) and (other == end or other[-len(end) - 1] == ".")
+        ]
+        if adds:
+            yield from (Prefix(name[:start], add) for add in adds)
+            return

@@ -1,0 +1,58 @@
+"""Models: the weights of a base or of a fine-tune, and what its configuration says of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_tools.errors import CheckpointError
+from lora_tools.storage.checkpoint import Checkpoint, open_checkpoint
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model on disk: every tensor by name, each read when it is asked for."""
+
+    path: Path
+    """What was asked for: a folder or a file."""
+    tensors: Checkpoint
+    config: Mapping[str, Any]
+    """Its config.json; empty if there is none."""
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that loads it (``LlamaForCausalLM``), if the configuration names one."""
+        names = self.config.get("architectures") or [self.config.get("_class_name")]
+        return str(names[0]) if names[0] else None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the configuration says that input and output embeddings are one tensor."""
+        text = self.config.get("text_config")
+        configs = (self.config, text if isinstance(text, Mapping) else {})
+        return any(bool(config.get("tie_word_embeddings")) for config in configs)
+
+
+def open_model(path: str | Path) -> Model:
+    """Open a model's headers and configuration: a folder, an index of shards, or one file.
+
+    Raises `CheckpointError` if the weights are missing, damaged, or more than one checkpoint.
+    """
+    path = Path(path)
+    tensors = open_checkpoint(path)
+    return Model(path, tensors, _config(tensors.path.parent / CONFIG))
+
+
+def _config(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return config
