@@ -101,12 +101,15 @@ class Adapter(Mapping[str, "Update"]):
         return SideFiles(tuple(carried), left_out)
 
 
-def read(path: str | Path) -> Adapter:
+def read(path: str | Path, *, strict: bool = True) -> Adapter:
     """Read an adapter's header and configuration; no tensor is read before it is used.
 
-    ``path`` is a folder or a file. Raises `CheckpointError` if the file is missing or damaged,
-    `FormatError` if the adapter contradicts itself or is in no known format, and
-    `UnsupportedError` if it is not a sum of matrices.
+    ``path`` is a folder or a file. An adapter whose tensors contradict its configuration is read
+    only if not ``strict``, to be looked at: its manifest lists the problems.
+
+    Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the adapter
+    contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum of
+    matrices.
     """
     path = Path(path)
     file = _tensor_file(path)
@@ -118,6 +121,8 @@ def read(path: str | Path) -> Adapter:
                 manifest = format.read(tensors.specs, config, tensors.metadata)
             except LoraToolsError as error:
                 raise _located(error, path) from error
+            if strict and manifest.problems:
+                raise _contradiction(path, manifest.problems)
             return Adapter(path, format, manifest, tensors)
     raise FormatError(
         f"{path}: in no known adapter format; its tensors are named {some(tensors.specs)}"
@@ -182,6 +187,14 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
                 raise FormatError(f"{file}: not a JSON object")
             return config
     return None
+
+
+def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    lines = "\n  ".join([*problems[:5], *more])
+    return FormatError(f"{path}: configuration and tensors do not fit together:\n  {lines}").hint(
+        f"`lora-tools inspect {path}` shows all that is in it."
+    )
 
 
 def _located(error: LoraToolsError, path: Path) -> LoraToolsError:
