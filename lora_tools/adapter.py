@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, some
 from lora_tools.formats.base import Format, Manifest, Module
 from lora_tools.formats.peft import Peft
-from lora_tools.storage.checkpoint import PICKLES, Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import INDEX, PICKLES, Checkpoint, open_checkpoint
 from lora_tools.storage.layout import layout
 from lora_tools.storage.writer import TensorWriter
 
@@ -76,8 +76,8 @@ class Adapter(Mapping[str, "Update"]):
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensor file on disk."""
-        return self.tensors.path.stat().st_size
+        """Size of its tensors' files on disk."""
+        return self.tensors.nbytes
 
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
@@ -162,7 +162,7 @@ def _tensor_file(path: Path) -> Path:
         for name in format.files:
             if (path / name).is_file():
                 return path / name
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
     if found:
