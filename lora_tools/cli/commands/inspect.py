@@ -67,8 +67,8 @@ def _list(listing: Listing, *, as_json: bool) -> int:
     click.echo(_json(document) if as_json else listing_text(document))
     if not listing.is_adapter:
         return 0
-    say(f"{click.style('error:', fg='red')} not understood as an adapter: {listing.reason}")
-    for note in getattr(listing.reason, "__notes__", ()):
+    say(f"{click.style('error:', fg='red')} not understood: {document['reason']}")
+    for note in () if listing.stranger else getattr(listing.reason, "__notes__", ()):
         say(f"{click.style('hint:', fg='cyan')} {note}")
     return 1
 

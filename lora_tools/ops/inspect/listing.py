@@ -14,8 +14,26 @@ from lora_tools.storage.header import Spec
 
 SCHEMA = "lora-tools/tensors/1"
 
-# What tools have called the factors of low-rank updates, and of their relatives.
-ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|:(up|down)$|^w_[ab]_\d+$|dora_scale")
+# Spellings that say too little for anyone to use the tensors without the code that made them.
+STRANGERS = (
+    (
+        re.compile(r":(up|down)$"),
+        "lora-diffusion numbers its pairs in the order of the model's layers: which weight a pair"
+        " belongs to is not in the file",
+    ),
+    (
+        re.compile(r"^#\d+$"),
+        "the file is a list of tensors without names: which weight each belongs to is not in it",
+    ),
+    (
+        re.compile(r"^w_[ab]_\d+$"),
+        "numbered pairs of a script's own, as LoRAs of segment-anything have them: neither the"
+        " weight that a pair belongs to nor its scale is in the file",
+    ),
+)
+
+# What tools call the factors of low-rank updates, and of their relatives.
+ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|dora_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +66,17 @@ class Listing:
     @property
     def is_adapter(self) -> bool:
         """Whether the names say that it is an adapter all the same."""
-        return isinstance(self.reason, UnsupportedError) or any(
-            ADAPTER.search(template(name)) or ADAPTER.search(name) for name in self.model.tensors
-        )
+        tensors = self.model.tensors
+        refused = isinstance(self.reason, UnsupportedError) or self.stranger is not None
+        return refused or any(ADAPTER.search(name) for name in tensors)
+
+    @property
+    def stranger(self) -> str | None:
+        """What its names leave out, if it is one of the spellings that leave out too much."""
+        for pattern, statement in STRANGERS:
+            if any(pattern.search(name) for name in self.model.tensors):
+                return statement
+        return None
 
     @property
     def kin(self) -> list[Kin]:
@@ -69,7 +95,7 @@ class Listing:
             "source": str(self.model.path),
             "architecture": self.model.architecture,
             "is_adapter": self.is_adapter,
-            "reason": str(self.reason),
+            "reason": self.stranger or str(self.reason),
             "totals": {
                 "tensors": len(specs),
                 "params": sum(spec.numel for spec in specs),

@@ -1,8 +1,10 @@
 """Inspections and listings as text for a terminal, from the same data that JSON has."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from tabulate import tabulate
@@ -28,10 +30,11 @@ def to_text(document: Mapping[str, Any], *, full: bool = False) -> str:
 def listing_text(document: Mapping[str, Any]) -> str:
     """Return a listing as text."""
     totals = document["totals"]
-    what = document["architecture"] or "tensors"
+    unknown = "an adapter that is not understood" if document["is_adapter"] else "a checkpoint"
+    what = document["architecture"] or unknown
     lines = [
         (
-            group["pattern"],
+            _short(group["pattern"]),
             group["count"],
             _shape(group["shape"]),
             group["dtype"],
@@ -60,10 +63,7 @@ def sparkline(values: Sequence[float], bins: int = BINS) -> str:
     """
     count = min(bins, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
-    means = [
-        math.fsum(values[start:stop]) / (stop - start)
-        for start, stop in zip(edges, edges[1:], strict=False)
-    ]
+    means = [math.fsum(values[start:stop]) / (stop - start) for start, stop in pairwise(edges)]
     top = max(values[0], 1e-300)
     return "".join(BARS[min(int(mean / top * len(BARS)), len(BARS) - 1)] for mean in means)
 
@@ -91,7 +91,7 @@ def _facts(document: Mapping[str, Any]) -> str:
 def _modules(found: Iterable[Group]) -> str:
     lines = [
         (
-            group.pattern,
+            _short(group.pattern),
             len(group.modules),
             _shape(head["shape"]),
             head["rank"],
@@ -110,7 +110,7 @@ def _modules(found: Iterable[Group]) -> str:
 
 def _spectra(found: Sequence[Group]) -> str:
     compared = any(module["base"] for group in found for module in group.modules)
-    lines = [(group.pattern, *_figures(group, compared=compared)) for group in found]
+    lines = [(_short(group.pattern), *_figures(group, compared=compared)) for group in found]
     headers = ["module", "‖ΔW‖", "σ₁", "stable rank", "eff. rank", "90 / 95 / 99 / 99.9 %", "σ"]
     if compared:
         headers.append("‖ΔW‖/‖W‖")
@@ -199,6 +199,11 @@ def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
 def _in_state(document: Mapping[str, Any], state: str) -> list[str]:
     modules = document["modules"]
     return [m["module"] for m in modules if m["spectrum"] and m["spectrum"]["state"] == state]
+
+
+def _short(pattern: str) -> str:
+    """Leave out the middle of long lists of numbers."""
+    return re.sub(r"(\[(?:[^],]+,){3})(?:[^],]+,){2,}([^],]+\])", r"\1…,\2", pattern)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
