@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lora_tools.errors import LoraToolsError
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
-    from lora_tools.ops.inspect import inspect
+    from lora_tools.model import Model, open_model
+    from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
     from lora_tools.report import Report
     from lora_tools.storage.writer import staged
@@ -26,7 +27,8 @@ _HOMES = {
     "errors": ("LoraToolsError",),
     "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
     "linalg.svd": ("SVD", "svd"),
-    "ops.inspect": ("inspect",),
+    "model": ("Model", "open_model"),
+    "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
     "report": ("Report",),
     "storage.writer": ("staged",),
@@ -48,6 +50,7 @@ __all__ = [
     "MaxBytes",
     "MaxError",
     "MaxParams",
+    "Model",
     "Options",
     "RankPolicy",
     "Report",
@@ -55,6 +58,8 @@ __all__ = [
     "Threads",
     "Update",
     "inspect",
+    "look",
+    "open_model",
     "read",
     "shrink",
     "staged",

@@ -29,9 +29,9 @@ class Group:
 
 
 def groups(modules: Iterable[Mapping[str, Any]]) -> list[Group]:
-    """Gather described modules into groups, in the order in which each first occurs."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Gather described modules into groups, those of one pattern next to each other."""
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for module in modules:
-        shared = repr([module[field] for field in SHARED])
-        found.setdefault((template(module["module"]), shared), []).append(module)
-    return [Group(tuple(members)) for members in found.values()]
+        alike = found.setdefault(template(module["module"]), {})
+        alike.setdefault(repr([module[field] for field in SHARED]), []).append(module)
+    return [Group(tuple(members)) for alike in found.values() for members in alike.values()]
