@@ -7,12 +7,11 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.angles import outside, principal_angles
-from lora_tools.linalg.tall import Small, Tall, hold
+from lora_tools.linalg.tall import Small, hold
+from lora_tools.linalg.triangle import NEAR, gram_triangle, triangle
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
 
-NEAR = 1e-4
-"""What is closer than this, or an angle that is smaller, is not left to Gram matrices."""
 ROUNDING = float(np.finfo(np.float64).eps)
 
 
@@ -71,7 +70,8 @@ def compare(x: LowRank, y: LowRank) -> Comparison:
     With [Bx, By] = Qb Rb and [Axt, Ayt] = Qa Ra, the difference is Qb (Rb diag(sx, -sy) Rat) Qat:
     a matrix with as many rows as the ranks together has its norm, and its rounding is relative to
     the factors, not to the square root of a difference of squares. The triangles come from Gram
-    matrices (Cholesky), and from Householder's QR where the updates or their spaces are too near.
+    matrices, and where the updates or their spaces are too near for that, from what is left of Y's
+    factors after a projection on X's.
     Updates of equal numbers have a difference and angles of exactly 0.
 
     Costs O((out + inp) * (rank_x + rank_y)**2). Raises `NonFiniteError` for NaN, Inf, and numbers
@@ -80,12 +80,12 @@ def compare(x: LowRank, y: LowRank) -> Comparison:
     same = _equal(x, y)
     held_x = hold(x)
     pairs = [[t] for t in held_x] if same else [list(t) for t in zip(held_x, hold(y), strict=True)]
-    roots = [_gram_root(factors) for factors in pairs]
-    if roots[0] is not None and roots[1] is not None:
-        found = _measure(x, y, _Roots(roots[0], roots[1]), same=same)
+    quick = [gram_triangle(factors) for factors in pairs]
+    if quick[0] is not None and quick[1] is not None:
+        found = _measure(x, y, _Roots(quick[0], quick[1]), same=same)
         if same or not _near(found):
             return found
-    b, a = (_triangle(factors) for factors in pairs)
+    b, a = (triangle(factors) for factors in pairs)
     if not (np.isfinite(b).all() and np.isfinite(a).all()):
         raise NonFiniteError("a factor holds NaN or Inf")
     return _measure(x, y, _Roots(b, a), same=same)
@@ -106,39 +106,6 @@ def _near(found: Comparison) -> bool:
     # The noise is a few roundings of the factors' products, against which NEAR is meant.
     closest = found.noise / ROUNDING * NEAR / 8
     return found.difference < closest or min(angles, default=1.0) < NEAR
-
-
-def _gram_root(factors: list[Tall]) -> Float[Small, "*stack m m"] | None:
-    """Return the Cholesky factor of the Gram matrix of columns side by side, if it has digits."""
-    blocks = [[left.dot(right) for right in factors] for left in factors]
-    gram = np.concatenate([np.concatenate(row, axis=-1) for row in blocks], axis=-2)
-    length = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
-    if not np.isfinite(length).all():
-        return None
-    live = length > 0
-    weight = np.where(live, 1 / np.where(live, length, 1), 0.0)
-    unit = weight[..., :, None] * gram * weight[..., None, :]
-    unit += np.where(live, 0.0, 1.0)[..., :, None] * np.eye(length.shape[-1])
-    try:
-        root = np.linalg.cholesky(unit).swapaxes(-1, -2)
-    except np.linalg.LinAlgError:
-        return None
-    if np.diagonal(root, axis1=-2, axis2=-1).min() < NEAR / 10:
-        return None
-    scaled: Small = root * length[..., None, :]
-    return scaled
-
-
-def _triangle(factors: list[Tall]) -> Float[Small, "*stack m columns"]:
-    """Return R of the QR decomposition of columns side by side: on the host, or on a GPU."""
-    arrays = [factor.wide for factor in factors]
-    if all(isinstance(array, np.ndarray) or array.device.type == "cpu" for array in arrays):
-        whole = np.concatenate([np.asarray(array) for array in arrays], axis=-1)
-        return np.asarray(np.linalg.qr(whole, mode="r"))
-    import torch  # the factors are on a device
-
-    triangle: Small = torch.linalg.qr(torch.cat(arrays, dim=-1), mode="r").R.cpu().numpy()
-    return triangle
 
 
 def _measure(x: LowRank, y: LowRank, roots: _Roots, *, same: bool) -> Comparison:

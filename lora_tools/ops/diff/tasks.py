@@ -20,6 +20,7 @@ CHUNK = 1 << 20
 """Elements of a tensor that are widened at a time: a vocabulary's head is a gigabyte."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
 def compare(job: Job) -> Row:
     """Return what is found of one pair; `NonFiniteError` names the tensors that hold NaN or Inf."""
     a, b = (side.thing if side else None for side in (job.a, job.b))
