@@ -49,7 +49,8 @@ def _verdict(found: Differences) -> str:
     if all(row.figures and row.figures.relative <= found.tolerance for row in rows):
         if all(row.identical for row in rows if row.paired):
             return "same update, same factors"
-        return f"same update, other factors: difference {percent(whole.relative)}"
+        noise = ", which is rounding" if 0 < whole.difference <= whole.noise else ""
+        return f"same update, other factors: difference {percent(whole.relative)}{noise}"
     if not whole.norms[0] or not whole.norms[1]:
         return f"different: {'A' if not whole.norms[0] else 'B'} is zero"
     rest = whole.residual / whole.norms[1]
