@@ -91,8 +91,8 @@ def report(
         shown = str(command).replace(str(folder), "$TMP").replace(f"{provenance.ROOT}/", "")
         yield f"- {name}: `{shown}`"
     yield ""
-    yield "224 modules each, 320 MB. *copy*: the same bytes. *other factors*: (B·G, G⁻¹·A) in float32,"
-    yield "640 MB, where Gram matrices have too few digits for the difference."
+    yield "224 modules each, 320 MB. *copy*: the same bytes. *other factors*: (B·G, G⁻¹·A) in"
+    yield "float32, 640 MB, where Gram matrices have too few digits for the difference."
     for title, rows in (
         ("Medians", [(name, *figures(processes.median(runs))) for name, runs in usages.items()]),
         ("Every run", [(name, *figures(run)) for name, runs in usages.items() for run in runs]),

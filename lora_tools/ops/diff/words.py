@@ -6,6 +6,8 @@ from lora_tools.ops.diff.differences import Differences
 from lora_tools.ops.diff.rows import Row
 from lora_tools.report import percent
 
+EXACT = 1e-6
+"""What other factors of the same update differ by in float32, at most."""
 ALMOST = 0.01
 """Below this share of the norm what is left over is called rounding: bfloat16 leaves 0.3 %."""
 
@@ -13,6 +15,8 @@ ALMOST = 0.01
 def sentences(found: Differences) -> Iterator[str]:
     """Yield what the comparison comes to: the verdict first, then what else is different."""
     yield _verdict(found)
+    if found.same and found.tolerance > EXACT and any(row.worst > EXACT for row in found.rows):
+        yield f"within the tolerance of {percent(found.tolerance)}: no difference"
     for kind, noun in (("module", "module"), ("tensor", "tensor")):
         rows = [row for row in found.differing if row.kind == kind]
         outcomes = [row.outcome(found.tolerance) for row in rows]
@@ -46,18 +50,20 @@ def _verdict(found: Differences) -> str:
         return "same tensors" if found.same else "the tensors differ"
     if not whole.norms[0] and not whole.norms[1] and all(row.figures for row in rows):
         return "no update: all modules of A and B are zero"
-    if all(row.figures and row.figures.relative <= found.tolerance for row in rows):
-        if all(row.identical for row in rows if row.paired):
-            return "same update, same factors"
+    exact = min(found.tolerance, EXACT)
+    if all(row.figures and row.figures.relative <= exact for row in rows):
+        if not whole.difference:
+            factors = all(row.identical for row in rows if row.paired)
+            return "same update, same factors" if factors else "same update"
         noise = ", which is rounding" if 0 < whole.difference <= whole.noise else ""
         return f"same update, other factors: difference {percent(whole.relative)}{noise}"
     if not whole.norms[0] or not whole.norms[1]:
         return f"different: {'A' if not whole.norms[0] else 'B'} is zero"
     rest = whole.residual / whole.norms[1]
     factor = whole.inner / whole.norms[0] ** 2
-    if rest < ALMOST and abs(factor - 1) > max(2 * rest, found.tolerance):
-        exact = "" if rest <= found.tolerance else f", to within {percent(rest)}"
-        return f"B is {factor:.6g} × A{exact}"
+    if rest < ALMOST and abs(factor - 1) > max(2 * rest, EXACT):
+        within = "" if rest <= EXACT else f", to within {percent(rest)}"
+        return f"B is {factor:.6g} × A{within}"
     paired = [row for row in rows if row.paired and row.figures]
     if len(paired) == len(rows):
         for name, other, side in (("B", "A", 1), ("A", "B", 0)):

@@ -136,6 +136,9 @@ def test_a_truncation_is_named_with_its_error(tmp_path):
     assert sentence.startswith("B is a rank-8 truncation of A: error ")
     assert sentence.endswith("no new directions")
     (back,) = diff(read(other), read(PLAIN)).to_dict()["summary"]
+    loose = diff(read(PLAIN), read(other), Options(tolerance=0.9))
+    assert loose.same
+    assert loose.to_dict()["summary"][0] == sentence
     assert back == sentence.replace("B is", "A is").replace("of A", "of B")
 
 
@@ -246,8 +249,13 @@ def test_magnitudes_are_compared_too(tmp_path):
     assert found.total.relative == 0
     assert found.modules[0].figures.magnitude == pytest.approx(0.01, rel=1e-4)
     assert "low-rank direction" in found.notes[0]
-    assert any("magnitude" in line for line in found.to_dict()["summary"])
-    assert diff(read(source), read(b), Options(tolerance=0.02)).same
+    assert found.to_dict()["summary"] == [
+        "same update",
+        f"{len(found.rows)} modules with another magnitude, by up to 1 %",
+    ]
+    loose = diff(read(source), read(b), Options(tolerance=0.02))
+    assert loose.same
+    assert loose.to_dict()["summary"][1] == "within the tolerance of 2 %: no difference"
 
 
 def test_biases_of_b_are_compared_with_their_scale(tmp_path):
