@@ -139,3 +139,21 @@ def test_a_defect_of_ours_is_not_a_difference(monkeypatch, capsys):
 def test_the_tolerance_is_that_of_the_library():
     (option,) = [o for o in command.params if o.name == "tolerance"]
     assert option.default == lora_tools.ops.diff.TOLERANCE
+
+
+def test_help_imports_neither_numpy_nor_torch():
+    code = (
+        "import sys; from lora_tools.cli import cli;"
+        "cli.main(['diff', '--help'], standalone_mode=False);"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_comparing_imports_no_torch_where_numpy_has_the_type():
+    code = (
+        "import sys; from lora_tools.cli import cli;"
+        f"cli.main(['diff', {str(PLAIN)!r}, {str(PLAIN)!r}, '--quiet'], standalone_mode=False);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
