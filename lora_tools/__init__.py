@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
     from lora_tools.model import Model, open_model
+    from lora_tools.ops.diff import diff
     from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
     from lora_tools.report import Report
@@ -28,6 +29,7 @@ _HOMES = {
     "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
     "linalg.svd": ("SVD", "svd"),
     "model": ("Model", "open_model"),
+    "ops.diff": ("diff",),
     "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
     "report": ("Report",),
@@ -57,6 +59,7 @@ __all__ = [
     "Serial",
     "Threads",
     "Update",
+    "diff",
     "inspect",
     "look",
     "open_model",
