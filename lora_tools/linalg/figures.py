@@ -51,4 +51,5 @@ def sufficient(s: Float[np.ndarray, " rank"], shares: Sequence[float]) -> list[i
     [1, 2]
     """
     left = tail(s)
-    return [int(np.argmax(left <= (1 - share) * left[0])) for share in shares]
+    bounds = [(1 - share) * left[0] * (1 + 1e-12) for share in shares]  # as `Energy` rounds
+    return [int(np.argmax(left <= bound)) for bound in bounds]

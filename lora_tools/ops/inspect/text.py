@@ -59,7 +59,7 @@ def sparkline(values: Sequence[float], bins: int = BINS) -> str:
     """Draw values from 0 to the first, each column the mean of its share of them.
 
     >>> sparkline([4.0, 3.0, 2.0, 1.0, 0.0])
-    '█▆▄▂▁'
+    '█▇▅▃▁'
     """
     count = min(bins, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
