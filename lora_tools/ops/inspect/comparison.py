@@ -33,16 +33,6 @@ class Comparison:
     norms: Mapping[str, float | None]
     """By weight."""
 
-    @property
-    def params(self) -> int:
-        """Elements of all of the base's tensors."""
-        return sum(spec.numel for spec in self.base.tensors.specs.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all of the base's tensors."""
-        return sum(spec.nbytes for spec in self.base.tensors.specs.values())
-
     def module(self, name: str) -> Weight | None:
         """Return the weight of a module, if it has one of its shape."""
         home = self.homes.found.get(name)

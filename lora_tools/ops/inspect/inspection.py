@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_tools.adapter import Adapter
 from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Module, Site
+from lora_tools.model import Model
 from lora_tools.ops.inspect.comparison import Comparison
 from lora_tools.ops.inspect.groups import groups
 from lora_tools.ops.inspect.origin import scale_model, task, trained_by, variants
@@ -29,6 +30,8 @@ class Inspection:
     """A description of an adapter."""
 
     adapter: Adapter
+    base: Model | None = None
+    """The base model, if it was given or lies where the adapter says."""
     spectra: "Spectra | None" = None
     comparison: Comparison | None = None
 
@@ -73,7 +76,7 @@ class Inspection:
         return [*self.adapter.manifest.problems, *faults]
 
     def _totals(self) -> dict[str, Any]:
-        modules, base = self.adapter.manifest.modules, self.comparison
+        modules, base = self.adapter.manifest.modules, self.base
         return {
             "modules": len(modules),
             "params": self.adapter.params,

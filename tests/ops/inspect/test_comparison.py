@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,15 @@ def test_packed_numbers_have_no_norm(base):
     document = compared("minilm-plain", base("minilm-plain", torch.float32, **{key: packed}))
     (module,) = (m for m in document["modules"] if m["module"] == key.removesuffix(".weight"))
     assert module["base"] == {"weight": key, "norm": None, "ratio": None}
+
+
+def test_the_share_of_a_base_that_lies_where_the_adapter_says(base, tmp_path):
+    folder = base("minilm-plain", torch.float32)
+    adapter = tmp_path / "adapter"
+    shutil.copytree(FIXTURES / "minilm-plain", adapter)
+    file = adapter / "adapter_config.json"
+    for path, known in ((folder, True), (tmp_path / "gone", False), (adapter / "README.md", False)):
+        config = json.loads(file.read_text()) | {"base_model_name_or_path": str(path)}
+        file.write_text(json.dumps(config))
+        totals = inspect(read(adapter)).to_dict()["totals"]
+        assert (totals["base_params"] is not None) == known
