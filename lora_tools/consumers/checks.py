@@ -116,10 +116,12 @@ def peft_of(subject: Subject) -> PeftConfig:
 
 
 def failing(check: Callable[[str], object], paths: Iterable[str]) -> str | None:
-    """Return what the first regular expression that cannot be compiled says, as it is reached."""
+    """Return what is wrong with the first regular expression that the check fails on."""
     for path in paths:
         try:
             check(path)
         except re.error as error:
             return str(error)
+        except (TypeError, ValueError, OverflowError):
+            continue  # no number where there should be one: another rule's to say
     return None

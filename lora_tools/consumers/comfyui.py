@@ -4,7 +4,10 @@ from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
 from lora_tools.consumers.checks import read_at
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.mends import even
+from lora_tools.errors import some
 
+OTHERS = (".lokr_", ".hada_", ".oft_", ".diff", ".set_weight", "_norm", ".a1.weight", ".b1.weight")
+"""Marks of what it loads beside pairs of factors."""
 SPELLINGS = ("peft", "loralib", "kohya", "processor", "diffusers", "text encoder")
 # The first names within the models that take PEFT's prefix: SD3, PixArt and HunyuanDiT.
 TOPS = frozenset(
@@ -27,6 +30,12 @@ TOPS = frozenset(
         "style_embedder",
     }
 )
+
+
+def _nothing_known(subject: Subject) -> Breach | None:
+    if subject.pairs or any(mark in key for key in subject.specs for mark in OTHERS):
+        return None
+    return Breach(f"no tensor is named as it knows them: they are {some(subject.specs, 3)}")
 
 
 def _spelled(subject: Subject) -> Breach | None:
@@ -107,6 +116,12 @@ COMFYUI = Consumer(
     "0.38.1",
     "comfy/lora.py, comfy/weight_adapter/lora.py",
     (
+        Rule(
+            "no-factors",
+            Verdict.NOTHING,
+            "A file without any tensor that it knows patches nothing.",
+            _nothing_known,
+        ),
         Rule("incomplete", Verdict.REFUSED, "A second factor needs its first one.", _incomplete),
         Rule(
             "half",

@@ -6,6 +6,7 @@ from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
 from lora_tools.consumers.checks import read_at
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.mends import even
+from lora_tools.errors import some
 
 COMPONENTS = (
     "unet.",
@@ -18,6 +19,7 @@ COMPONENTS = (
 )
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_")
 OTHERS = ("diffusion_model.", "double_blocks.", "single_blocks.", "transformer_blocks.", "lycoris_")
+UNET = ("down_blocks.", "mid_block.", "up_blocks.")
 METADATA = "lora_adapter_metadata"
 
 
@@ -58,8 +60,7 @@ def _bare_processors(subject: Subject) -> Breach | None:
     bare = [
         pair.stem
         for pair in subject.pairs
-        if pair.spelling == "processor"
-        and pair.stem.startswith(("down_blocks.", "mid_block.", "up_blocks."))
+        if pair.spelling == "processor" and pair.stem.startswith(UNET)
     ]
     if not bare:
         return None
@@ -70,9 +71,28 @@ def _bare_processors(subject: Subject) -> Breach | None:
     )
 
 
+def _no_lora(subject: Subject) -> Breach | None:
+    if any("lora" in key or "lokr" in key for key in subject.specs):
+        return None
+    return Breach(f"no name has 'lora' in it: they are {some(subject.specs, 3)}")
+
+
+def _no_b_at_all(subject: Subject) -> Breach | None:
+    if not subject.pairs or any(pair.up for pair in subject.pairs):
+        return None
+    return Breach("no pair has its second factor, from which ranks are read")
+
+
+def _incomplete(subject: Subject) -> Breach | None:
+    lone = [pair.stem for pair in subject.pairs if (pair.down is None) != (pair.up is None)]
+    if not lone or _no_b_at_all(subject):
+        return None
+    return Breach(f"{len(lone)} of {len(subject.pairs)} pairs lack a factor", lone)
+
+
 def _without_lora(subject: Subject) -> Breach | None:
     strange = [key for key in subject.specs if "lora" not in key and "dora_scale" not in key]
-    if not strange or not any(key.startswith("unet.") for key in subject.specs):
+    if not strange or not any(key.startswith(("unet.", *UNET)) for key in subject.specs):
         return None  # only the loaders of UNets demand it of every name
     return Breach(f"{len(strange)} names have no 'lora' in them", strange)
 
@@ -123,6 +143,13 @@ DIFFUSERS = Consumer(
     "diffusers/loaders/lora_pipeline.py, lora_base.py, peft.py; diffusers/utils/peft_utils.py",
     (
         Rule(
+            "no-lora",
+            Verdict.REFUSED,
+            "Some name must have 'lora' or 'lokr' in it.",
+            _no_lora,
+            final=True,
+        ),
+        Rule(
             "names-with-lora",
             Verdict.REFUSED,
             "The loaders of UNets demand that every name has 'lora' in it.",
@@ -154,6 +181,19 @@ DIFFUSERS = Consumer(
             "Attention processors are loaded with the prefix `unet.` only.",
             _bare_processors,
             whole=Verdict.NOTHING,
+        ),
+        Rule(
+            "no-b",
+            Verdict.REFUSED,
+            "Ranks are read from second factors, of which there must be one.",
+            _no_b_at_all,
+        ),
+        Rule(
+            "incomplete",
+            Verdict.WRONG,
+            "A factor that the file lacks keeps its first value: the first is random, the second"
+            " zero.",
+            _incomplete,
         ),
         Rule(
             "dora-scale",

@@ -3,9 +3,12 @@
 from lora_tools.consumers.base import Breach, Check, Consumer, Rule, Subject, Verdict
 from lora_tools.consumers.checks import (
     config_scale,
+    failing,
     has_config,
     has_fields,
     has_file,
+    number,
+    peft_of,
     ranks_of,
     read_at,
     sets,
@@ -93,8 +96,20 @@ def _plain(subject: Subject) -> list[Pair]:
 
 
 def _rank_zero(subject: Subject) -> Breach | None:
-    low = [rank for rank in ranks_of(subject.config or {}) if rank <= 0]
-    return Breach(f"a rank of {low[0]} in the configuration") if low else None
+    general = number((subject.config or {}).get("r", 1))
+    return Breach(f"r is {general:g}", ["r"]) if general is not None and general <= 0 else None
+
+
+def _pattern_zero(subject: Subject) -> Breach | None:
+    pattern = dict((subject.config or {}).get("rank_pattern") or {})
+    low = [key for key, rank in pattern.items() if not isinstance(rank, int) or rank <= 0]
+    return Breach(f"rank_pattern gives {low[0]} the rank {pattern[low[0]]!r}", low) if low else None
+
+
+def _expression(subject: Subject) -> Breach | None:
+    peft, paths = peft_of(subject), [pair.path for pair in subject.pairs]
+    error = failing(peft.rank, paths) or failing(peft.alpha, paths)
+    return Breach(f"a pattern is no regular expression: {error}") if error else None
 
 
 def _saved(subject: Subject) -> Breach | None:
@@ -209,11 +224,20 @@ DEMANDS = (
         has_file("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"),
         final=True,
     ),
+    Rule("rank-zero", Verdict.REFUSED, "r must be positive.", _rank_zero),
     Rule(
-        "rank-zero",
+        "pattern-zero",
         Verdict.REFUSED,
-        "r and the ranks of rank_pattern must be positive.",
-        _rank_zero,
+        "The ranks of rank_pattern must be positive whole numbers.",
+        _pattern_zero,
+        since="0.32.0",
+    ),
+    Rule(
+        "expression",
+        Verdict.REFUSED,
+        "Patterns are regular expressions; one that cannot be compiled raises.",
+        _expression,
+        since="0.32.0",
     ),
     Rule(
         "modules-to-save",
@@ -229,6 +253,7 @@ DEMANDS = (
         Verdict.REFUSED,
         "A bias of B is not supported.",
         sets("lora_bias", "a bias of B is not supported"),
+        since="0.32.0",
     ),
     Rule("bias", Verdict.REFUSED, "Trained biases are not supported.", _bias),
     Rule(

@@ -17,8 +17,9 @@ def made(*stems, rank=4, **more):
     return lambda _: {k: t for stem in stems for k, t in pair(stem, rank).items()} | more
 
 
-def adapter(folder, change=made(f"{L0}.q_proj", f"{L0}.v_proj"), **config):
-    return craft(folder, change=change, **(SOUND | config))
+def adapter(folder, **how):
+    sound = {"change": made(f"{L0}.q_proj", f"{L0}.v_proj"), **SOUND}
+    return craft(folder, **(sound | how))
 
 
 def judged(folder):
@@ -43,10 +44,7 @@ CASES = {
     ),
     "query-alone": ({"change": made(f"{L0}.q_proj")}, Verdict.REFUSED),
     "no-factors": (
-        {
-            "change": made("model.layers.0.x")
-            and (lambda _: {"layers.0.x.lora_down.weight": torch.ones(4, 3)})
-        },
+        {"change": lambda _: {"layers.0.x.lora_down.weight": torch.ones(4, 3)}},
         Verdict.NOTHING,
     ),
     "one-scale": ({"alpha_pattern": {"q_proj": 2}}, Verdict.WRONG),

@@ -7,7 +7,7 @@ import torch
 from conftest import FIXTURES
 from consumers.craft import craft, mended, renamed
 
-from lora_tools import Options, VLLM, consumers
+from lora_tools import VLLM, Options, consumers
 from lora_tools.consumers import Verdict, named
 
 PLAIN = FIXTURES / "minilm-plain"
@@ -30,6 +30,8 @@ def test_a_plain_adapter_loads():
 
 REFUSED = {
     "rank-zero": {"r": 0},
+    "pattern-zero": {"rank_pattern": {"nowhere": 0}},
+    "expression": {"alpha_pattern": {"(": 4}},
     "modules-to-save": {"modules_to_save": ["lm_head"]},
     "dora": {"use_dora": True},
     "lora-bias": {"lora_bias": True},
@@ -48,7 +50,8 @@ KEPT = {
     "modules-to-save": {"modules_to_save": ["classifier"]},
     "bias": {"bias": "none"},
     "initialiser": {"init_lora_weights": "gaussian"},
-    "rank-zero": {"rank_pattern": {"nowhere": 1}},
+    "pattern-zero": {"rank_pattern": {"nowhere": 1}},
+    "expression": {"rank_pattern": {".*": 16, "(": 4}},
     "max-rank": {"rank_pattern": {"query": 16}},
     "keys": {
         "change": lambda t: {**t, "base_model.model.lm_head.base_layer.weight": torch.ones(2)}
