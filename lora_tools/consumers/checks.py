@@ -46,6 +46,57 @@ def has_fields(*names: str) -> Check:
     return check
 
 
+def typed(*fields: str) -> Check:
+    """Demand that fields hold what they are for; absent ones do, and null where it means none."""
+
+    def check(subject: Subject) -> Breach | None:
+        config = subject.config or {}
+        for field in fields:
+            value, kind = config.get(field), KINDS[field]
+            none = value is None and (kind is not _is_number or field not in config)
+            if not none and not kind(value):
+                return Breach(f"{field} is {value!r}", [field])
+        return None
+
+    return check
+
+
+def _is_number(value: object) -> bool:
+    return number(value) is not None
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or _is_names(value)
+
+
+def _is_pattern(value: object) -> bool:
+    return isinstance(value, Mapping) and all(_is_number(number) for number in value.values())
+
+
+def _is_layers(value: object) -> bool:
+    return all(
+        isinstance(number, int) for number in (value if isinstance(value, list) else [value])
+    )
+
+
+KINDS: Mapping[str, Callable[[object], bool]] = {
+    "r": _is_number,
+    "lora_alpha": _is_number,
+    "rank_pattern": _is_pattern,
+    "alpha_pattern": _is_pattern,
+    "target_modules": _is_text,
+    "exclude_modules": _is_text,
+    "layers_pattern": _is_text,
+    "modules_to_save": _is_names,
+    "target_parameters": _is_names,
+    "layers_to_transform": _is_layers,
+}
+
+
 def sets(field: str, says: str) -> Check:
     """Forbid a field that is set, with what to say of it."""
 

@@ -1,7 +1,15 @@
 """llama.cpp, by way of convert_lora_to_gguf.py: one alpha, divided by the rank of each tensor."""
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import has_config, has_fields, has_file, has_pairs, number, read_at
+from lora_tools.consumers.checks import (
+    has_config,
+    has_fields,
+    has_file,
+    has_pairs,
+    number,
+    read_at,
+    typed,
+)
 from lora_tools.consumers.keys import Pair
 from lora_tools.consumers.mends import even, uniform
 
@@ -107,6 +115,13 @@ LLAMACPP = Consumer(
             Verdict.REFUSED,
             "The converter reads adapter_model.safetensors or adapter_model.bin.",
             has_file("adapter_model.safetensors", "adapter_model.bin"),
+            final=True,
+        ),
+        Rule(
+            "types",
+            Verdict.REFUSED,
+            "lora_alpha must be a number.",
+            typed("lora_alpha"),
             final=True,
         ),
         Rule(

@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterable
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import failing, has_config, has_file, has_pairs, peft_of
+from lora_tools.consumers.checks import (
+    KINDS,
+    failing,
+    has_config,
+    has_file,
+    has_pairs,
+    peft_of,
+    typed,
+)
 from lora_tools.consumers.keys import PREFIX, WRAPPED, Pair
 from lora_tools.consumers.mends import rebaked
 from lora_tools.errors import some
@@ -247,6 +255,13 @@ PEFT = Consumer(
             Verdict.REFUSED,
             "The tensors are looked for in adapter_model.safetensors and adapter_model.bin.",
             has_file("adapter_model.safetensors", "adapter_model.bin"),
+            final=True,
+        ),
+        Rule(
+            "types",
+            Verdict.REFUSED,
+            "Numbers must be numbers, names names, and patterns pairs of them.",
+            typed(*KINDS),
             final=True,
         ),
         Rule(

@@ -11,6 +11,7 @@ from lora_tools.consumers.checks import (
     has_pairs,
     read_at,
     sets,
+    typed,
 )
 from lora_tools.consumers.keys import Pair
 from lora_tools.consumers.mends import even, rebaked, uniform
@@ -126,6 +127,13 @@ SGLANG = Consumer(
         Rule("kind", Verdict.REFUSED, "peft_type must be LORA.", _kind, final=True),
         Rule(
             "tensor-file", Verdict.REFUSED, "Tensors must lie in the folder.", _tensors, final=True
+        ),
+        Rule(
+            "types",
+            Verdict.REFUSED,
+            "Numbers must be numbers, names names, and patterns pairs of them.",
+            typed("r", "lora_alpha", "target_modules"),
+            final=True,
         ),
         Rule(
             "regex",

@@ -2,6 +2,7 @@
 
 from lora_tools.consumers.base import Breach, Check, Consumer, Rule, Subject, Verdict
 from lora_tools.consumers.checks import (
+    KINDS,
     config_scale,
     failing,
     has_config,
@@ -12,6 +13,7 @@ from lora_tools.consumers.checks import (
     ranks_of,
     read_at,
     sets,
+    typed,
 )
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.limits import RANKS, REFUSES
@@ -222,6 +224,13 @@ DEMANDS = (
         Verdict.REFUSED,
         "The tensors are looked for in adapter_model.safetensors, .bin and .pt.",
         has_file("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt"),
+        final=True,
+    ),
+    Rule(
+        "types",
+        Verdict.REFUSED,
+        "Numbers must be numbers, names names, and patterns pairs of them.",
+        typed(*KINDS),
         final=True,
     ),
     Rule("rank-zero", Verdict.REFUSED, "r must be positive.", _rank_zero),
