@@ -57,8 +57,8 @@ def named(names: Iterable[str], *, max_lora_rank: int = MAX_RANK) -> tuple[Consu
     """
     asked: dict[str, str] = {}
     for name in names:
-        engine, _, version = name.partition("@")
-        if engine not in NAMES or (version and (engine == "all" or not order(version))):
+        engine, at, version = name.partition("@")
+        if engine not in NAMES or (at and (engine == "all" or not order(version))):
             raise PolicyError(f"{name!r} is no engine").hint(f"Known are {', '.join(NAMES)}.")
         asked[engine] = version
     known = (vllm(max_lora_rank) if c.name == VLLM.name else c for c in CONSUMERS)

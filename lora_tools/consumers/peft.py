@@ -215,6 +215,11 @@ def _missing_tokens(subject: Subject) -> Breach | None:
     return Breach("trainable_token_indices is set, but the file has no trainable tokens")
 
 
+def _method(subject: Subject) -> Breach | None:
+    kind = (subject.config or {}).get("peft_type")
+    return None if kind in (None, "LORA") else Breach(f"peft_type is {kind}, which is not judged")
+
+
 def _mixed(subject: Subject) -> Breach | None:
     if not _is_lora(subject):
         return None
@@ -345,6 +350,12 @@ PEFT = Consumer(
             Verdict.WRONG,
             "A bias of B is read only if lora_bias is set.",
             _dropped_bias,
+        ),
+        Rule(
+            "method",
+            Verdict.LOADS,
+            "Methods other than LoRA have rules of their own, which are not judged here.",
+            _method,
         ),
         Rule(
             "hot-swap",

@@ -102,6 +102,11 @@ def _passed_over(subject: Subject) -> Breach | None:
     return Breach(f"{len(lost)} tensors outside `layers.N` are passed over", lost)
 
 
+def _others(subject: Subject) -> Breach | None:
+    others = [key for key in subject.rest if LAYER.search(key)]
+    return Breach(f"{len(others)} tensors of layers are no factors", others) if others else None
+
+
 def _any(names: Iterable[str], key: str) -> bool:
     return any(name in key for name in names)
 
@@ -180,6 +185,13 @@ SGLANG = Consumer(
             "Only tensors of `layers.N` and targeted embeddings are read; others are passed over.",
             _passed_over,
             whole=Verdict.NOTHING,
+        ),
+        Rule(
+            "others",
+            Verdict.WRONG,
+            "Of a layer only factors are read; other tensors are passed over, or taken for a second"
+            " factor and refused.",
+            _others,
         ),
         Rule(
             "one-scale",

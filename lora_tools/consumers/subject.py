@@ -19,7 +19,12 @@ from lora_tools.storage.checkpoint import Checkpoint, Place, open_checkpoint
 
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
-PREFERRED = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
+PREFERRED = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapter_model.pt",
+    "adapters.safetensors",
+)
 CODES = {"F16": "<e", "F32": "<f", "F64": "<d", "BF16": "<f"}
 
 

@@ -168,8 +168,8 @@ def _prefix(subject: Subject) -> Breach | None:
     if not lost:
         return None
     return Breach(
-        f"{lost[0]} is a path within a bare backbone: vLLM's models hold it under `model.`, find no"
-        " module of that name and answer as the base does, without a warning",
+        f"{lost[0]} does not begin at the top of a model, whose layers lie under `model.` or the"
+        " like: no module has that name, and the base answers without a warning",
         lost,
     )
 

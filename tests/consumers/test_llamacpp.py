@@ -28,6 +28,7 @@ def test_a_plain_adapter_loads():
 
 REFUSED = {
     "fields": {"lora_alpha": ...},
+    "types": {"lora_alpha": "32"},
     "tensor-file": {"file": "lora.safetensors"},
     "no-factors": {"change": renamed(".lora_", ".lora_other_")},
     "keys": {

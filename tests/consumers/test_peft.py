@@ -75,6 +75,17 @@ BAD = {
     "tensors of another rank": ("shapes", {"change": halved}),
     "one of another rank": ("shapes", {"change": mixed}),
     "pattern of another rank": ("shapes", {"rank_pattern": {"query": 4}}),
+    "rank in words": ("types", {"r": "16"}),
+    "no rank": ("types", {"r": None}),
+    "alpha in words": ("types", {"lora_alpha": "32"}),
+    "pattern as a list": ("types", {"rank_pattern": [16]}),
+    "pattern of words": ("types", {"rank_pattern": {"query": "16"}}),
+    "targets as a number": ("types", {"target_modules": 3}),
+    "layers in words": ("types", {"layers_to_transform": "0", "layers_pattern": "layer"}),
+    "convolutions of another rank": ("shapes", {"fixture": "conv-mixed", "r": 8}),
+    "attention of another rank": ("shapes", {"fixture": "mha", "r": 2}),
+    "embedding of another rank": ("shapes", {"fixture": "minilm-embedding", "r": 8}),
+    "patterns taken away": ("shapes", {"fixture": "minilm-patterns", "rank_pattern": {}}),
     "no kind": ("kind", {"peft_type": ...}),
     "other file": ("tensor-file", {"file": "adapter.safetensors"}),
     "saved but absent": ("modules-to-save", {"modules_to_save": ["pooler"]}),
@@ -158,3 +169,9 @@ def test_what_mends_it_mends_it(case, tmp_path):
     (found,) = consumers.judge(consumers.subject(folder), PEFT).findings
     out = mended(found.mend, tmp_path)
     assert verdict(out) == really(out, "minilm-plain") == Verdict.LOADS
+
+
+def test_other_methods_are_not_judged(tmp_path):
+    folder = craft(tmp_path / "x", peft_type="IA3")
+    (found,) = consumers.judge(consumers.subject(folder), PEFT).findings
+    assert (found.rule, found.verdict) == ("method", Verdict.LOADS)

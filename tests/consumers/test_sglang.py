@@ -10,6 +10,7 @@ from lora_tools.consumers import Verdict
 from lora_tools.consumers.sglang import SGLANG
 
 L0 = "base_model.model.model.layers.0.self_attn"
+BIAS = {f"{L0}.q_proj.lora_B.bias": torch.ones(8)}
 SOUND = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8}
 
 
@@ -32,6 +33,11 @@ def test_a_plain_adapter_loads(tmp_path):
 
 CASES = {
     "fields": ({"lora_alpha": ...}, Verdict.REFUSED),
+    "types": ({"lora_alpha": "8"}, Verdict.REFUSED),
+    "others": (
+        {"change": made(f"{L0}.q_proj", f"{L0}.v_proj", **BIAS)},
+        Verdict.WRONG,
+    ),
     "kind": ({"peft_type": "LOHA"}, Verdict.REFUSED),
     "regex": ({"target_modules": r".*\.(q|v)_proj"}, Verdict.REFUSED),
     "dora": ({"use_dora": True}, Verdict.REFUSED),

@@ -30,6 +30,7 @@ def test_a_plain_adapter_loads():
 
 REFUSED = {
     "rank-zero": {"r": 0},
+    "types": {"r": "16"},
     "pattern-zero": {"rank_pattern": {"nowhere": 0}},
     "expression": {"alpha_pattern": {"(": 4}},
     "modules-to-save": {"modules_to_save": ["lm_head"]},
@@ -165,6 +166,7 @@ MENDED = {
     "max-rank": ("vllm", {"fixture": "minilm-fp16-r32"}),
     "one-scale": ("vllm@0.31.0", {"fixture": "minilm-patterns"}),
     "keys": ("vllm", {"change": renamed(".weight", ".default.weight")}),
+    "rslora-experts": ("vllm@0.29.0", {"fixture": "moe-experts", "use_rslora": True}),
 }
 
 
@@ -174,7 +176,8 @@ def test_what_mends_it_mends_it(rule, tmp_path):
     folder = craft(tmp_path / "bad", **how)
     out = mended(finding(folder, rule, name).mend, tmp_path)
     judgement = judged(out, name)
-    assert (judgement.verdict, judgement.findings) == (Verdict.LOADS, ())
+    assert judgement.verdict == Verdict.LOADS
+    assert {found.rule for found in judgement.findings} <= {"stacked-experts"}
 
 
 def test_what_no_command_mends_has_none():
