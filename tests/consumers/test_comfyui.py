@@ -77,7 +77,9 @@ def test_names_of_language_models_do_nothing():
     ],
 )
 def test_names_of_a_unet(stem, verdict, tmp_path):
-    assert judged(file_of(tmp_path, "lora.safetensors", pair(stem))).verdict == verdict
+    judgement = judged(file_of(tmp_path, "lora.safetensors", pair(stem)))
+    assert judgement.verdict == verdict
+    assert [f.rule for f in judgement.findings] == ["unet-names"] * (verdict != Verdict.LOADS)
 
 
 def test_other_spellings_do_nothing():

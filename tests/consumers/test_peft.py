@@ -175,3 +175,10 @@ def test_other_methods_are_not_judged(tmp_path):
     folder = craft(tmp_path / "x", peft_type="IA3")
     (found,) = consumers.judge(consumers.subject(folder), PEFT).findings
     assert (found.rule, found.verdict) == ("method", Verdict.LOADS)
+
+
+def test_without_configuration(tmp_path):
+    folder = craft(tmp_path / "bad")
+    (folder / "adapter_config.json").unlink()
+    assert rules(folder) == {"config"}
+    assert verdict(folder) == really(folder, "minilm-plain") == Verdict.REFUSED

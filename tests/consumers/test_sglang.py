@@ -1,5 +1,7 @@
 """Each rule of SGLang, with an adapter that breaks it and with one that keeps it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import real
@@ -115,3 +117,9 @@ def test_what_mends_it_mends_it(rule, tmp_path):
 
 def test_an_adapter_of_gpt_neo_has_no_layers_that_it_knows():
     assert judged(real("peft-gptneo125m-movies")).verdict == Verdict.NOTHING
+
+
+def test_without_tensors_in_the_folder(tmp_path):
+    sound = consumers.subject(adapter(tmp_path / "good"))
+    (found,) = consumers.judge(replace(sound, files=("adapter_config.json",)), SGLANG).findings
+    assert (found.rule, found.verdict) == ("tensor-file", Verdict.REFUSED)
