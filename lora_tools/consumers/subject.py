@@ -38,7 +38,9 @@ def subject(source: Adapter | str | Path) -> Subject:
     path = adapter.path if adapter else Path(str(source))
     tensors = adapter.tensors if adapter else open_checkpoint(_tensor_file(path))
     folder = tensors.path.parent
-    config, manifest = _config(folder), adapter.manifest if adapter else None
+    config = _config(folder)
+    sound = adapter is not None and not adapter.manifest.problems
+    manifest = adapter.manifest if adapter and sound else None
     pairs, rest = pairs_of(tensors.specs)
     scalars = Scalars(tensors)
     return Subject(
