@@ -51,16 +51,19 @@ function drawHeat() {
     }
   }
   const positive = values.filter((x) => x > 0);
-  const [least, most] = [Math.min(...positive), Math.max(...positive)];
+  const [least, most] = positive.length ? [Math.min(...positive), Math.max(...positive)] : [0, 0];
   const log = !kept && most / least > 50;
   const [low, high] = log
     ? [Math.log10(least), Math.log10(most)]
     : kept
       ? [Math.min(0.999, ...values), 1]
-      : [least < most ? Math.min(...values) : 0, Math.max(...values, 1e-300)];
+      : least < most
+        ? [Math.min(...values), most]
+        : [most - 1, most + 1];
   const scale = log ? z.map((row) => row.map((x) => (x > 0 ? Math.log10(x) : null))) : z;
 
   const host = element("heat");
+  host.classList.toggle("long", data.columns.length > 60);
   const narrow = host.clientWidth < 600;
   const letters = Math.max(...data.columns.map((column) => Math.min(column.length, narrow ? 16 : 32)));
   const left = 16 + 7 * letters;
@@ -143,6 +146,7 @@ function drawHeat() {
     }),
   }), CONFIG);
   element("heat-note").textContent = [
+    least === most && data.modules.length > 1 ? `All of them: ${write(most)}.` : "",
     log ? "Colours follow the logarithm." : "",
     marks.text.includes("×") ? "× holds NaN or Inf." : "",
     marks.text.includes("0") ? "0 is an update of zero." : "",

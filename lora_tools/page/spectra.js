@@ -116,6 +116,8 @@ function startSpectra() {
     element("groups").append(chip);
     if (n < 7) spectra.shown.add(n);
   });
+  element("all-groups").hidden = element("no-groups").hidden = groups.length === 1;
+  element("each").parentElement.hidden = groups.every(({ members }) => members.length === 1);
   const all = (some) => () => {
     spectra.shown = new Set(some);
     drawSpectra();

@@ -59,12 +59,12 @@ def flags(module: Data) -> list[str]:
 
 
 def line(module: Data) -> str:
-    """Return the singular values as points of a line, 60 by 16, four decades high; "" if none."""
+    """Return the singular values as points of a line, 60 by 16, three decades high; "" if none."""
     sigma = [s for s in (module.get("spectrum") or {}).get("sigma") or () if s and s > 0]
     if len(sigma) < 2:
         return ""
     step = 60 / (len(sigma) - 1)
-    heights = (min(max(-math.log10(s / sigma[0]) / 4, 0.0), 1.0) for s in sigma)
+    heights = (min(max(-math.log10(s / sigma[0]) / 3, 0.0), 1.0) for s in sigma)
     return " ".join(f"{n * step:.1f},{1 + 14 * height:.1f}" for n, height in enumerate(heights))
 
 
@@ -74,7 +74,11 @@ def _tiles(document: Data) -> list[tuple[str, str, str]]:
     dtypes = ", ".join(f"{name}" for name in totals["dtypes"])
     scales = words.span(module["scale"] for module in modules)
     tiles = [
-        ("modules", words.number(totals["modules"]), words.plural(len(document["groups"]), "pattern")),
+        (
+            "modules",
+            words.number(totals["modules"]),
+            words.plural(len(document["groups"]), "pattern"),
+        ),
         ("rank", words.span(module["rank"] for module in modules), dtypes),
         ("scale", scales, document["scale_model"]),
         ("parameters", words.short(totals["params"]), _of(totals, "params")),
@@ -98,7 +102,12 @@ def _columns(modules: Sequence[Data]) -> list[Column]:
             Column("‖ΔW‖", "Frobenius norm", _of_spectrum("norm"), words.number),
             Column("σ₁", "largest singular value", _of_spectrum("sigma_max"), words.number),
             Column("stable rank", "‖ΔW‖² / σ₁²", _of_spectrum("stable_rank"), words.number),
-            Column("eff. rank", "effective rank: exp of the entropy of σ²", _of_spectrum("effective_rank"), words.number),
+            Column(
+                "eff. rank",
+                "effective rank: exp of the entropy of σ²",
+                _of_spectrum("effective_rank"),
+                words.number,
+            ),
             Column("r 90 %", "rank for 90 % of the energy", _of_ranks("0.9"), words.number),
             Column("r 99 %", "rank for 99 % of the energy", _of_ranks("0.99"), words.number),
         ]
@@ -106,10 +115,11 @@ def _columns(modules: Sequence[Data]) -> list[Column]:
         columns.append(
             Column("‖ΔW‖/‖W‖", "of the base", lambda m: (m["base"] or {}).get("ratio"), words.share)
         )
+    columns.append(Column("shape", "output × input", lambda m: math.prod(m["shape"]), str))
+    if len({module["kind"] for module in modules}) > 1:
+        columns.append(Column("kind", "", lambda m: m["kind"], str))
     return [
         *columns,
-        Column("shape", "output × input", lambda m: math.prod(m["shape"]), str),
-        Column("kind", "", lambda m: m["kind"], str),
         Column("alpha", "", lambda m: m["alpha"], words.number),
         Column("scale", "what b·a is multiplied by", lambda m: m["scale"], words.number),
         Column("type", "element type", lambda m: m["dtype"], str),
