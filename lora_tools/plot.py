@@ -25,7 +25,7 @@ FONT = "DejaVu Sans"
 """Comes with matplotlib, so that the picture is the same everywhere."""
 MOST = 16
 """Spectra that can be told apart."""
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "font.family": FONT,
     "font.size": 9,
     "text.color": INK,
@@ -66,19 +66,23 @@ def draw(document: Data, path: Path) -> None:
 def _figure(document: Data) -> "Figure":
     """Return the picture: the heat map above, spectra and the shrink curve below."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     modules = document["modules"]
     found = grid([module["module"] for module in modules])
     spectrum = any(module.get("spectrum") for module in modules)
     upper = 1.2 + 0.21 * min(len(found.columns), 60) + 0.075 * _longest(found.labels)
     lower = 3.6 if spectrum else 0.0
-    figure = Figure(figsize=(11, 0.9 + upper + lower), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
+    figure = Figure(
+        figsize=(11, 0.9 + upper + lower),
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+        facecolor="white",
+    )
     figure.suptitle(_title(document), x=0.012, ha="left", fontsize=10, linespacing=1.5)
     if not spectrum:
         _heat(figure, figure.subplots(), modules, found)
         return figure
-    above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(upper, lower))
     _heat(above, above.subplots(), modules, found)
     curve = document.get("ranks")
     axes = below.subplots(
@@ -175,7 +179,7 @@ def _ticks(axes: "Axes", found: Grid) -> None:
 
 def _spectra(axes: "Axes", modules: Sequence[Data], found: Grid) -> None:
     """Draw the median singular values of each projection, within their range."""
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     groups: dict[int, list[list[float]]] = {}
     for module, place in zip(modules, found.places, strict=True):
@@ -184,6 +188,7 @@ def _spectra(axes: "Axes", modules: Sequence[Data], found: Grid) -> None:
             curve = [s / sigma[0] for s in sigma if s > 1e-12 * sigma[0]]
             groups.setdefault(place.column, []).append(curve)
     shown = sorted(groups)[:MOST]
+    shade = 0.1 if len(shown) <= len(COLOURS) else 0.04
     for n, column in enumerate(shown):
         curves = groups[column]
         length = max(map(len, curves))
@@ -191,7 +196,7 @@ def _spectra(axes: "Axes", modules: Sequence[Data], found: Grid) -> None:
         x = range(1, length + 1)
         colour, dash = COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]
         axes.fill_between(
-            x, list(map(min, steps)), list(map(max, steps)), color=colour, alpha=0.1, lw=0
+            x, list(map(min, steps)), list(map(max, steps)), color=colour, alpha=shade, lw=0
         )
         middle = list(map(statistics.median_low, steps))
         name = _short(_printable(found.columns[column]))
@@ -217,7 +222,7 @@ def _spectra(axes: "Axes", modules: Sequence[Data], found: Grid) -> None:
     last = max(len(curve) for curves in groups.values() for curve in curves)
     axes.set_xlim(1 - max(0.3, last / 80), last + max(0.3, last / 80))
     axes.grid(axis="y", color=RULE, lw=0.6)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=7, labelcolor=SOFT)
 
 

@@ -145,8 +145,8 @@ def _module(name: str, rank: int, spectrum: bool, base: bool) -> Document:
 def _sigma(name: str, rank: int) -> list[float]:
     """Return singular values that depend on the name alone: smooth in the layer, with noise."""
     projection, layer = template(name), _layer(name)
-    kind = random.Random(hashlib.blake2b(projection.encode()).digest())
-    noise = random.Random(hashlib.blake2b(name.encode()).digest())
+    kind = random.Random(hashlib.blake2b(projection.encode("utf-8", "surrogatepass")).digest())
+    noise = random.Random(hashlib.blake2b(name.encode("utf-8", "surrogatepass")).digest())
     size, decay = kind.uniform(0.2, 1.2), kind.uniform(0.05, 0.5)
     size *= (0.6 + math.sin(layer / 7 + kind.random()) ** 2) * noise.uniform(0.85, 1.15)
     return [size * math.exp(-decay * n) * noise.uniform(0.95, 1) + 0.002 for n in range(rank)]

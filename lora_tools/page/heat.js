@@ -171,7 +171,7 @@ function startHeat() {
   const most = Math.max(...data.modules.map((module) => module.sigma?.length ?? 1));
   element("kept-rank").max = most;
   element("kept-rank").value = data.suggested ?? Math.max(1, Math.floor(most / 2));
-  element("metric").addEventListener("input", drawHeat);
+  element("metric").addEventListener("change", drawHeat);
   element("kept-rank").addEventListener("input", drawHeat);
   charts.push(drawHeat);
   drawHeat();

@@ -124,7 +124,7 @@ function startSpectra() {
   };
   element("all-groups").addEventListener("click", all(groups.keys()));
   element("no-groups").addEventListener("click", all([]));
-  element("each").addEventListener("input", () => {
+  element("each").addEventListener("change", () => {
     spectra.each = element("each").checked;
     drawSpectra();
   });

@@ -62,4 +62,5 @@ table.tHead.addEventListener("click", (event) => {
   const title = event.target.closest("th[aria-sort]");
   if (title) sortBy(title);
 });
-for (const id of ["filter", "kind", "flag"]) element(id)?.addEventListener("input", filter);
+element("filter").addEventListener("input", filter);
+for (const id of ["kind", "flag"]) element(id)?.addEventListener("change", filter);

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from lora_tools.page import words
+from lora_tools.report import size
 
 Data = Mapping[str, Any]
 MARKS = {"loads": "✓", "refused": "✕"}
@@ -13,7 +14,7 @@ WORDS = {"loads": "good", "refused": "bad"}
 
 
 class Column(NamedTuple):
-    """A column of the table of modules: its title, what it is, its value and how that is written."""
+    """A column of the table: its title, what it is, a module's value and how that is written."""
 
     title: str
     help: str
@@ -82,7 +83,7 @@ def _tiles(document: Data) -> list[tuple[str, str, str]]:
         ("rank", words.span(module["rank"] for module in modules), dtypes),
         ("scale", scales, document["scale_model"]),
         ("parameters", words.short(totals["params"]), _of(totals, "params")),
-        ("size", words.size(totals["bytes"]), _of(totals, "bytes")),
+        ("size", size(totals["bytes"]), _of(totals, "bytes")),
     ]
     if totals.get("norm") is not None:
         tiles.append(("‖ΔW‖", words.number(totals["norm"]), "Frobenius norm of the whole update"))
