@@ -26,6 +26,8 @@ function keptEnergy({ sigma }) {
   return whole > 0 ? sum(squares.slice(0, +element("kept-rank").value)) / whole : null;
 }
 
+const odd = ({ state }) => (state === null || state === "finite" ? "" : state);
+
 function drawHeat() {
   const [key, title, value] = METRICS[+element("metric").value];
   const kept = key === "sigma";
@@ -39,15 +41,14 @@ function drawHeat() {
   const marks = { x: [], y: [], text: [] };
   for (const module of data.modules) {
     const found = value(module);
-    const odd = module.state !== null && module.state !== "finite" ? module.state : "";
     z[module.column][module.row] = found;
     hover[module.column][module.row] =
-      `<b>${plain(module.name)}</b><br>${name}: ${write(found)}${odd ? `, ${odd}` : ""}`;
+      `<b>${plain(module.name)}</b><br>${name}: ${write(found)}${odd(module) ? `, ${odd(module)}` : ""}`;
     if (found !== null) values.push(found);
-    if (odd) {
+    if (odd(module)) {
       marks.x.push(module.row);
       marks.y.push(module.column);
-      marks.text.push(odd === "zero" ? "0" : "×");
+      marks.text.push(odd(module) === "zero" ? "0" : "×");
     }
   }
   const positive = values.filter((x) => x > 0);
@@ -105,7 +106,7 @@ function drawHeat() {
   }];
   if (cell >= 46) {
     // A cell is named where there is room; its ink is what stands out from its colour.
-    const all = data.modules.filter((module) => value(module) !== null);
+    const all = data.modules.filter((module) => value(module) !== null && !odd(module));
     const span = high - low || 1;
     const bright = (module) => (scale[module.column][module.row] - low) / span > 0.55;
     traces.push({
