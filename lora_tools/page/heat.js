@@ -28,6 +28,79 @@ function keptEnergy({ sigma }) {
 
 const odd = ({ state }) => (state === null || state === "finite" ? "" : state);
 
+function grid(value, say) {
+  const empty = (fill) => data.columns.map(() => data.rows.map(() => fill));
+  const [z, hover] = [empty(null), empty("")];
+  for (const module of data.modules) {
+    const { row, column, name } = module;
+    z[column][row] = value(module);
+    hover[column][row] = `<b>${plain(name)}</b><br>${say(module)}${odd(module) ? `, ${odd(module)}` : ""}`;
+  }
+  return { z, hover };
+}
+
+// From which value to which the colours run, and whether by their logarithm.
+function range(values, kept) {
+  const least = values.reduce((x, y) => Math.min(x, y), Infinity);
+  const most = values.reduce((x, y) => Math.max(x, y), -Infinity);
+  const smallest = values.reduce((x, y) => (y > 0 ? Math.min(x, y) : x), Infinity);
+  const log = !kept && least >= 0 && most > 50 * smallest;
+  const flat = !(least < most);
+  const ends = kept ? [Math.min(least, 0.999), 1] : flat ? [most - 1, most + 1] : [least, most];
+  return { log, flat, most, ends: log ? [Math.log10(smallest), Math.log10(most)] : ends };
+}
+
+// How wide and high a cell is, and what room the names around the map take.
+function measures(host) {
+  const narrow = host.clientWidth < 600;
+  const letters = Math.max(...data.columns.map((column) => Math.min(column.length, narrow ? 16 : 32)));
+  const longest = Math.max(...data.labels.map((label) => label.length));
+  const upright = longest <= 3;
+  const [left, right] = [16 + 7 * letters, 74];
+  const room = (host.clientWidth - left - right) / data.rows.length;
+  const cell = Math.min(84, Math.max(room, narrow ? 7 : 4.5));
+  const height = data.columns.length > 40 ? 16 : data.columns.length > 3 ? 24 : 36;
+  const below = upright ? 46 : 34 + 6.6 * longest;
+  return { letters, upright, left, right, cell, height, below };
+}
+
+function axes({ letters, upright, cell }) {
+  const step = Math.ceil((upright ? 22 : 13) / cell);
+  const ticks = data.labels.map((_, n) => n).filter((n) => n % step === 0);
+  const trim = (label) => (label.length > letters ? `…${label.slice(1 - letters)}` : label);
+  const title = `layer${data.stem ? ` of ${plain(data.stem)}` : ""}`;
+  const bare = { showgrid: false, automargin: false };
+  return {
+    xaxis: axis({
+      ...bare,
+      title: upright && cell * data.rows.length > 120 ? title : "",
+      tickvals: ticks,
+      ticktext: ticks.map((n) => plain(data.labels[n])),
+      tickangle: upright ? 0 : -90,
+      range: [-0.5, data.rows.length - 0.5],
+    }),
+    yaxis: axis({
+      ...bare,
+      title: "",
+      tickvals: data.columns.map((_, n) => n),
+      ticktext: data.columns.map((column) => plain(trim(column))),
+      range: [data.columns.length - 0.5, -0.5],
+    }),
+  };
+}
+
+function labels(modules, text, font) {
+  return {
+    type: "scatter",
+    mode: "text",
+    hoverinfo: "skip",
+    x: modules.map(({ row }) => row),
+    y: modules.map(({ column }) => column),
+    text: modules.map(text),
+    textfont: font,
+  };
+}
+
 function drawHeat() {
   const [key, title, value] = METRICS[+element("metric").value];
   const kept = key === "sigma";
@@ -36,133 +109,74 @@ function drawHeat() {
   const name = kept ? `energy kept at rank ${element("kept-rank").value}` : title;
   const write = kept || key === "ratio" ? percent : number;
 
-  const empty = (fill) => data.columns.map(() => data.rows.map(() => fill));
-  const [z, hover, values] = [empty(null), empty(""), []];
-  const marks = { x: [], y: [], text: [] };
-  for (const module of data.modules) {
-    const found = value(module);
-    z[module.column][module.row] = found;
-    hover[module.column][module.row] =
-      `<b>${plain(module.name)}</b><br>${name}: ${write(found)}${odd(module) ? `, ${odd(module)}` : ""}`;
-    if (found !== null) values.push(found);
-    if (odd(module)) {
-      marks.x.push(module.row);
-      marks.y.push(module.column);
-      marks.text.push(odd(module) === "zero" ? "0" : "×");
-    }
-  }
-  const positive = values.filter((x) => x > 0);
-  const [least, most] = positive.length ? [Math.min(...positive), Math.max(...positive)] : [0, 0];
-  const log = !kept && most / least > 50;
-  const [low, high] = log
-    ? [Math.log10(least), Math.log10(most)]
-    : kept
-      ? [Math.min(0.999, ...values), 1]
-      : least < most
-        ? [Math.min(...values), most]
-        : [most - 1, most + 1];
-  const scale = log ? z.map((row) => row.map((x) => (x > 0 ? Math.log10(x) : null))) : z;
-
+  const { z, hover } = grid(value, (module) => `${name}: ${write(value(module))}`);
+  const { log, flat, most, ends } = range(z.flat().filter((x) => x !== null), kept);
+  const shade = (x) => (log ? (x > 0 ? Math.log10(x) : null) : x);
   const host = element("heat");
   host.classList.toggle("long", data.columns.length > 60);
-  const narrow = host.clientWidth < 600;
-  const letters = Math.max(...data.columns.map((column) => Math.min(column.length, narrow ? 16 : 32)));
-  const left = 16 + 7 * letters;
-  const right = 74;
-  const room = host.clientWidth - left - right;
-  const cell = Math.min(84, Math.max(room / data.rows.length, narrow ? 7 : 4.5));
-  const height = data.columns.length > 40 ? 16 : data.columns.length > 3 ? 24 : 36;
-  const upright = data.labels.every((label) => label.length <= 3);
-  const longest = Math.max(...data.labels.map((label) => label.length));
-  const below = upright ? 46 : 34 + 6.6 * longest;
-  const step = Math.ceil((upright ? 22 : 13) / cell);
-  const ticks = data.labels.map((_, n) => n).filter((n) => n % step === 0);
-  const trim = (label) => (label.length > letters ? `…${label.slice(1 - letters)}` : label);
-  const gap = cell > 9 ? 1.5 : cell > 5 ? 0.5 : 0;
-  const wide = data.columns.length > 3 && least < most;
+  const size = measures(host);
+  const { cell, height, left, right, below } = size;
 
+  const gap = cell > 9 ? 1.5 : cell > 5 ? 0.5 : 0;
+  const format = key === "params" ? ".3~s" : write === percent ? ".3~p" : ".3~g";
   const traces = [{
     type: "heatmap",
-    z: scale,
+    z: z.map((row) => row.map(shade)),
     text: hover,
     hovertemplate: "%{text}<extra></extra>",
     hoverongaps: false,
     xgap: gap,
     ygap: gap,
     colorscale: VIRIDIS.map((colour, n) => [n / 9, colour]),
-    zmin: low,
-    zmax: high,
+    zmin: ends[0],
+    zmax: ends[1],
+    showscale: data.columns.length > 3 && !flat,
     colorbar: {
       thickness: 10,
       outlinewidth: 0,
-      len: 1,
-      lenmode: "fraction",
       xpad: 12,
       nticks: 5,
       tickfont: { color: ink().soft, size: 11 },
-      ...(log ? powers(least, most) : kept || key === "ratio" ? { tickformat: ".3~p" } : { tickformat: key === "params" ? ".3~s" : ".3~g" }),
+      ...(log ? powers(...ends) : { tickformat: format }),
     },
-    showscale: wide,
   }];
+  const spoiled = data.modules.filter(odd);
   if (cell >= 46) {
-    // A cell is named where there is room; its ink is what stands out from its colour.
-    const all = data.modules.filter((module) => value(module) !== null && !odd(module));
-    const span = high - low || 1;
-    const bright = (module) => (scale[module.column][module.row] - low) / span > 0.55;
-    traces.push({
-      type: "scatter", mode: "text", hoverinfo: "skip",
-      x: all.map((module) => module.row),
-      y: all.map((module) => module.column),
-      text: all.map((module) => write(value(module))),
-      textfont: { size: 11, color: all.map((module) => (bright(module) ? "#1d2129" : "#ffffff")) },
-    });
+    // A cell is labelled where there is room, in the ink that stands out from its colour.
+    const sound = data.modules.filter((module) => value(module) !== null && !odd(module));
+    const bright = (module) => (shade(value(module)) - ends[0]) / (ends[1] - ends[0]) > 0.55;
+    const color = sound.map((module) => (bright(module) ? "#1d2129" : "#ffffff"));
+    traces.push(labels(sound, (module) => write(value(module)), { size: 11, color }));
   }
-  if (marks.x.length) {
-    traces.push({
-      type: "scatter", mode: "text", ...marks, hoverinfo: "skip",
-      textfont: { color: ink().mark, size: Math.min(13, Math.max(9, cell)) },
-    });
-  }
-  const width = Math.round(left + right + cell * data.rows.length);
+  const filled = (module) => value(module) !== null && !log;
+  const font = {
+    color: spoiled.map((module) => (filled(module) ? "#ffffff" : ink().mark)),
+    size: Math.min(13, Math.max(9, cell)),
+  };
+  traces.push(labels(spoiled, (module) => (odd(module) === "zero" ? "0" : "×"), font));
+
   Plotly.react(host, traces, layout({
-    width: Math.max(width, 160),
+    width: Math.max(160, Math.round(left + right + cell * data.rows.length)),
     height: Math.round(12 + below + height * data.columns.length),
     margin: { l: left, r: right, t: 12, b: below },
-    xaxis: axis({
-      title: upright && cell * data.rows.length > 120 ? `layer${data.stem ? ` of ${plain(data.stem)}` : ""}` : "",
-      tickvals: ticks,
-      ticktext: ticks.map((n) => plain(data.labels[n])),
-      tickangle: upright ? 0 : -90,
-      range: [-0.5, data.rows.length - 0.5],
-      showgrid: false,
-      automargin: false,
-    }),
-    yaxis: axis({
-      title: "",
-      tickvals: data.columns.map((_, n) => n),
-      ticktext: data.columns.map((column) => plain(trim(column))),
-      range: [data.columns.length - 0.5, -0.5],
-      showgrid: false,
-      automargin: false,
-    }),
+    ...axes(size),
   }), CONFIG);
   element("heat-note").textContent = [
-    least === most && data.modules.length > 1 ? `All of them: ${write(most)}.` : "",
+    flat && data.modules.length > 1 && most > -Infinity ? `All of them: ${write(most)}.` : "",
     log ? "Colours follow the logarithm." : "",
-    marks.text.includes("×") ? "× holds NaN or Inf." : "",
-    marks.text.includes("0") ? "0 is an update of zero." : "",
+    spoiled.some((module) => odd(module) !== "zero") ? "× holds NaN or Inf." : "",
+    spoiled.some((module) => odd(module) === "zero") ? "0 is an update of zero." : "",
     data.modules.length > 1 ? "A click shows the module in the table." : "",
   ].filter(Boolean).join(" ");
 }
 
-function powers(least, most) {
-  const [low, high] = [Math.log10(least), Math.log10(most)];
+function powers(low, high) {
   const steps = high - low > 3 ? [1] : [1, 3];
   const values = [];
   for (let power = Math.floor(low); power <= high; power++) {
     for (const step of steps) values.push(step * 10 ** power);
   }
-  const within = values.filter((x) => x >= least && x <= most);
+  const within = values.filter((x) => Math.log10(x) >= low && Math.log10(x) <= high);
   return { tickvals: within.map(Math.log10), ticktext: within.map(number) };
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,18 @@ from lora_tools.page import render
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="SKIPPED FOR WANT OF A BROWSER: the page was not opened;"
-        " apt-get install chromium chromium-driver",
-    ),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="SKIPPED FOR WANT OF A BROWSER: the page was not opened;"
+    " apt-get install chromium chromium-driver",
+)
 
 CASES = {
     "one": documents.document(["encoder.layer.0.attention.self.query"], rank=8),
     "thousand": documents.full(documents.diffusion(), rank=32),
 }
+
+PAGES = {name: cache(partial(render, document)) for name, document in CASES.items()}
 
 CENTRE = """
 const host = document.getElementById("heat");
@@ -132,7 +132,7 @@ def case(
 ) -> Iterator[tuple[Page, documents.Document]]:
     """Each page, which must have had no errors and sent no requests when the test is over."""
     document = CASES[request.param]
-    page = Page(browser, tmp_path / "page.html", render(document))
+    page = Page(browser, tmp_path / "page.html", PAGES[request.param]())
     yield page, document
     assert page.errors() == []
     assert {url for url in page.requests() if not url.startswith("data:")} == {page.url}
@@ -251,7 +251,7 @@ def test_the_theme_is_that_of_the_system_at_first(browser: Any, tmp_path: Path) 
     for theme in ("light", "dark"):
         feature = {"name": "prefers-color-scheme", "value": theme}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        page = Page(browser, tmp_path / "page.html", render(CASES["one"]))
+        page = Page(browser, tmp_path / "page.html", PAGES["one"]())
         ground = (
             "return getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
         )
@@ -305,7 +305,7 @@ def test_nothing_hangs_out_of_a_narrow_page(
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        page = Page(browser, tmp_path / "page.html", render(CASES[name]))
+        page = Page(browser, tmp_path / "page.html", PAGES[name]())
         room = page.run("return document.documentElement.clientWidth")
         assert width - 20 < room == page.run("return document.documentElement.scrollWidth")
     finally:
@@ -316,6 +316,20 @@ def test_an_inspection_of_headers_alone_is_shown(browser: Any, tmp_path: Path) -
     document = documents.document(documents.language(4), spectrum=False)
     page = Page(browser, tmp_path / "page.html", render(document))
     assert "rank: 16" in page.hover(1, 2)
+    assert page.errors() == []
+
+
+def test_colours_follow_the_logarithm_of_norms_that_lie_far_apart(
+    browser: Any, tmp_path: Path
+) -> None:
+    document = documents.document(documents.language(4), odd=True)
+    for n, module in enumerate(document["modules"]):
+        if module["spectrum"]["norm"]:
+            module["spectrum"]["norm"] = 10.0 ** (n % 5 - 3)
+    page = Page(browser, tmp_path / "page.html", render(document))
+    assert "logarithm" in page.find("#heat-note").text
+    ticks = [tick.text for tick in page.all("#heat .cbaxis text, #heat .colorbar text")]
+    assert ticks == ["0.001", "0.01", "0.1", "1", "10"]
     assert page.errors() == []
 
 
@@ -339,7 +353,7 @@ def test_names_are_text_wherever_they_are_shown(browser: Any, tmp_path: Path) ->
 
 def test_what_slips_in_neither_runs_nor_calls_out(browser: Any, tmp_path: Path) -> None:
     slipped = "<script>window.pwned = 1</script><img src='https://example.invalid/x.png'>"
-    html = render(CASES["one"]).replace("</main>", f"{slipped}</main>")
+    html = PAGES["one"]().replace("</main>", f"{slipped}</main>")
     page = Page(browser, tmp_path / "page.html", html)
     assert page.run("return window.pwned") is None
     asked = page.browser.execute_async_script(
