@@ -51,12 +51,12 @@ def grid(names: Sequence[str]) -> Grid:
             inside.setdefault(layer, set()).add(projection)
     parted = [_part(name, inside) for name in names]
     layers = {layer for layer, _ in parted if layer}
-    rows = sorted(layers, key=_natural)
+    rows = sorted(layers, key=natural)
     stem, labels = _labels(rows)
     if len(layers) < len({layer for layer, _ in parted}):
         rows, labels = [*rows, ""], [*labels, OUTSIDE]
     counts = Counter(projection for _, projection in parted)
-    columns = sorted(counts, key=lambda column: (-counts[column], _natural(column)))
+    columns = sorted(counts, key=lambda column: (-counts[column], natural(column)))
     row, column = ({key: at for at, key in enumerate(keys)} for keys in (rows, columns))
     return Grid(
         stem=stem,
@@ -92,7 +92,7 @@ def _number(part: str) -> bool:
     return part.isascii() and part.isdecimal()
 
 
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that puts layer 9 before layer 10, however long a number is."""
     return tuple(
         (0, len(part.lstrip("0")), part.lstrip("0")) if _number(part) else (1, 0, part)

@@ -81,7 +81,7 @@ function drawSpectra() {
     margin: { l: 62, r: 12, t: 12, b: 46 },
     hovermode: "closest",
     xaxis: axis({ title: "number of the singular value", showgrid: false, range: [1 - edge, most + edge], ...(most < 12 ? { dtick: 1 } : {}), tickformat: "d" }),
-    yaxis: axis({ title: spectra.relative ? "σ / σ₁" : "σ", type: "log", exponentformat: "power", ...(decades > 1.5 ? { dtick: Math.ceil(decades / 8) } : {}) }),
+    yaxis: axis({ title: spectra.relative ? "σ / σ₁" : "σ", type: "log", exponentformat: "power", ...(decades > 1.5 ? { dtick: Math.ceil(decades / 8) } : decades > 0.7 ? { dtick: "D2" } : {}) }),
   }), CONFIG);
   for (const chip of element("groups").children) {
     chip.setAttribute("aria-pressed", spectra.shown.has(+chip.value));

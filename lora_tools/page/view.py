@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from lora_tools.grid import natural
 from lora_tools.page import words
 from lora_tools.report import size
 
@@ -31,7 +32,7 @@ class Cell(NamedTuple):
 
 def view(document: Data) -> dict[str, Any]:
     """Return all names that the template uses, the plain parts of the document among them."""
-    modules = document["modules"]
+    modules = sorted(document["modules"], key=lambda module: natural(module["module"]))
     columns = _columns(modules)
     return {
         "document": document,

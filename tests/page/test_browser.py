@@ -158,8 +158,8 @@ def test_the_table_is_sorted_by_keyboard(case: tuple[Page, documents.Document]) 
 
 
 def test_the_table_is_filtered_by_words_and_kind(case: tuple[Page, documents.Document]) -> None:
-    page, document = case
-    names = [module["module"] for module in document["modules"]]
+    page, _ = case
+    names = page.column("module")
     page.find("#filter").send_keys("ATT 0 q")
     fitting = [name for name in names if all(word in name for word in ("att", "0", "q"))]
     assert fitting
@@ -179,8 +179,8 @@ def test_the_table_is_filtered_by_kind_and_remark(browser: Any, tmp_path: Path) 
     page = Page(browser, tmp_path / "page.html", render(document))
     modules = document["modules"]
     Select(page.find("#kind")).select_by_visible_text("convolution")
-    kinds = [m["module"] for m in modules if m["kind"] == "convolution"]
-    assert page.column("module") == kinds
+    kinds = {m["module"] for m in modules if m["kind"] == "convolution"}
+    assert set(page.column("module")) == kinds
     Select(page.find("#kind")).select_by_visible_text("all")
     Select(page.find("#flag")).select_by_visible_text("not finite")
     spoiled = [m["module"] for m in modules if m["spectrum"]["state"] == "not finite"]
@@ -343,7 +343,7 @@ def test_names_are_text_wherever_they_are_shown(browser: Any, tmp_path: Path) ->
     names = [f"{documents.HOSTILE}.{n}.{documents.HOSTILE}" for n in range(3)]
     document = documents.full([*names, "__proto__.0.constructor", "<b>.0.<a href='javascript:1'>x"])
     page = Page(browser, tmp_path / "page.html", render(document))
-    assert page.column("module")[0] == names[0]
+    assert names[0] in page.column("module")
     assert page.hover(0, 0).startswith(names[0][:40])
     assert page.all("img, b script, a") == []
     assert page.run("return window.pwned") is None

@@ -58,7 +58,14 @@ def test_every_module_is_in_the_table(page: Any) -> None:
     document, elements = page
     rows = [attrs for tag, attrs in elements.found if tag == "th" and attrs.get("scope") == "row"]
     names = [attrs["data-value"] for attrs in rows if "data-value" in attrs]
-    assert names == [module["module"] for module in document["modules"]]
+    assert sorted(names) == sorted(module["module"] for module in document["modules"])
+
+
+def test_the_table_begins_in_the_order_of_layers():
+    names = [f"layers.{n}.q" for n in (10, 9, 2, 0)]
+    elements = Elements(render(documents.document(names)))
+    rows = [attrs.get("data-value") for tag, attrs in elements.found if tag == "th"]
+    assert [row for row in rows if row] == names[::-1]
 
 
 def test_nothing_is_loaded_from_elsewhere(page: Any) -> None:
