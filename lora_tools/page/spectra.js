@@ -52,13 +52,19 @@ function curves(group, n) {
   const { x, low, middle, high } = summary(group.members);
   const edge = { type: "scatter", mode: "lines", x, line: { width: 0, color: hue(n) }, hoverinfo: "skip" };
   const name = `${plain(group.name)} (${group.members.length})`;
-  const text = middle.map((y, k) => `${number(Number(low[k].toPrecision(4)))} – ${number(Number(high[k].toPrecision(4)))}`);
+  const text = middle.map((y, k) =>
+    [
+      `<b>${name}</b>`,
+      `σ number ${x[k]}: median ${number(y)}`,
+      `range ${number(low[k])} – ${number(high[k])}`,
+    ].join("<br>"),
+  );
   return [
     { ...edge, y: high },
     { ...edge, y: low, fill: "tonexty", fillcolor: `${hue(n)}1f` },
     {
       type: "scatter", mode: x.length > 1 ? "lines" : "markers", x, y: middle, text, line, marker: { color: line.color },
-      hovertemplate: `<b>${name}</b><br>σ number %{x}: median %{y:.4g}<br>range %{text}<extra></extra>`,
+      hovertemplate: "%{text}<extra></extra>",
     },
   ];
 }

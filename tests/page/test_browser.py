@@ -116,13 +116,20 @@ class Page:
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
-    def requests(self) -> set[str]:
-        """Return whatever the page asked for since it was opened."""
+    def requests(self) -> dict[str, str]:
+        """Return whatever the page tried to load since it was opened, and why that was refused."""
         events = (json.loads(line["message"]) for line in self.browser.get_log("performance"))
+        messages = [(event["message"]["method"], event["message"]["params"]) for event in events]
+        refused = {
+            params["requestId"]: params.get("blockedReason", "")
+            for method, params in messages
+            if method == "Network.loadingFailed"
+        }
         return {
-            event["message"]["params"]["request"]["url"]
-            for event in events
-            if event["message"]["method"] == "Network.requestWillBeSent"
+            params["request"]["url"]: refused.get(params["requestId"], "")
+            for method, params in messages
+            if method == "Network.requestWillBeSent"
+            and not params["request"]["url"].startswith("data:")
         }
 
 
@@ -135,7 +142,7 @@ def case(
     page = Page(browser, tmp_path / "page.html", PAGES[request.param]())
     yield page, document
     assert page.errors() == []
-    assert {url for url in page.requests() if not url.startswith("data:")} == {page.url}
+    assert page.requests() == {page.url: ""}
 
 
 def test_the_table_sorts_numbers_as_numbers(case: tuple[Page, documents.Document]) -> None:
@@ -363,8 +370,10 @@ def test_what_slips_in_neither_runs_nor_calls_out(browser: Any, tmp_path: Path) 
     assert asked == "TypeError"
     refused = [error for error in page.errors() if "Content Security Policy" in error]
     assert len(refused) >= 3
-    loaded = page.run("return performance.getEntriesByType('resource').map((e) => e.name)")
-    assert not [name for name in loaded if "example" in name and "png" not in name]
+    tried = page.requests()
+    assert tried.pop(page.url) == ""
+    assert tried["https://example.invalid/x.png"] == "csp"
+    assert set(tried.values()) == {"csp"}
 
 
 def test_the_page_can_be_printed(case: tuple[Page, documents.Document]) -> None:
