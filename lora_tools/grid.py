@@ -109,6 +109,8 @@ def _labels(rows: Sequence[str]) -> tuple[str, list[str]]:
         shared += 1
     stem = ".".join(paths[0][:shared]) if paths else ""
     labels = [".".join(path[shared:]) for path in paths]
+    if len(set(labels)) < len(labels):  # a path and the same path flattened
+        return "", list(rows)
     for most in (12, 8, 6, 4):
         if max(map(len, labels), default=0) <= WIDTH:
             break
