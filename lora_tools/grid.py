@@ -51,12 +51,12 @@ def grid(names: Sequence[str]) -> Grid:
             inside.setdefault(layer, set()).add(projection)
     parted = [_part(name, inside) for name in names]
     layers = {layer for layer, _ in parted if layer}
-    rows = sorted(layers, key=natural)
+    rows = sorted(layers, key=lambda layer: (natural(layer), layer))
     stem, labels = _labels(rows)
     if len(layers) < len({layer for layer, _ in parted}):
         rows, labels = [*rows, ""], [*labels, OUTSIDE]
     counts = Counter(projection for _, projection in parted)
-    columns = sorted(counts, key=lambda column: (-counts[column], natural(column)))
+    columns = sorted(counts, key=lambda column: (-counts[column], natural(column), column))
     row, column = ({key: at for at, key in enumerate(keys)} for keys in (rows, columns))
     return Grid(
         stem=stem,
