@@ -106,7 +106,7 @@ def _columns(modules: Sequence[Data]) -> list[Column]:
             Column("stable rank", "‖ΔW‖² / σ₁²", _of_spectrum("stable_rank"), words.number),
             Column(
                 "eff. rank",
-                "effective rank: exp of the entropy of σ²",
+                "effective rank: exp of the entropy of σ",
                 _of_spectrum("effective_rank"),
                 words.number,
             ),

@@ -11,9 +11,23 @@ from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import engine_options, json_option, make_engine, source_argument
 from lora_tools.consumers import Judgement, Verdict, named
 from lora_tools.consumers import to_text as verdicts_text
+from lora_tools.errors import UnsupportedError
 from lora_tools.model import open_model
 from lora_tools.ops.inspect import Listing, inspect, look
 from lora_tools.ops.inspect.text import listing_text, to_text
+from lora_tools.plot import FORMATS
+from lora_tools.storage.writer import check_file, staged_file
+
+
+class Picture(click.Path):
+    """A file whose ending says what kind of picture it is."""
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        """Return the path."""
+        path = Path(str(super().convert(value, param, context)))
+        if path.suffix.lower() not in FORMATS:
+            self.fail(f"{path}: the name of a picture ends in {', '.join(FORMATS)}", param, context)
+        return path
 
 
 @click.command(short_help="Show what is in an adapter.")
@@ -44,6 +58,19 @@ from lora_tools.ops.inspect.text import listing_text, to_text
     metavar="N",
     help="What the vLLM server is started with, for --for vllm.",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page that opens offline: tables, heat map, spectra. Needs lora-tools[report].",
+)
+@click.option(
+    "--plot",
+    type=Picture(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw heat map and spectra: .png, .svg or .pdf. Needs lora-tools[report].",
+)
+@click.option("--force", is_flag=True, help="Replace the FILEs if they exist.")
 @click.option("--full", is_flag=True, help="A line for each module, not for each pattern.")
 @engine_options
 @json_option
@@ -53,6 +80,9 @@ def command(
     base: Path | None,
     engines: tuple[str, ...],
     max_lora_rank: int,
+    html: Path | None,
+    plot: Path | None,
+    force: bool,
     full: bool,
     device: str,
     jobs: int | None,
@@ -67,9 +97,13 @@ def command(
     Exit status: 1 if the adapter has problems or is not understood; 4 if an engine asked for with
     --for would refuse it, load it at the wrong strength, or load it and do nothing.
     """
+    for file in filter(None, (html, plot)):
+        check_file(file, force=force)
     consumers = named(engines, max_lora_rank=max_lora_rank)
     found = look(source, consumers)
     if isinstance(found, Listing):
+        if html or plot:
+            raise _nothing_to_draw(found)
         status = _list(found, as_json=as_json)
         return _verdict(found.judgements) or status
     wanted = spectrum or base is not None
@@ -82,8 +116,33 @@ def command(
         device=device,
     )
     document = result.to_dict()
+    if html:
+        _write_page(document, html, force=force)
+    if plot:
+        _draw(document, plot, force=force)
     _show(document, to_text(document, full=full), result.judgements, as_json=as_json)
     return _verdict(result.judgements) or (1 if document["problems"] else 0)
+
+
+def _write_page(document: dict[str, Any], file: Path, *, force: bool) -> None:
+    from lora_tools.page import render
+
+    page = render(document)
+    with staged_file(file, force=force) as place:
+        place.write_text(page, encoding="utf-8")
+
+
+def _draw(document: dict[str, Any], file: Path, *, force: bool) -> None:
+    from lora_tools.plot import draw
+
+    with staged_file(file, force=force) as place:
+        draw(document, place)
+
+
+def _nothing_to_draw(listing: Listing) -> UnsupportedError:
+    return UnsupportedError(
+        f"{listing.model.path}: not understood as an adapter, so there is nothing to draw"
+    ).hint("Without --html and --plot its tensors are listed.")
 
 
 def _show(
