@@ -11,7 +11,8 @@
     ├── BoundError        (ValueError)           a bound that no result can keep
     ├── OutputError       (FileExistsError)      an output path that must not be written
     ├── DeviceError       (RuntimeError)         a device that is not there
-    └── PackageError      (ImportError)          an optional package that is not installed
+    ├── PackageError      (ImportError)          an optional package that is not installed
+    └── HubError          (OSError)              the Hub cannot be asked, or refuses
 
 Messages read *file: what is wrong*, with names and shapes; what to do about it is a note.
 """
@@ -63,6 +64,10 @@ class DeviceError(LoraToolsError, RuntimeError):
 
 class PackageError(LoraToolsError, ImportError):
     """A request needs a package that comes with an extra of lora-tools."""
+
+
+class HubError(LoraToolsError, OSError):
+    """The Hub cannot be reached, lacks what is asked for, or may not give or take it."""
 
 
 def some(items: Iterable[object], most: int = 5) -> str:

@@ -51,7 +51,7 @@ def open_model(path: str | Path) -> Model:
 
     Raises `CheckpointError` if the weights are missing, damaged, or more than one checkpoint.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     tensors = open_checkpoint(path)
     return Model(path, tensors, _config(tensors.path.parent / CONFIG))
 

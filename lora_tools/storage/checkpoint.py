@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.dtypes import numpy_dtype, torch_dtype
+from lora_tools.storage.guests import Guests, reading
 from lora_tools.storage.header import Slot, Spec, read_header
 
 if TYPE_CHECKING:
@@ -42,15 +43,20 @@ class Checkpoint(Mapping[str, "Tensor"]):
         places: Mapping[str, "Place | Tensor"],
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
+        guests: Guests | None = None,
     ) -> None:
         self.path = path
         self.specs = specs
         self.metadata = metadata
         self._places = places
+        self._guests = guests
 
     def __getitem__(self, name: str) -> "Tensor":
         place = self._places[name]
-        return read_tensor(place) if isinstance(place, Place) else place
+        if not isinstance(place, Place):
+            return place
+        with reading(place.path, self._guests):
+            return read_tensor(place)
 
     def __contains__(self, name: object) -> bool:
         return name in self._places  # Mapping's own would read the tensor
@@ -70,7 +76,17 @@ class Checkpoint(Mapping[str, "Tensor"]):
     @property
     def arrays(self) -> "Arrays":
         """The same tensors as arrays of numpy, where numpy has their type: torch stays unloaded."""
-        return Arrays(self._places)
+        return Arrays(self._places, self._guests)
+
+    def evicting(self, names: Iterable[str]) -> "Checkpoint":
+        """Return the same tensors, of which each of ``names`` will be read once.
+
+        A file that had to be fetched for it is removed after the last of them; a name that occurs
+        twice is read twice. Local files stay. For threads, not for processes: they share a count.
+        """
+        places = (self._places[name] for name in names)
+        guests = Guests(place.path for place in places if isinstance(place, Place))
+        return Checkpoint(self.path, self._places, self.specs, self.metadata, guests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +94,14 @@ class Arrays(Mapping[str, "Array"]):
     """The tensors of a checkpoint, as arrays of numpy where numpy has their type."""
 
     places: Mapping[str, "Place | Tensor"]
+    guests: Guests | None = None
 
     def __getitem__(self, name: str) -> "Array":
         place = self.places[name]
-        return read_array(place) if isinstance(place, Place) else place
+        if not isinstance(place, Place):
+            return place
+        with reading(place.path, self.guests):
+            return read_array(place)
 
     def __contains__(self, name: object) -> bool:
         return name in self.places
