@@ -12,7 +12,8 @@
     ├── OutputError       (FileExistsError)      an output path that must not be written
     ├── DeviceError       (RuntimeError)         a device that is not there
     ├── PackageError      (ImportError)          an optional package that is not installed
-    └── HubError          (OSError)              the Hub cannot be asked, or refuses
+    ├── HubError          (OSError)              the Hub cannot be asked, or refuses
+    └── RefusedError      (PermissionError)      what must not be published
 
 Messages read *file: what is wrong*, with names and shapes; what to do about it is a note.
 """
@@ -68,6 +69,10 @@ class PackageError(LoraToolsError, ImportError):
 
 class HubError(LoraToolsError, OSError):
     """The Hub cannot be reached, lacks what is asked for, or may not give or take it."""
+
+
+class RefusedError(LoraToolsError, PermissionError):
+    """Files hold what their owner would not want to publish."""
 
 
 def some(items: Iterable[object], most: int = 5) -> str:

@@ -209,6 +209,13 @@ class Publisher:
     def _api(self) -> HfApi:
         return HfApi(token=self.token)
 
+    def check(self) -> None:
+        """Raise `HubError` if there is no token."""
+        if not (self.token or get_token()):
+            raise HubError("publishing needs a token, and there is none").hint(
+                LOGIN.format(constants.ENDPOINT)
+            )
+
     def is_private(self, repo: str) -> bool | None:
         """Whether a repository is private; None if there is none that the token can see."""
         try:
@@ -230,6 +237,11 @@ class Publisher:
             if isinstance(error.__cause__, RevisionNotFoundError):
                 return None
             raise
+
+    def head(self, repo: str, revision: str | None = None) -> str:
+        """Return the commit that a revision is at now."""
+        with _explained(repo, revision, token=self.token):
+            return str(_patiently(lambda: self._api.model_info(repo, revision=revision)).sha)
 
     def read(self, repo: str, file: str, revision: str | None = None) -> bytes:
         """Return the content of a small file as it is now."""
@@ -290,7 +302,7 @@ class Publisher:
         """Return what a repository's card says of its license; None if it cannot be asked."""
         try:
             with _explained(repo, token=self.token):
-                card = _patiently(lambda: self._api.model_info(repo)).card_data
+                card = self._api.model_info(repo).card_data
         except HubError:
             return None
         names = ("license", "license_name", "license_link")

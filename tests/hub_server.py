@@ -148,9 +148,11 @@ class Handler(BaseHTTPRequestHandler):
         token = authorization.removeprefix("Bearer ") or None
         self.request_log = Request(self.origin, self.command, self.path, token)
         length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.read_chunked() if "chunked" in self.headers.get(
-            "Transfer-Encoding", ""
-        ) else self.rfile.read(length)
+        self.body = (
+            self.read_chunked()
+            if "chunked" in self.headers.get("Transfer-Encoding", "")
+            else self.rfile.read(length)
+        )
         self.request_log.received = len(self.body)
         with self.hub.lock:
             self.hub.requests.append(self.request_log)
@@ -282,11 +284,7 @@ def tree(asked: Handler, name: str, revision: str) -> tuple[Any, ...]:
     entries = repository.entries(asked.commit_of(repository, revision))
     return 200, [
         {"type": "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
-        | (
-            {"lfs": {"oid": entry.lfs, "size": entry.size, "pointerSize": 130}}
-            if entry.lfs
-            else {}
-        )
+        | ({"lfs": {"oid": entry.lfs, "size": entry.size, "pointerSize": 130}} if entry.lfs else {})
         for entry in entries
     ]
 
@@ -368,7 +366,9 @@ def commit(asked: Handler, name: str, revision: str) -> tuple[Any, ...]:
             case "lfsFile":
                 known = asked.hub.xet_files() if asked.hub.xet.exists() else {}
                 if not (asked.hub.store / value["oid"]).exists() and value["oid"] not in known:
-                    raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {value}")
+                    raise Refusal(
+                        400, f"LFS pointer pointed to a file that does not exist: {value}"
+                    )
                 files[value["path"]] = pointer(value["oid"], value["size"])
             case "deletedFile":
                 deleted.append(value["path"])
@@ -463,9 +463,11 @@ def ranged(asked: Handler, data: bytes, headers: dict[str, str]) -> tuple[Any, .
     start, stop = int(match[1]), min(int(match[2] or len(data) - 1) + 1, len(data))
     if start >= len(data):
         raise Refusal(416, "range not satisfiable")
-    return 206, data[start:stop], headers | {
-        "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"
-    }
+    return (
+        206,
+        data[start:stop],
+        headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"},
+    )
 
 
 def address(asked: Handler, name: str) -> str:
