@@ -77,6 +77,8 @@ class Snapshot:
     repo: str
     commit: str
     files: Mapping[str, Blob]
+    partial: bool = False
+    """Whether the Hub could not be asked, so that only what is in the cache is listed."""
 
     @property
     def folder(self) -> Path:
@@ -109,10 +111,9 @@ def snapshot(repo: str, revision: str | None = None) -> Snapshot:
         try:
             files = _patiently(lambda: _files(api, repo, commit))
         except (OfflineModeIsEnabled, httpx2.TransportError):
-            files = {}
-            if not (kept := _kept(Snapshot(repo, commit, files))):
+            if not (files := _kept(Snapshot(repo, commit, {}))):
                 raise
-            files = kept
+            return Snapshot(repo, commit, files, partial=True)
     return Snapshot(repo, commit, files)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,15 @@ class Model:
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(spec.nbytes for spec in self.tensors.specs.values())
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path looks like a model, rather than an adapter: by its files' names alone."""
+    if not path.is_dir():
+        return path.name.endswith(INDEX)
+    if (path / ADAPTER).is_file():
+        return False
+    return (path / CONFIG).is_file() or any(path.glob(f"*{INDEX}"))
 
 
 def open_model(path: str | Path) -> Model:

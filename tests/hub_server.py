@@ -6,6 +6,7 @@ faults can be injected by method and path. Every request is recorded with its to
 
 import base64
 import hashlib
+import io
 import json
 import re
 import struct
@@ -16,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -34,6 +35,7 @@ class Fault:
     times: int = 1
     after: bool = False  # do what was asked, and lose the answer
     bytes: int | None = None  # send so many bytes of the answer's body, then drop
+    delay: float = 0.0  # seconds before anything happens
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "injected"
 
@@ -100,6 +102,19 @@ class HubServer:
         repository.commit("main", repository.resolve("main"), "files", contents)
         return repository
 
+    def publish_sparse(self, name: str, files: dict[str, tuple[bytes, int]]) -> Repository:
+        """Add large files of which only the beginning exists: the rest are holes on the disk."""
+        repository = self.repositories[name]
+        contents = {}
+        for path, (start, size) in files.items():
+            sha = hashlib.sha256(start + path.encode()).hexdigest()  # nobody will check it
+            with (self.store / sha).open("wb") as file:
+                file.write(start)
+                file.truncate(size)
+            contents[path] = pointer(sha, size)
+        repository.commit("main", repository.resolve("main"), "large files", contents)
+        return repository
+
     def fail(self, method: str, path: str, status: int = 0, **more: Any) -> Fault:
         fault = Fault(method, path, status, **more)
         self.faults.append(fault)
@@ -157,6 +172,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(self.request_log)
             self.fault = self.take_fault()
+        if self.fault:
+            time.sleep(self.fault.delay)
         if self.fault and not self.fault.after and self.fault.bytes is None:
             if not self.fault.status:
                 self.close_connection = True
@@ -427,7 +444,8 @@ def resolve(asked: Handler, name: str, revision: str, path: str) -> tuple[Any, .
         raise Refusal(404, "Entry not found", "EntryNotFound", **{"X-Repo-Commit": commit})
     headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
     if entry.lfs is None:
-        return ranged(asked, repository.blob(entry.oid), headers | {"ETag": f'"{entry.oid}"'})
+        blob = io.BytesIO(repository.blob(entry.oid))
+        return ranged(asked, blob, headers | {"ETag": f'"{entry.oid}"'})
     headers |= {
         "X-Linked-Etag": f'"{entry.lfs}"',
         "X-Linked-Size": str(entry.size),
@@ -452,22 +470,22 @@ def store_routes(asked: Handler) -> tuple[Any, ...]:
         return 200, b"", {"ETag": f'"{hashlib.md5(asked.body).hexdigest()}"'}
     if (file := asked.hub.content(oid)) is None:
         raise Refusal(404, "no such object")
-    return ranged(asked, file.read_bytes(), {"ETag": f'"{oid}"'})
+    with file.open("rb") as data:
+        return ranged(asked, data, {"ETag": f'"{oid}"'})
 
 
-def ranged(asked: Handler, data: bytes, headers: dict[str, str]) -> tuple[Any, ...]:
+def ranged(asked: Handler, data: BinaryIO, headers: dict[str, str]) -> tuple[Any, ...]:
+    size = data.seek(0, 2)
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked.headers.get("Range", ""))
-    if match is None:
-        length = {"Content-Length": str(len(data))}
-        return 200, data, headers | length
-    start, stop = int(match[1]), min(int(match[2] or len(data) - 1) + 1, len(data))
-    if start >= len(data):
+    start, stop = (int(match[1]), int(match[2] or size - 1) + 1) if match else (0, size)
+    stop = min(stop, size)
+    if match and start >= size:
         raise Refusal(416, "range not satisfiable")
-    return (
-        206,
-        data[start:stop],
-        headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"},
-    )
+    data.seek(start)
+    body = data.read(stop - start)
+    if match is None:
+        return 200, body, headers
+    return 206, body, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
 
 
 def address(asked: Handler, name: str) -> str:

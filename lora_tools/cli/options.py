@@ -107,7 +107,8 @@ class LocalOrHub(click.ParamType[Path]):
             hub.hide_progress()
         path = locate(value)
         if not quiet and isinstance(path, RemotePath):
-            say(f"{value}: {path}")
+            offline = " (offline: as much of it as the cache has)" if path.snapshot.partial else ""
+            say(f"{value}: {path}{offline}")
         return path
 
 

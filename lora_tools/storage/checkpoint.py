@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".safetensors.index.json"
+READERS = 8
+"""Headers that are read at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +210,9 @@ def _open_shards(index: Path) -> Checkpoint:
     places: dict[str, Place] = {}
     metadata: dict[str, str] = {}
     unnamed = []
-    for file in files:
-        header = read_header(index.parent / file)
+    with ThreadPoolExecutor(READERS) as pool:  # those of a remote checkpoint take their time
+        headers = list(pool.map(lambda file: read_header(index.parent / file), files))
+    for file, header in zip(files, headers, strict=True):
         metadata.update(header.metadata)
         for name, slot in header.slots.items():
             if weight_map.get(name) == file:

@@ -87,10 +87,14 @@ def plan(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> Plan:
         raise RefusedError(f"{wish.repo}: is public on the Hub, and --private was asked for").hint(
             "Change it there, under Settings, or push under another name."
         )
-    there = publisher.files(wish.repo, wish.revision) if private is not None else {}
-    branch = there is None
+    there = publisher.files(wish.repo, wish.revision) if private is not None else None
+    branch = wish.revision is not None and there is None
+    if branch and wish.revision and wish.revision.startswith("refs/"):
+        raise HubError(f"{wish.repo}: has no {wish.revision}").hint(
+            "A pull request is opened with --create-pr."
+        )
     if there is None:
-        there = publisher.files(wish.repo) or {}
+        there = (publisher.files(wish.repo) if private is not None else None) or {}
     old = _old_card(folder, wish, publisher, there, branch=branch)
     if not made.base:
         made.notes.append("the card names no base model (--base-model)")

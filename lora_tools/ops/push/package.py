@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.adapter import README, REPORT, Adapter, read
-from lora_tools.card import metadata, with_metadata, with_section
+from lora_tools.card import SECTION, metadata, with_metadata, with_section
 from lora_tools.errors import CheckpointError, RefusedError, some
-from lora_tools.model import CONFIG, Model, open_model
+from lora_tools.model import Model, is_model, open_model
 from lora_tools.ops.push.files import Digest, digest, select
 from lora_tools.ops.push.leaks import Leak, is_private, leaks, shorten
 from lora_tools.ops.push.section import section
@@ -162,10 +162,7 @@ def _library(subject: Adapter | Model) -> str:
 
 def _subject(folder: Path) -> Adapter | Model:
     """Read the folder as the adapter or model that it is, and check it as a whole."""
-    config = folder / CONFIG
-    if config.is_file() and not (folder / "adapter_config.json").is_file():
-        return open_model(folder)
-    return read(folder)
+    return open_model(folder) if is_model(folder) else read(folder)
 
 
 def _said(folder: Path) -> str | None:
@@ -198,7 +195,7 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
     """Refuse leaks; those in metadata are dropped from a copy if that was asked for."""
     found: list[Leak] = []
     for name, content in list(made.files.items()):
-        here = leaks(name, content) if name != README else []
+        here = leaks(name, _theirs(content) if name == README else content)
         if here and strip_metadata and name.endswith(".safetensors") and isinstance(content, Path):
             keys = {leak.place.removeprefix("metadata ") for leak in here}
             copy = place / name.replace("/", "-")
@@ -209,6 +206,13 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
             found += here
     if found:
         raise _refusal(made.folder, found)
+
+
+def _theirs(readme: Path | bytes) -> bytes:
+    """Return a README without our section, which is written anew, and with its lines' numbers."""
+    data = readme if isinstance(readme, bytes) else readme.read_bytes()
+    text = SECTION.sub(lambda match: "\n" * match[0].count("\n"), data.decode("utf-8", "replace"))
+    return text.encode()
 
 
 def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:

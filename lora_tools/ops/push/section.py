@@ -1,6 +1,7 @@
 """Our section of a published README: what was done, what it cost, what is in it, how to load it."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
@@ -16,8 +17,8 @@ from lora_tools.ops.push.leaks import shorten
 from lora_tools.ops.push.loading import loading
 from lora_tools.report import percent, size
 
-LISTED = (".safetensors", ".bin", ".gguf", "config.json", ".index.json")
-"""Ends of the names of files whose sha256 is listed."""
+LISTED = re.compile(r".*\.(safetensors|bin|gguf|index\.json)|(adapter_)?config\.json")
+"""The files whose sha256 is listed: those that decide what is computed."""
 
 
 def section(
@@ -113,7 +114,7 @@ def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
     lines = [
         (f"`{name}`", size(found.size), f"`{found.sha256}`")
         for name, found in digests.items()
-        if name.endswith(LISTED)
+        if LISTED.fullmatch(name)
     ]
     yield tabulate(lines, ("file", "size", "sha256"), tablefmt="pipe", disable_numparse=True)
 
