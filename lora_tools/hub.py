@@ -339,17 +339,23 @@ def _patiently(call: Callable[[], Result]) -> Result:
     for wait in WAITS:
         try:
             return call()
-        except (HfHubHTTPError, httpx2.TransportError) as error:
+        except (HfHubHTTPError, httpx2.TransportError, RevisionResolutionError) as error:
             if not _passes(error):
                 raise
             time.sleep(min(_asked(error) or wait, LONGEST))
     return call()
 
 
-def _passes(error: Exception) -> bool:
-    if isinstance(error, HfHubHTTPError):
-        return _status(error) in PASSING
-    return not isinstance(error, httpx2.ProxyError | httpx2.UnsupportedProtocol)
+def _passes(error: BaseException | None) -> bool:
+    """Whether another try may go better; a network that is not there does not come in seconds."""
+    match error:
+        case HfHubHTTPError():
+            return _status(error) in PASSING
+        case RevisionResolutionError():
+            return _passes(error.__cause__)
+        case httpx2.TimeoutException() | httpx2.RemoteProtocolError() | httpx2.ReadError():
+            return True
+    return isinstance(error, httpx2.WriteError)
 
 
 def _status(error: HfHubHTTPError) -> int:

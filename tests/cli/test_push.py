@@ -71,8 +71,11 @@ def test_the_token_never_reaches_another_origin(way, hub, alice, mine):
     store = hub.seen(origin="store")
     assert store
     assert all(request.token is None for request in store)
-    assert all(request.token == ALICE for request in hub.seen(path="alice/x", origin="hub")
-               if "/lfs/complete/" not in request.path)
+    assert all(
+        request.token == ALICE
+        for request in hub.seen(path="alice/x", origin="hub")
+        if "/lfs/complete/" not in request.path
+    )
 
 
 def test_a_dry_run_touches_nothing(hub, alice, mine):
@@ -415,8 +418,8 @@ def test_push_to_is_refused_before_the_work_is_done(hub, alice, mine):
 
 
 def test_a_merged_model_is_published_as_one(hub, alice):
-    from safetensors.numpy import save_file
     import numpy as np
+    from safetensors.numpy import save_file
 
     model = alice.folder / "merged"
     model.mkdir()
