@@ -33,8 +33,8 @@ def with_section(text: str, section: str) -> str:
 
 
 FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
-KEY = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
-"""Where a field of the outermost level begins."""
+KEY = re.compile(r"^(?=[^\s-])", re.MULTILINE)
+"""Where a field of the outermost level begins, or a comment."""
 
 
 def metadata(text: str) -> dict[str, Any]:
@@ -80,4 +80,11 @@ def with_metadata(text: str, fields: Mapping[str, Any]) -> str:
     if not blocks:
         return text
     lines = "".join(block if block.endswith("\n") else f"{block}\n" for block in blocks)
+    wanted = {**old, **fields}
+    try:
+        sound = yaml.safe_load(lines) == wanted
+    except yaml.YAMLError:
+        sound = False
+    if not sound:  # spelled in a way that lines do not tell apart
+        lines = yaml.safe_dump(wanted, allow_unicode=True, sort_keys=False)
     return f"---\n{lines}---\n{rest}"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -29,7 +29,7 @@ def section(
     report: Mapping[str, Any],
 ) -> str:
     """Return the section, without its markers. The same input gives the same text."""
-    lines = ["## Made with [lora-tools](https://pypi.org/project/lora-tools)", "", *_done(report)]
+    lines = ["## Made with lora-tools", "", *_done(report)]
     lines += [_sentence(subject, base, digests), ""]
     if isinstance(subject, Adapter):
         lines += [_table(subject, report), ""]
@@ -57,8 +57,7 @@ def _sentence(subject: Adapter | Model, base: str | None, digests: Mapping[str, 
         weights = sum(d.size for name, d in digests.items() if name.endswith(".safetensors"))
         kind = subject.architecture or "Model"
         return f"{kind}, made from {of}: {count:,} tensors, {size(weights)}."
-    ranks = sorted({module.r for module in subject.manifest.modules})
-    rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+    rank = _span({module.r for module in subject.manifest.modules})
     return (
         f"{subject.manifest.format.upper()} adapter of {of}: {len(subject)} modules of rank {rank},"
         f" {subject.params:,} parameters, {size(subject.nbytes)}."
@@ -76,8 +75,8 @@ def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
             collapse([module.name for module in group]),
             str(len(group)),
             "×".join(map(str, first.shape)),
-            str(first.r),
-            f"{first.scale:.4g}",
+            _span({module.r for module in group}),
+            _span({module.scale for module in group}),
         ]
         lines.append(line + (_errors(rows[module.name] for module in group) if known else []))
     headers = ["module", "count", "shape", "rank", "scale"]
@@ -119,5 +118,10 @@ def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
     yield tabulate(lines, ("file", "size", "sha256"), tablefmt="pipe", disable_numparse=True)
 
 
+def _span(values: Collection[float]) -> str:
+    low, high = (f"{value:.4g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
 def _key(module: Module) -> tuple[Any, ...]:
-    return template(module.name), module.shape, module.r, module.scale
+    return template(module.name), module.shape
