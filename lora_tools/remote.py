@@ -7,7 +7,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -142,7 +142,7 @@ class RemotePath(PosixPath):
             raise PermissionError(f"{self}: lies on the Hub; use `lora-tools push` to write there")
         partial = self.suffix == ".safetensors" and "b" in mode and self.is_file()
         if partial and not self.is_here():
-            return io.BufferedReader(Ranged(self.snapshot, self.file), AHEAD)
+            return io.BufferedReader(Ranged(self), AHEAD)
         return open(self, mode, buffering, encoding, errors, newline)  # noqa: PTH123
 
     def is_here(self) -> bool:
@@ -170,24 +170,33 @@ class RemotePath(PosixPath):
 class Ranged(io.RawIOBase):
     """A file of a repository that is read piece by piece, each by a request of its own."""
 
-    def __init__(self, snapshot: "Snapshot", file: str) -> None:
-        self._snapshot, self._file, self._position = snapshot, file, 0
+    def __init__(self, path: RemotePath) -> None:
+        self._path, self._position = path, 0
 
     def readable(self) -> bool:
         """Whether it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the current position on."""
+        """Fill a buffer from the current position on, or a part of it."""
         from lora_tools import hub
 
-        view = memoryview(buffer).cast("B")
-        size = self._snapshot.files[self._file].size
-        stop = min(self._position + len(view), size)
-        data = hub.read_range(self._snapshot, self._file, self._position, stop)
+        view, start = memoryview(buffer).cast("B"), self._position
+        if start < AHEAD:
+            data = _beginning(self._path)[start : start + len(view)]
+        else:
+            stop = min(start + len(view), self._path.stat().st_size)
+            data = hub.read_range(self._path.snapshot, self._path.file, start, stop)
         view[: len(data)] = data
-        self._position = stop
+        self._position += len(data)
         return len(data)
+
+
+@lru_cache(maxsize=512)  # a command may open a header twice
+def _beginning(path: RemotePath) -> bytes:
+    from lora_tools import hub
+
+    return hub.read_range(path.snapshot, path.file, 0, min(AHEAD, path.stat().st_size))
 
 
 def is_remote(text: str) -> bool:

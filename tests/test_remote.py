@@ -115,9 +115,9 @@ def test_the_table_of_a_model_of_ten_gigabytes_costs_its_headers(hub, alice):
     big_model(hub, "bob/llama", shards=4, size=2_500_000_000)
     text = alice.does("inspect", "bob/llama")
     assert "LlamaForCausalLM" in text
-    assert "model.layers.[0..79].mlp.up_proj.weight  80 " in text
+    assert "model.layers.[0..79].mlp.up_proj.weight" in text
     assert "80 tensors, 4,999,741,440 parameters, 10.00 GB" in text
-    assert sum(request.sent for request in hub.requests) < 300_000
+    assert sum(request.sent for request in hub.requests) < 200_000
     assert not list((alice.folder / "home").rglob("*.safetensors"))
 
 

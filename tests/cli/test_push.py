@@ -403,6 +403,14 @@ def test_shrink_publishes_what_it_wrote(hub, alice, mine):
     assert str(alice.folder) not in readme
 
 
+def test_our_pictures_are_shown(hub, alice, mine):
+    (mine / "lora_tools_spectra.png").write_bytes(b"PNG")
+    (mine / "mine.png").write_bytes(b"PNG")
+    card = json.loads(alice.does("push", mine, "alice/x", "--dry-run", "--json"))["card"]
+    assert card.count("![") == 1
+    assert "![lora tools spectra](lora_tools_spectra.png)" in card
+
+
 def test_push_to_is_refused_before_the_work_is_done(hub, alice, mine):
     for more, status, message in (
         ([], 2, "say --private or --public"),

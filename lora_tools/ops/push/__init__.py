@@ -60,6 +60,7 @@ class Plan:
             ],
             "left_out": dict(package.left_out),
             "notes": list(package.notes),
+            "card": package.card,
             "commit": pushed.commit.oid if pushed else None,
             "url": pushed.commit.url if pushed else None,
             "pull_request": pushed.commit.pull_request if pushed else None,

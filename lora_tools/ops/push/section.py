@@ -33,7 +33,8 @@ def section(
     lines += [_sentence(subject, base, digests), ""]
     if isinstance(subject, Adapter):
         lines += [_table(subject, report), ""]
-    lines += [*_costs(report), "### Loading it", "", *loading(subject, repo, base)]
+    lines += [*_costs(report), *_pictures(digests)]
+    lines += ["### Loading it", "", *loading(subject, repo, base)]
     lines += ["### Files", "", *_files(digests)]
     return "\n".join(lines).rstrip()
 
@@ -107,6 +108,13 @@ def _costs(report: Mapping[str, Any]) -> Iterator[str]:
         + (f", where {percent(best)} is the least possible at these ranks." if best else ".")
     )
     yield ""
+
+
+def _pictures(digests: Mapping[str, Digest]) -> Iterator[str]:
+    """Yield our pictures that lie in the folder, as `lora-tools` names them."""
+    for name in digests:
+        if name.startswith("lora_tools") and name.endswith(".png"):
+            yield from (f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", "")
 
 
 def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
