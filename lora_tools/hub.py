@@ -1,6 +1,7 @@
 """The Hugging Face Hub, as lora-tools needs it; the only import of huggingface_hub."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ class Snapshot:
     repo: str
     commit: str
     files: Mapping[str, Blob]
+    openings: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    """How often each file was opened to be read by ranges."""
     partial: bool = False
     """Whether the Hub could not be asked, so that only what is in the cache is listed."""
 

@@ -23,6 +23,9 @@ BARE = re.compile(r"\w[\w.-]*/\w[\w.-]*(@(refs/pr/\d+|[^/\s]+))?")
 AHEAD = 1 << 15
 """Bytes that one request for a header brings: most headers are smaller."""
 
+SELDOM = 8
+"""Openings after which a file is downloaded rather than read by ranges."""
+
 
 class RemotePath(PosixPath):
     """A file or folder of a repository at one commit.
@@ -141,7 +144,7 @@ class RemotePath(PosixPath):
         if set(mode) & set("wax+"):
             raise PermissionError(f"{self}: lies on the Hub; use `lora-tools push` to write there")
         partial = self.suffix == ".safetensors" and "b" in mode and self.is_file()
-        if partial and not self.is_here():
+        if partial and not self.is_here() and self._is_seldom_opened():
             return io.BufferedReader(Ranged(self), AHEAD)
         return open(self, mode, buffering, encoding, errors, newline)  # noqa: PTH123
 
@@ -156,6 +159,11 @@ class RemotePath(PosixPath):
         from lora_tools import hub
 
         hub.evict(self.snapshot, self.file)
+
+    def _is_seldom_opened(self) -> bool:
+        """Count an opening; from some number on, having the whole file costs less."""
+        self.snapshot.openings[self.file] += 1
+        return self.snapshot.openings[self.file] <= SELDOM
 
     @property
     def _prefix(self) -> str:
@@ -177,6 +185,16 @@ class Ranged(io.RawIOBase):
         """Whether it can be read."""
         return True
 
+    def seekable(self) -> bool:
+        """Whether it can be read from anywhere."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position and return it."""
+        starts = (0, self._position, self._path.stat().st_size)
+        self._position = starts[whence] + offset
+        return self._position
+
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the current position on, or a part of it."""
         from lora_tools import hub
@@ -185,7 +203,7 @@ class Ranged(io.RawIOBase):
         if start < AHEAD:
             data = _beginning(self._path)[start : start + len(view)]
         else:
-            stop = min(start + len(view), self._path.stat().st_size)
+            stop = max(start, min(start + len(view), self._path.stat().st_size))
             data = hub.read_range(self._path.snapshot, self._path.file, start, stop)
         view[: len(data)] = data
         self._position += len(data)

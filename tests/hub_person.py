@@ -67,7 +67,7 @@ def make_adapter(
     rng = np.random.default_rng(wide)
     tensors = {}
     for i in range(modules):
-        stem = f"base_model.model.layers.{i}.query"
+        stem = f"base_model.model.model.layers.{i}.self_attn.q_proj"
         tensors[f"{stem}.lora_A.weight"] = rng.standard_normal((rank, wide), dtype=np.float32)
         tensors[f"{stem}.lora_B.weight"] = rng.standard_normal((wide, rank), dtype=np.float32)
     folder.mkdir(parents=True)
@@ -76,7 +76,7 @@ def make_adapter(
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": ["query"],
+        "target_modules": ["q_proj"],
         "base_model_name_or_path": base,
     }
     (folder / "adapter_config.json").write_text(json.dumps(about | config))

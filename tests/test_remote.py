@@ -131,6 +131,37 @@ def test_a_longer_header_takes_a_second_request(hub, alice):
     assert length <= sent < length + (1 << 16)
 
 
+def test_engines_judge_it_as_they_judge_a_local_one(hub, alice):
+    published(hub, make_adapter(alice.folder / "mine"))
+    asked = ("--for", "all", "--json")
+    here, there = (alice.run("inspect", path, *asked).stdout for path in ("mine", "bob/cat"))
+    commit = hub.repositories["bob/cat"].resolve("main")
+    there = there.replace(f"hf://bob/cat@{commit}", "mine").replace(".gitattributes, ", "")
+    assert json.loads(there) == json.loads(here)
+
+
+def test_pieces_are_read_by_ranges_and_many_at_once(hub, alice):
+    folder = make_adapter(alice.folder / "mine", modules=8, wide=4096, rank=32)
+    published(hub, folder)
+    done = alice.python(
+        "from lora_tools.remote import locate\n"
+        f"local = open({str(folder / 'adapter_model.safetensors')!r}, 'rb')\n"
+        "path = locate('bob/cat') / 'adapter_model.safetensors'\n"
+        "with path.open('rb') as file:\n"
+        "    for at in (100, 5_000_000, 40_000, 0):\n"
+        "        assert file.seek(at) == local.seek(at) == at == file.tell()\n"
+        "        assert file.read(70_000) == local.read(70_000)\n"
+        "    assert file.seek(-10, 2) == local.seek(-10, 2)\n"
+        "    assert file.read() == local.read()\n"
+        "    assert file.seek(10, 2) and file.read() == b''\n"
+        "print(path.is_here(), end=' ')\n"
+        "for _ in range(10):\n"
+        "    path.open('rb').read(8)\n"
+        "print(path.is_here())"
+    )
+    assert done == "False True\n"
+
+
 def test_shrink_downloads_through_the_ordinary_cache(hub, alice):
     folder = make_adapter(alice.folder / "mine")
     files = published(hub, folder)

@@ -3,30 +3,19 @@
 from collections.abc import Iterator
 
 from lora_tools.adapter import Adapter
+from lora_tools.consumers import CONSUMERS, Consumer, Verdict, judge, subject, vllm
 from lora_tools.model import Model
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's ``--max-lora-rank``."""
 
-PICTURES = ("kohya", "diffusers", "comfyui")
-"""Formats that diffusers loads."""
-
-
-def loading(subject: Adapter | Model, repo: str, base: str | None) -> Iterator[str]:
-    """Yield Markdown with the code that loads it."""
-    if isinstance(subject, Model):
-        yield from _model(subject, repo)
-    elif subject.manifest.format in PICTURES:
-        yield from _code(
-            "python",
-            "from diffusers import DiffusionPipeline",
-            "",
-            f'pipe = DiffusionPipeline.from_pretrained("{base or "BASE"}")',
-            f'pipe.load_lora_weights("{repo}", weight_name="{subject.tensors.path.name}")',
-        )
-    elif subject.manifest.format == "peft":
-        yield from _peft(subject, repo, base)
-        if (rank := _served(subject)) and _writes(subject):
+def loading(of: Adapter | Model, repo: str, base: str | None) -> Iterator[str]:
+    """Yield Markdown with the code that loads it, of the engines that load it at its strength."""
+    if isinstance(of, Model):
+        yield from _model(of, repo)
+        return
+    engines = {consumer.name: consumer for consumer in CONSUMERS}
+    if _loads(of, engines["peft"]):
+        yield from _peft(of, repo, base)
+        if _writes(of) and (rank := _rank(of, engines["vllm"])):
             name = repo.partition("/")[2]
             yield "With vLLM:"
             yield ""
@@ -35,6 +24,25 @@ def loading(subject: Adapter | Model, repo: str, base: str | None) -> Iterator[s
                 f"vllm serve {base or 'BASE'} --enable-lora --max-lora-rank {rank}"
                 f" --lora-modules {name}={repo}",
             )
+    elif _loads(of, engines["diffusers"]):
+        yield from _code(
+            "python",
+            "from diffusers import DiffusionPipeline",
+            "",
+            f'pipe = DiffusionPipeline.from_pretrained("{base or "BASE"}")',
+            f'pipe.load_lora_weights("{repo}", weight_name="{of.tensors.path.name}")',
+        )
+    else:
+        yield from ("`lora-tools inspect --for all` says which engines load it.", "")
+
+
+def _loads(adapter: Adapter, engine: Consumer) -> bool:
+    return judge(subject(adapter), engine).verdict is Verdict.LOADS
+
+
+def _rank(adapter: Adapter, engine: Consumer) -> int | None:
+    """Return the smallest ``--max-lora-rank`` with which vLLM serves it; None if there is none."""
+    return next((rank for rank in engine.ranks if _loads(adapter, vllm(rank))), None)
 
 
 def _model(model: Model, repo: str) -> Iterator[str]:
@@ -65,16 +73,6 @@ def _peft(adapter: Adapter, repo: str, base: str | None) -> Iterator[str]:
         f'base = AutoModel.from_pretrained("{base or "BASE"}")',
         f'model = PeftModel.from_pretrained(base, "{repo}")',
     )
-
-
-def _served(adapter: Adapter) -> int | None:
-    """Return the smallest ``--max-lora-rank`` that vLLM serves it at; None if it would not."""
-    modules = adapter.manifest.modules
-    plain = all(module.parts.keys() == {"a", "b"} for module in modules)
-    if adapter.manifest.extras or not plain or len({module.scale for module in modules}) != 1:
-        return None  # refused, or at one scale for all
-    largest = max(module.r for module in modules)
-    return next((rank for rank in RANKS if rank >= largest), None)
 
 
 def _writes(adapter: Adapter) -> bool:
