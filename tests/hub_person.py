@@ -36,7 +36,11 @@ class Person:
             command, env=self.env, cwd=self.folder, text=True, **(pipes | options)
         )
 
-    def run(self, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: object, picture: bool = False, **options
+    ) -> subprocess.CompletedProcess[str]:
+        if arguments[0] == "push" and not picture:  # drawing takes longer than publishing
+            arguments += ("--no-picture",)
         process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=240)
         assert "Traceback" not in err, err

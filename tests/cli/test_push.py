@@ -357,8 +357,13 @@ def test_my_readme_stays_mine(hub, alice, mine):
 
 def test_card_only_writes_the_card_and_sends_nothing(hub, alice, mine):
     alice.token = None
-    done = alice.run("push", mine, "alice/x", "--card-only")
+    done = alice.run("push", mine, "alice/x", "--card-only", picture=True)
     assert done.returncode == 0
+    assert {path.name for path in mine.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert done.stdout == ""
     text = (mine / "README.md").read_text()
     assert "license: apache-2.0" in text
@@ -403,12 +408,22 @@ def test_shrink_publishes_what_it_wrote(hub, alice, mine):
     assert str(alice.folder) not in readme
 
 
-def test_our_pictures_are_shown(hub, alice, mine):
-    (mine / "lora_tools_spectra.png").write_bytes(b"PNG")
-    (mine / "mine.png").write_bytes(b"PNG")
-    card = json.loads(alice.does("push", mine, "alice/x", "--dry-run", "--json"))["card"]
-    assert card.count("![") == 1
-    assert "![lora tools spectra](lora_tools_spectra.png)" in card
+def test_the_card_has_a_picture_that_is_not_drawn_anew_each_time(hub, alice, mine):
+    done = json.loads(alice.does("push", mine, "alice/x", "--public", "--json", picture=True))
+    assert "](lora_tools_spectra.png)" in done["card"]
+    repository = hub.repositories["alice/x"]
+    drawn = repository.entry(repository.resolve("main"), "lora_tools_spectra.png")
+    assert hub.content(drawn.lfs).read_bytes().startswith(b"\x89PNG")
+    assert not (mine / "lora_tools_spectra.png").exists()
+    assert "nothing was sent" in alice.does("push", mine, "alice/x", picture=True)
+
+
+def test_without_matplotlib_there_is_a_card_without_a_picture(hub, alice, mine):
+    (alice.folder / "matplotlib.py").write_text("raise ImportError('not here')")
+    done = alice.run("push", mine, "alice/x", "--public", "--json", picture=True)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'lora-tools[report]'" in done.stderr
+    assert "![" not in json.loads(done.stdout)["card"]
 
 
 def test_push_to_is_refused_before_the_work_is_done(hub, alice, mine):

@@ -54,6 +54,11 @@ if TYPE_CHECKING:
     "--exclude", metavar="PATTERN", multiple=True, help="Leave matching files out. Repeatable."
 )
 @click.option(
+    "--picture/--no-picture",
+    default=True,
+    help="Draw the spectra for the card, where lora-tools[report] is installed.  [default: draw]",
+)
+@click.option(
     "--card-only", is_flag=True, help="Write the card to FOLDER/README.md and send nothing."
 )
 @click.option(
@@ -75,6 +80,7 @@ def command(
     strip_metadata: bool,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    picture: bool,
     card_only: bool,
     dry_run: bool,
     as_json: bool,
@@ -103,6 +109,7 @@ def command(
         strip_metadata,
         include,
         exclude,
+        picture and not card_only,  # which would be the only file beside it
     )
     publisher = Publisher(token)
     if card_only:

@@ -41,8 +41,9 @@ def _loads(adapter: Adapter, engine: Consumer) -> bool:
 
 
 def _rank(adapter: Adapter, engine: Consumer) -> int | None:
-    """Return the smallest ``--max-lora-rank`` with which vLLM serves it; None if there is none."""
-    return next((rank for rank in engine.ranks if _loads(adapter, vllm(rank))), None)
+    """Return the smallest ``--max-lora-rank`` with which vLLM serves it, older ones as well."""
+    about = subject(adapter)
+    return next((rank for rank in engine.ranks if not judge(about, vllm(rank)).findings), None)
 
 
 def _model(model: Model, repo: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from lora_tools.errors import CheckpointError, RefusedError, some
 from lora_tools.model import Model, is_model, open_model
 from lora_tools.ops.push.files import Digest, digest, select
 from lora_tools.ops.push.leaks import Leak, is_private, leaks, shorten
+from lora_tools.ops.push.picture import NAME, picture
 from lora_tools.ops.push.section import section
 from lora_tools.ops.push.strip import strip
 
@@ -34,6 +35,7 @@ class Wish:
     strip_metadata: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    picture: bool = True
 
     def seen_by(self, *, private: bool) -> "Wish":
         """Return the wish with somebody's word on who may see a new repository."""
@@ -115,6 +117,11 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
             files[REPORT] = shorten(text).encode()
             made.notes.append(f"{REPORT}: paths of this machine are cut to their last part")
     _clean(made, place, wish.strip_metadata)
+    if wish.picture and isinstance(subject, Adapter):
+        if drawn := picture(subject, wish.repo, place):
+            files[NAME] = drawn
+        else:
+            made.notes.append("no picture on the card: pip install 'lora-tools[report]'")
     return made
 
 

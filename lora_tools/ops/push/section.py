@@ -15,6 +15,7 @@ from lora_tools.names import collapse, template
 from lora_tools.ops.push.files import Digest
 from lora_tools.ops.push.leaks import shorten
 from lora_tools.ops.push.loading import loading
+from lora_tools.ops.push.picture import NAME
 from lora_tools.report import percent, size
 
 LISTED = re.compile(r".*\.(safetensors|bin|gguf|index\.json)|(adapter_)?config\.json")
@@ -33,7 +34,7 @@ def section(
     lines += [_sentence(subject, base, digests), ""]
     if isinstance(subject, Adapter):
         lines += [_table(subject, report), ""]
-    lines += [*_costs(report), *_pictures(digests)]
+    lines += [*_costs(report), *_picture(digests)]
     lines += ["### Loading it", "", *loading(subject, repo, base)]
     lines += ["### Files", "", *_files(digests)]
     return "\n".join(lines).rstrip()
@@ -110,11 +111,9 @@ def _costs(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _pictures(digests: Mapping[str, Digest]) -> Iterator[str]:
-    """Yield our pictures that lie in the folder, as `lora-tools` names them."""
-    for name in digests:
-        if name.startswith("lora_tools") and name.endswith(".png"):
-            yield from (f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", "")
+def _picture(digests: Mapping[str, Digest]) -> Iterator[str]:
+    if NAME in digests:
+        yield from (f"![Norms of the modules, spectra and what lower ranks cost]({NAME})", "")
 
 
 def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
