@@ -26,6 +26,9 @@ AHEAD = 1 << 15
 SELDOM = 8
 """Openings after which a file is downloaded rather than read by ranges."""
 
+TIMES = {f"st_{kind}time{unit}": 0 for kind in "amc" for unit in ("", "_ns")}
+"""A commit does not change, so its files have no times."""
+
 
 class RemotePath(PosixPath):
     """A file or folder of a repository at one commit.
@@ -100,7 +103,7 @@ class RemotePath(PosixPath):
             mode, size = stat.S_IFDIR | 0o555, 0
         else:
             raise FileNotFoundError(f"{self}: no such file in the repository")
-        return os.stat_result((mode, 0, 0, 1, 0, 0, size, 0, 0, 0))
+        return os.stat_result((mode, 0, 0, 1, 0, 0, size, 0, 0, 0), TIMES)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Whether the commit has it."""

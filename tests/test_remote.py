@@ -187,6 +187,8 @@ def test_one_command_sees_one_commit(hub, alice):
         "assert a == b and a.snapshot is b.snapshot; import pickle;"
         "c = pickle.loads(pickle.dumps(a / 'adapter_config.json'));"
         "assert c.read_text() == (a / 'adapter_config.json').read_text();"
+        "assert (c.stat().st_mtime_ns, c.stat().st_size) == (0, len(c.read_bytes()));"
+        "assert str(a.snapshot.commit) in str(c.resolve()) and type(c.resolve()) is not type(c);"
         "assert str(c) == f'{a}/adapter_config.json' and c.parent == a and c.name in str(c)"
     )
     assert len(hub.seen("GET", "/api/models/bob/cat$")) == 1
