@@ -132,8 +132,8 @@ class RemotePath(PosixPath):
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
     def resolve(self, strict: bool = False) -> Path:  # type: ignore[override]
-        """Return the plain path that it has, or would have, in the cache."""
-        return (self.snapshot.folder / self.file).resolve(strict)
+        """Return the plain path that it has, or would have, in the cache: the same in every run."""
+        return self.snapshot.folder.resolve() / self.file
 
     def open(  # type: ignore[override]
         self,
