@@ -192,6 +192,16 @@ def test_a_pull_request_to_somebody_elses_repository(way, hub, alice, mine):
     assert inspected["source"] == f"hf://bob/x@{done['commit']}"
 
 
+def test_there_is_nothing_to_propose_to_a_repository_that_is_not_there(hub, alice, mine):
+    refused = alice.run("push", mine, "alice/x", "--create-pr")
+    assert refused.returncode == 1
+    assert "alice/x: no such repository to propose changes to" in refused.stderr
+    refused = alice.run("push", mine, "org/tiny-base", "--create-pr", "--revision", "dev")
+    assert refused.returncode == 2
+    assert "--create-pr proposes changes to main" in refused.stderr
+    assert writes(hub) == []
+
+
 def test_a_branch_is_made_when_it_is_missing(hub, alice, mine):
     alice.does("push", mine, "alice/x", "--public", "--revision", "exp/one")
     repository = hub.repositories["alice/x"]

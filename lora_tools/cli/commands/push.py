@@ -117,7 +117,7 @@ def command(
         return
     if not dry_run:
         publisher.check()
-        if publisher.is_private(repo) is None:
+        if not create_pr and publisher.is_private(repo) is None:
             wish = wish.seen_by(private=visibility(repo, private))
     plan, pushed = push(folder, wish, publisher, dry_run=dry_run, quiet=quiet)
     if as_json:

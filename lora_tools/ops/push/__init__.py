@@ -88,6 +88,10 @@ def plan(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> Plan:
         raise RefusedError(f"{wish.repo}: is public on the Hub, and --private was asked for").hint(
             "Change it there, under Settings, or push under another name."
         )
+    if private is None and wish.create_pr:
+        raise HubError(f"{wish.repo}: no such repository to propose changes to").hint(
+            "Leave --create-pr out to make it."
+        )
     there = publisher.files(wish.repo, wish.revision) if private is not None else None
     branch = wish.revision is not None and there is None
     if branch and wish.revision and wish.revision.startswith("refs/"):
