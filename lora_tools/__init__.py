@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lora_tools.ops.diff import diff
     from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
+    from lora_tools.remote import locate
     from lora_tools.report import Report
     from lora_tools.storage.writer import staged
     from lora_tools.update import Biased, DoRA, LowRank, Update
@@ -32,6 +33,7 @@ _HOMES = {
     "ops.diff": ("diff",),
     "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
+    "remote": ("locate",),
     "report": ("Report",),
     "storage.writer": ("staged",),
     "update": ("Biased", "DoRA", "LowRank", "Update"),
@@ -61,6 +63,7 @@ __all__ = [
     "Update",
     "diff",
     "inspect",
+    "locate",
     "look",
     "open_model",
     "read",
