@@ -23,6 +23,11 @@ class Model:
     """Its config.json; empty if there is none."""
 
     @property
+    def params(self) -> int:
+        """Number of elements of all its tensors."""
+        return sum(spec.numel for spec in self.tensors.specs.values())
+
+    @property
     def architecture(self) -> str | None:
         """The class that loads it (``LlamaForCausalLM``), if the configuration names one."""
         names = self.config.get("architectures") or [self.config.get("_class_name")]

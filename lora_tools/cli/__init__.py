@@ -10,7 +10,7 @@ import click
 from lora_tools.cli.process import leave, prepare
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
-COMMANDS = ("inspect", "shrink")
+COMMANDS = ("extract", "inspect", "shrink")
 
 
 class LazyGroup(click.Group):
@@ -33,7 +33,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """See, shrink and check LoRA adapters, file to file, on the CPU or a GPU.
+    """See, extract, shrink and check LoRA adapters, file to file, on the CPU or a GPU.
 
     Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
     command line, 3 a bound on rank, size or error that cannot be kept.
