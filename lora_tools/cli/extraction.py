@@ -22,7 +22,10 @@ SELECTION = (
         help="Extract matching modules only. Repeatable.",
     ),
     click.option(
-        "--exclude", metavar="PATTERN", multiple=True, help="Leave matching modules out. Repeatable."
+        "--exclude",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave matching modules out. Repeatable.",
     ),
     click.option(
         "--embeddings",
@@ -95,7 +98,9 @@ METHOD = (
         "--exact", is_flag=True, help="Decompose in full at once: no chance, and much slower."
     ),
     click.option(
-        "--skip-bad", is_flag=True, help="Go on without tensors that hold NaN or Inf, and list them."
+        "--skip-bad",
+        is_flag=True,
+        help="Go on without tensors that hold NaN or Inf, and list them.",
     ),
 )
 NAMES = ("include", "exclude", "embeddings", "small", "min_rank", "max_rank", "multiple_of")

@@ -2,17 +2,20 @@
 
 import numpy as np
 
-from lora_tools.shapes import Float, Int
+from lora_tools.shapes import Float
+
+Bits = np.ndarray
+"""The bits of bfloat16 numbers, as uint16."""
 
 
-def widen(bits: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def widen(bits: Bits) -> Float[np.ndarray, "..."]:
     """Return the float32 numbers whose upper halves are ``bits``, exactly."""
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 
 
-def narrow(single: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+def narrow(single: Float[np.ndarray, "..."]) -> Bits:
     """Return the bits of float32 numbers rounded to bfloat16: to nearest, ties to even.
 
     >>> hex(int(narrow(np.array([1 + 2**-8 + 2**-9], np.float32))[0]))

@@ -108,7 +108,7 @@ class _Lanczos:
         # wider ones multiply faster.
         self.width = max(16, 8 * -(-rank // 16))
         self.depth = max(3, -(-3 * rank // self.width))
-        self.fresh = 12
+        self.fresh = 16
         self.limit = min(side // 3, 512 + 4 * rank)
         self.room = self.limit + 2 * (self.width + self.fresh)
         self.q = matrix.array(np.zeros((self.room, matrix.shape[1]), np.float32), dtype)
@@ -219,9 +219,7 @@ class _Lanczos:
         whole = self.matrix.squared
         error = math.sqrt(max(whole - kept, 0.0))
         least = math.sqrt(max(whole - most, 0.0))
-        return error - least <= max(
-            self.precision.tolerance * least, FINEST * math.sqrt(whole)
-        )
+        return error - least <= max(self.precision.tolerance * least, FINEST * math.sqrt(whole))
 
     def _hopeless(self) -> bool:
         """Whether even the exact norm of what the basis leaves out would not be enough."""

@@ -1,7 +1,7 @@
 """A dense matrix D as an operator: DᵀD times a few rows, in one pass over D."""
 
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+import math
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,13 +16,14 @@ BLOCK = 1 << 21
 """Elements of D that are multiplied at a time: few enough to stay in a core's cache."""
 
 
+@runtime_checkable
 class Operator(Protocol):
     """A matrix that lives on the host or on a device, and its squared Frobenius norm."""
 
     shape: tuple[int, int]
     squared: float
     """‖D‖_F², summed in float64."""
-    xp: ModuleType
+    xp: Any
     """The library that its arrays belong to: numpy or torch."""
 
     def gram(self, rows: Float[Array, "w n"]) -> Float[Array, "w n"]:
@@ -53,7 +54,7 @@ class Operator(Protocol):
 class HostOperator:
     """A matrix in memory, multiplied by numpy in blocks of rows."""
 
-    xp = np
+    xp: Any = np
 
     def __init__(self, d: Float[np.ndarray, "m n"], squared: float | None = None) -> None:
         self.d = d
@@ -115,11 +116,12 @@ class TorchOperator:
     def __init__(self, d: "Tensor", squared: float | None = None) -> None:
         import torch  # the host computes without it
 
-        self.xp = torch
+        self.xp: Any = torch
         self.d = d
         self.shape = (d.shape[0], d.shape[1])
         if squared is None:
-            squared = sum(float(part.double().square().sum()) for part in d.split(4096))
+            parts = (d[start : start + 4096] for start in range(0, len(d), 4096))
+            squared = math.fsum(float(part.double().square().sum()) for part in parts)
         self.squared = squared
 
     def gram(self, rows: "Tensor") -> "Tensor":

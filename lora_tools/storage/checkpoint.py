@@ -73,7 +73,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
         import torch  # it is a tensor of torch's
 
         flat = place.contiguous().reshape(-1).view(torch.uint8)[start:stop]
-        return flat.numpy()  # type: ignore[no-any-return]
+        return flat.numpy()
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from tabulate import tabulate
@@ -24,6 +24,7 @@ from lora_tools.storage.writer import check_output, staged
 
 if TYPE_CHECKING:
     from lora_tools.ops.extract import Options, Plan
+    from lora_tools.ops.extract.plan import Item
 
 PATH = click.Path(path_type=Path)
 
@@ -81,9 +82,7 @@ def command(
         return
     assert wish is not None
     with _progress(found, quiet=quiet) as seen:
-        extraction = extract(
-            found, wish.policy(old), out, engine, resume=not no_resume, seen=seen
-        )
+        extraction = extract(found, wish.policy(old), out, engine, resume=not no_resume, seen=seen)
         with staged(out, force=force) as place:
             report = extraction.run(place)
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
@@ -98,7 +97,7 @@ def command(
 
 
 @contextmanager
-def _progress(plan: "Plan", *, quiet: bool) -> Iterator[Callable[[Any], None]]:
+def _progress(plan: "Plan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]":
     """Show bytes per second and the time left on a terminal, for what takes over a second."""
     if quiet or not sys.stderr.isatty():
         yield lambda item: None
@@ -108,7 +107,12 @@ def _progress(plan: "Plan", *, quiet: bool) -> Iterator[Callable[[Any], None]]:
     with tqdm(
         total=plan.nbytes, unit="B", unit_scale=True, desc="extract", delay=1, leave=False
     ) as bar:
-        yield lambda item: (bar.update(min(item.pair.nbytes, bar.total - bar.n)), None)[1]
+
+        def seen(item: "Item") -> None:
+            # A policy that needs spectra reads twice: the bar stays full the second time.
+            bar.update(min(item.pair.nbytes, plan.nbytes - int(bar.n)))
+
+        yield seen
 
 
 def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> None:

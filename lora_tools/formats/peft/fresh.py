@@ -41,11 +41,15 @@ def fresh_config(
 def target_modules(names: Sequence[str], others: Collection[str]) -> list[str]:
     """Return last names where all modules of that name are meant, and full names elsewhere.
 
-    >>> target_modules(["l.0.q", "l.1.q", "l.0.v"], ["l.1.v"])
-    ['l.0.v', 'q']
+    A number is no name: beside the layers that have weights, others may have it that have none.
+
+    >>> target_modules(["l.0.q", "l.1.q", "l.0.v", "mlp.2"], ["l.1.v"])
+    ['l.0.v', 'mlp.2', 'q']
     """
     foreign = {_leaf(other) for other in others}
-    return sorted({name if _leaf(name) in foreign else _leaf(name) for name in names})
+    leaves = {_leaf(name) for name in names}
+    short = {leaf for leaf in leaves - foreign if not leaf.isdigit()}
+    return sorted({_leaf(name) if _leaf(name) in short else name for name in names})
 
 
 def stems(modules: Sequence[Module]) -> dict[str, str]:
@@ -84,4 +88,3 @@ def _selected(name: str, targets: Collection[str]) -> bool:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
-

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from lora_tools.engine import Engine, Serial
 from lora_tools.engine.ahead import ahead
@@ -19,7 +20,9 @@ from lora_tools.ops.extract.ranks import Chosen, choose, fixed, headroom
 from lora_tools.ops.extract.rows import Report, Row
 from lora_tools.ops.extract.tasks import (
     Job,
+    Loaded,
     Spectrum,
+    Stage,
     extract_one,
     finish,
     load,
@@ -29,12 +32,16 @@ from lora_tools.ops.extract.tasks import (
 
 __all__ = ["Extraction", "Options", "Plan", "Precision", "Report", "Row", "extract", "plan"]
 
+Result = TypeVar("Result")
+
 ATTEMPTS = 8
 """How often ranks are raised for what rounding adds to an error that was promised."""
 
 
-def plan(base: str | Path | Model, tuned: str | Path | Model, options: Options | None = None) -> Plan:
-    """Decide what becomes of each tensor, from headers alone; see `make_plan` for what it raises."""
+def plan(
+    base: str | Path | Model, tuned: str | Path | Model, options: Options | None = None
+) -> Plan:
+    """Decide what becomes of each tensor, from headers alone. Raises what `make_plan` does."""
     models = [m if isinstance(m, Model) else open_model(m) for m in (base, tuned)]
     return make_plan(models[0], models[1], options or Options())
 
@@ -66,14 +73,14 @@ class Extraction:
             lora, chosen, rows, more = self._by_spectra(lora, aside)
             aside |= more
         found = aside | dict(zip(_numbers(lora), rows, strict=True))
-        names = {job.item.index: job.name for job in self._jobs(lora, chosen, "write")}
-        items = sorted(self.plan.items, key=lambda item: item.index)
-        kept = [names.get(item.index, "") for item in items]
-        ordered = [found[item.index] for item in items]
+        names = {job.item.number: job.name for job in self._jobs(lora, chosen, "write")}
+        items = sorted(self.plan.items, key=lambda item: item.number)
+        kept = [names.get(item.number, "") for item in items]
+        ordered = [found[item.number] for item in items]
         if not any(row.outcome in ("extracted", "full") for row in ordered):
             raise FormatError(
-                f"{self.plan.tuned.path}: nothing to write: no tensor that was to be extracted"
-                f" differs from {self.plan.base.path}"
+                f"{self.plan.tuned.path}: no tensor that was to be extracted differs from"
+                f" {self.plan.base.path}"
             )
         manifest = output.write(place, self.plan, items, ordered, kept, self.keep)
         return Report(
@@ -100,10 +107,10 @@ class Extraction:
             for item, top in zip(lora, tops, strict=True)
         ]
         spectra = list(self._map(survey_one, survey, jobs))
-        changed = [s.row.outcome == "extracted" for s in spectra]
-        rest = {i.index: s.row for i, s, its in zip(lora, spectra, changed, strict=True) if not its}
-        live = [item for item, its in zip(lora, changed, strict=True) if its]
-        known = [one for one, its in zip(spectra, changed, strict=True) if its]
+        pairs = list(zip(lora, spectra, strict=True))
+        live = [item for item, one in pairs if one.row.outcome == "extracted"]
+        known = [one for _, one in pairs if one.row.outcome == "extracted"]
+        rest = {item.number: one.row for item, one in pairs if one.row.outcome != "extracted"}
         chosen, rows = self._within(live, known, aside) if live else (Chosen(()), [])
         return live, chosen, rows, rest
 
@@ -125,12 +132,12 @@ class Extraction:
             f"{self.policy} cannot be kept: rounding to the stored type costs more"
         ).hint("Store a wider type (--dtype float32) or allow a larger error.")
 
-    def _at(self, items: Sequence[Item], chosen: Chosen, stage: str) -> list[Row]:
+    def _at(self, items: Sequence[Item], chosen: Chosen, stage: Stage) -> list[Row]:
         return list(self._map(extract_one, finish, self._jobs(items, chosen, stage)))
 
-    def _jobs(self, items: Sequence[Item], chosen: Chosen, stage: str) -> list[Job]:
+    def _jobs(self, items: Sequence[Item], chosen: Chosen, stage: Stage) -> list[Job]:
         return [
-            Job(self.plan, item, self.keep, rank, stage, chosen.stored)  # type: ignore[arg-type]
+            Job(self.plan, item, self.keep, rank, stage, chosen.stored)
             for item, rank in zip(items, chosen.ranks, strict=True)
         ]
 
@@ -140,7 +147,12 @@ class Extraction:
         ]
         return list(self._map(extract_one, finish, jobs))
 
-    def _map(self, whole, second, jobs):  # type: ignore[no-untyped-def]
+    def _map(
+        self,
+        whole: Callable[[Job], Result],
+        second: Callable[[Loaded], Result],
+        jobs: Sequence[Job],
+    ) -> Iterator[Result]:
         """Map jobs: whole ones side by side on the host; on a device with the next one read."""
         if self.plan.options.device == "cpu":
             results = self.engine.map(whole, jobs)
@@ -153,7 +165,7 @@ class Extraction:
     def _rest(self, items: list[Item], found: list[Spectrum], aside: dict[int, Row]) -> Rest:
         """Return what the file will hold besides factors, with the longest header possible."""
         rows = [one.row for one in found]
-        full = [(item, aside[item.index]) for item in self.plan.items if item.index in aside]
+        full = [(item, aside[item.number]) for item in self.plan.items if item.number in aside]
         members = [*zip(items, rows, strict=True), *full]
         manifest = output.describe(self.plan, [i for i, _ in members], [r for _, r in members])
         extras = [extra.spec for extra in manifest.extras]
@@ -177,7 +189,7 @@ def extract(
 
 
 def _numbers(items: Sequence[Item]) -> Iterator[int]:
-    return (item.index for item in items)
+    return (item.number for item in items)
 
 
 def _excess(policy: MaxError, rows: Sequence[Row]) -> float:

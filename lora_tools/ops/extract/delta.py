@@ -55,14 +55,16 @@ class Side:
         """Return those bytes as float32 numbers, or as float64 ones if they are."""
         shape = (stop - start, self.shape[1])
         if self.dtype in EIGHT:
-            return _eight(raw, self.dtype).reshape(shape) * self._factor(start, stop)
+            numbers = _eight(raw, self.dtype).reshape(shape)
+            numbers *= self._factor(start, stop)
+            return numbers
         kind = "uint16" if self.dtype == "BF16" else numpy_dtype(self.dtype)
         return widened(raw.view(kind), self.dtype).reshape(shape)
 
     def _factor(self, start: int, stop: int) -> Float[np.ndarray, "..."]:
         """Return the scales of some rows: of the tensor, of each row, or of 128 x 128 blocks."""
         if self.scale is None:
-            return np.float32(1.0)  # type: ignore[return-value]
+            return np.ones((), np.float32)
         spec = self.model.tensors.specs[self.scale]
         raw = self.model.tensors.bytes_of(self.scale)
         kind = "uint16" if spec.dtype == "BF16" else numpy_dtype(spec.dtype)
@@ -92,7 +94,9 @@ def difference(base: Model, tuned: Model, pair: Pair, *, common: int | None = No
     old, new = Side(base, pair.base, (rows, columns)), Side(tuned, pair.tuned, (rows, columns))
     if common is not None:
         full = pair.spec.shape[0], pair.tuned_spec.shape[0]
-        old, new = (Side(s.model, s.key, (n, columns)) for s, n in zip((old, new), full, strict=True))
+        old, new = (
+            Side(s.model, s.key, (n, columns)) for s, n in zip((old, new), full, strict=True)
+        )
     step = max(BLOCK // max(columns, 1), 1)
     spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
     alike = old.dtype == new.dtype and old.scale is None and new.scale is None

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,6 +108,6 @@ def _files(model: Model) -> list[Any]:
     specs = json.dumps([[k, s.dtype, list(s.shape)] for k, s in model.tensors.specs.items()])
     listing = []
     for file in model.tensors.files:
-        state = os.stat(file)
+        state = file.stat()
         listing.append([str(file.resolve()), state.st_size, state.st_mtime_ns])
     return [*listing, hashlib.blake2b(specs.encode(), digest_size=16).hexdigest()]

@@ -1,6 +1,6 @@
 """What can be asked of an extraction, beside its policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lora_tools.consumer import Consumer
@@ -31,7 +31,7 @@ class Options:
     """What becomes of norms, biases and other tensors that no LoRA can hold."""
     dtype: str | None = None
     """Element type of the factors, as safetensors spells it; None: that of the tuned model."""
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
     skip_bad: bool = False
     """Go on without tensors that hold NaN or Inf."""
     base_model: str | None = None

@@ -109,9 +109,7 @@ def _check_shapes(base: Model, tuned: Model, both: tuple[Pair, ...]) -> None:
         for pair in both
         if pair.grown
         and not (
-            pair.place
-            and by_token(pair.place)
-            and pair.spec.shape[1:] == pair.tuned_spec.shape[1:]
+            pair.place and by_token(pair.place) and pair.spec.shape[1:] == pair.tuned_spec.shape[1:]
         )
     ]
     if wrong:

@@ -1,6 +1,5 @@
 """What will be done with each tensor, from the headers of both models alone."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Module, Part, factor_shapes
 from lora_tools.linalg.krylov import Precision
 from lora_tools.model import Model
+from lora_tools.names import matches
 from lora_tools.ops.extract.options import Options, Treatment
 from lora_tools.ops.extract.pairs import Pair, Pairs, match
 from lora_tools.ops.extract.quantised import check
@@ -21,7 +21,7 @@ BIAS = ".bias"
 class Item(NamedTuple):
     """A pair of tensors and what becomes of it if they differ."""
 
-    index: int
+    number: int
     pair: Pair
     treatment: Treatment
     reason: str
@@ -89,15 +89,10 @@ class Plan:
     def bystanders(self) -> set[str]:
         """Every module of the base that has tensors, and those that hold them."""
         names: set[str] = set()
-        for key in self.pairs_of_base:
+        for key in self.base.tensors:
             parts = key.split(".")[:-1]
             names |= {".".join(parts[:stop]) for stop in range(1, len(parts) + 1)}
         return names
-
-    @property
-    def pairs_of_base(self) -> Iterator[str]:
-        """The names of the base's tensors."""
-        return iter(self.base.tensors)
 
 
 def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
@@ -110,7 +105,7 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
         check(model)
     pairs = match(base, tuned)
     ordered = sorted(pairs.both, key=lambda pair: tuned.tensors.position(pair.tuned))
-    items = tuple(_item(index, pair, pairs, options) for index, pair in enumerate(ordered))
+    items = tuple(_item(number, pair, options) for number, pair in enumerate(ordered))
     _check_patterns(items, tuned, options)
     grown = [item for item in items if item.pair.grown and item.treatment == "lora"]
     if grown:
@@ -121,7 +116,9 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
         raise PolicyError(f"{tuned.path}: the vocabulary grew: {some(sizes)}").hint(
             "A LoRA cannot add rows: --embeddings full stores the tables whole, skip leaves them."
         )
-    refused = [item.name for item in items if item.treatment == "lora" and options.refused(item.pair)]
+    refused = [
+        item.name for item in items if item.treatment == "lora" and options.refused(item.pair)
+    ]
     if refused and options.consumer:
         raise UnsupportedError(
             f"{options.consumer.name} does not load a LoRA of embeddings: {some(refused)}"
@@ -129,17 +126,17 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
     return Plan(base, tuned, pairs, items, options)
 
 
-def _item(index: int, pair: Pair, pairs: Pairs, options: Options) -> Item:
+def _item(number: int, pair: Pair, options: Options) -> Item:
     treatment = options.treatment(pair)
     name = pair.place.module if pair.place else pair.name
     if treatment == "full" and not _storable(pair):
-        return Item(index, pair, "skip", "PEFT cannot store it whole")
+        return Item(number, pair, "skip", "PEFT cannot store it whole")
     if treatment == "skip":
         reason = "--include, --exclude"
         if options.selects(name):
             reason = "--embeddings skip" if pair.place else "no LoRA can hold it: --small skip"
-        return Item(index, pair, "skip", reason)
-    return Item(index, pair, treatment, "")
+        return Item(number, pair, "skip", reason)
+    return Item(number, pair, treatment, "")
 
 
 def _storable(pair: Pair) -> bool:
@@ -148,8 +145,6 @@ def _storable(pair: Pair) -> bool:
 
 
 def _check_patterns(items: tuple[Item, ...], tuned: Model, options: Options) -> None:
-    from lora_tools.names import matches
-
     names = [item.name for item in items]
     patterns = [*options.include, *options.exclude]
     idle = [p for p in patterns if not any(matches(p, name) for name in names)]
@@ -163,5 +158,3 @@ def _placed(item: Item) -> Place:
     if item.pair.place is None:
         raise ValueError(f"{item.name} has no place")
     return item.pair.place
-
-

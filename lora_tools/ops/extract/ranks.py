@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lora_tools.errors import BoundError
 from lora_tools.linalg import rank as policies
 from lora_tools.linalg.rank import Fixed, RankPolicy, Rest, choices, uniform
 from lora_tools.ops.extract.plan import Item, Plan
@@ -34,7 +35,7 @@ def fixed(plan: Plan, policy: Fixed, items: Sequence[Item]) -> Chosen:
         return Chosen(ranks)
     sizes = [size for size in consumer.ranks if size >= max(ranks, default=1)]
     if not sizes:
-        raise policies.BoundError(
+        raise BoundError(
             f"rank {policy.rank} is more than {consumer.name} allows ({max(consumer.ranks)})"
         )
     return Chosen(ranks, min(sizes))

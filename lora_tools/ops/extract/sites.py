@@ -10,8 +10,20 @@ WEIGHT = ".weight"
 
 # Names that models of transformers, and torch's own, give to tables that are looked up.
 EMBEDDINGS = frozenset(
-    "embed_tokens wte wpe word_embeddings position_embeddings token_type_embeddings"
-    " tok_embeddings embed_in embed_positions embed_out_tokens embedding embeddings shared".split()
+    {
+        "embed_in",
+        "embed_positions",
+        "embed_tokens",
+        "embedding",
+        "embeddings",
+        "position_embeddings",
+        "shared",
+        "tok_embeddings",
+        "token_type_embeddings",
+        "word_embeddings",
+        "wpe",
+        "wte",
+    }
 )
 HEADS = frozenset({"lm_head", "embed_out", "output"})
 """Output layers whose rows belong to tokens."""

@@ -21,6 +21,8 @@ from lora_tools.ops.extract.sites import Place
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
+Stage = Literal["both", "survey", "write"]
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -31,14 +33,14 @@ class Job:
     keep: Keep
     rank: int
     """The rank to write, or the largest that may be chosen."""
-    stage: Literal["both", "survey", "write"] = "both"
+    stage: Stage = "both"
     stored: int = 0
     """The rank to fill up to with zeros; 0: none."""
 
     @property
     def name(self) -> str:
         """What its results are kept under."""
-        number = f"{self.item.index:05d}"
+        number = f"{self.item.number:05d}"
         if self.stage == "survey":
             return f"{number}-spectrum"
         return f"{number}-{self.rank}-{max(self.stored, self.rank)}"
@@ -157,7 +159,7 @@ def _spectrum_of(job: Job) -> list[Leading] | None:
     """Return what the survey kept, where a survey came first."""
     if job.stage != "write":
         return None
-    kept = job.keep.load(f"{job.item.index:05d}-spectrum")
+    kept = job.keep.load(f"{job.item.number:05d}-spectrum")
     if kept is None:
         return None
     return [
@@ -176,9 +178,7 @@ def _spectrum_of(job: Job) -> list[Leading] | None:
 def _decompose(job: Job, matrix: Operator, number: int) -> Leading:
     name = f"{job.item.name}#{number}"
     try:
-        return leading(
-            matrix, job.rank, job.plan.precision, name, every=job.stage == "survey"
-        )
+        return leading(matrix, job.rank, job.plan.precision, name, every=job.stage == "survey")
     except np.linalg.LinAlgError as error:
         raise ConvergenceError(
             f"{job.plan.tuned.path}: {job.item.name}: its decomposition did not converge ({error})"
@@ -217,10 +217,9 @@ def _row(job: Job, delta: Delta, found: Sequence[Leading], rank: int, lost: floa
     kept = sum(float(leader.squares[:rank].sum()) for leader in found)
     most = sum(float(leader.reach[rank]) for leader in found)
     return replace(
-        _blank(job, "extracted"),
+        _measured(job, "extracted", delta),
         rank=rank,
         rank_stored=max(job.stored, rank),
-        **_norms(delta),
         energy=min(kept / whole, 1.0),
         error=float(np.sqrt(max(lost, 0.0) / whole)),
         optimal_error_lower_bound=float(np.sqrt(max(whole - most, 0.0) / whole)),
@@ -240,12 +239,11 @@ def _plain_row(loaded: Loaded) -> Row | None:
         if item.pair.grown and item.treatment == "full":
             return _blank(job, "full")
         return _blank(job, "equal")
-    norms = _norms(loaded.delta)
     match item.treatment:
         case "full":
-            return replace(_blank(job, "full"), **norms)
+            return _measured(job, "full", loaded.delta)
         case "skip":
-            return replace(_blank(job, "left out"), reason=item.reason, **norms)
+            return replace(_measured(job, "left out", loaded.delta), reason=item.reason)
         case _:
             return None
 
@@ -255,9 +253,9 @@ def _blank(job: Job, outcome: str) -> Row:
     return Row(job.item.name, pair.tuned_spec.shape, outcome, pair.tuned_spec.nbytes)
 
 
-def _norms(delta: Delta) -> dict[str, float]:
+def _measured(job: Job, outcome: str, delta: Delta) -> Row:
     norm, base = float(np.sqrt(delta.squared)), float(np.sqrt(delta.base_squared))
-    return {"norm": norm, "relative_norm": norm / base if base else 0.0}
+    return replace(_blank(job, outcome), norm=norm, relative_norm=norm / base if base else 0.0)
 
 
 def _place(pair: Pair) -> Place:
