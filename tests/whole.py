@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import reference
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -32,7 +32,8 @@ def split(matrix: Operator, found: Leading, rank: int, code: str) -> Split:
     """
     kept = found.squares[:rank]
     tail = matrix.squared - float(kept.sum())
-    dtype = "float64" if code == "F64" or tail < FINE * matrix.squared else "float32"
+    single = found.method == "krylov float32" and tail >= FINE * matrix.squared
+    dtype = "float32" if single and code != "F64" else "float64"
     if found.side == "right":
         root = _power(kept, -0.25)
         rows = matrix.host(found.vectors[:rank]).astype(np.float64) * root[:, None]

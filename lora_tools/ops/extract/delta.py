@@ -78,7 +78,7 @@ class Side:
             raise UnsupportedError(
                 f"{self.model.path}: {self.scale} of shape {list(spec.shape)} is not understood"
             )
-        high, wide = (-(-size // parts) for size, parts in zip(self.shape, spec.shape, strict=True))
+        high, wide = map(_span, self.shape, spec.shape)
         tall = scale.reshape(spec.shape)[np.arange(start, stop) // high]
         return tall[:, np.arange(columns) // wide]
 
@@ -127,6 +127,11 @@ def _matrix(pair: Pair, common: int | None) -> tuple[int, int]:
 def _squared(block: Float[np.ndarray, "..."]) -> float:
     wide = block.astype(np.float64).reshape(-1)
     return float(np.dot(wide, wide))
+
+
+def _span(size: int, parts: int) -> int:
+    """Return how many rows or columns share a scale: 128, unless that does not make ``parts``."""
+    return 128 if -(-size // 128) == parts else -(-size // parts)
 
 
 def _eight(raw: np.ndarray, code: str) -> Float[np.ndarray, " n"]:

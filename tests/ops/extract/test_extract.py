@@ -181,7 +181,7 @@ def test_a_nan_is_named_and_skipped_if_asked(chgnet, tmp_path):
 @pytest.mark.parametrize("policy", [Fixed(4), Energy(0.6)])
 @pytest.mark.parametrize("after", [1, 20, 45])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(chgnet, tmp_path, policy, after):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     seen = []
@@ -189,10 +189,10 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(chgnet, tmp_path,
     def stop(item) -> None:
         seen.append(item)
         if len(seen) == after + 30:
-            raise Stop
+            raise StopError
 
     run(*chgnet, tmp_path / "whole", policy)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(*chgnet, tmp_path / "out", policy, seen=stop)
     (tmp_path / "out").rmdir()
     kept = sorted((tmp_path / "out.partial").glob("*.safetensors"))
