@@ -66,9 +66,12 @@ def leading(
     rank = min(rank, side)
     if not precision.exact and side > precision.small and 8 * rank <= side:
         for dtype in ("float32", "float64"):
-            found = _Lanczos(matrix, rank, precision, dtype, name, every=every).run()
+            lanczos = _Lanczos(matrix, rank, precision, dtype, name, every=every)
+            found = lanczos.run()
             if found is not None:
                 return found
+            if not lanczos.coarse:
+                break  # finer products would not close it either
     return full(matrix, rank)
 
 
@@ -115,6 +118,8 @@ class _Lanczos:
         self.t = np.zeros((self.room, self.room))
         self.size = self.first = self.steps = self.since = self.looks = 0
         self.residual = np.zeros((0, 0))
+        self.coarse = False
+        """Whether rounding, and not the spectrum, was in the way."""
 
     def run(self) -> Leading | None:
         """Return the triples once they are certified; None if this precision cannot do it."""
@@ -124,7 +129,8 @@ class _Lanczos:
             self.since += 1
             if self.first == 0:
                 if self.steps == self.depth:
-                    if not self._resolves():
+                    self.coarse = not self._resolves()
+                    if self.coarse:
                         return None
                     block = self._refresh(block)
                 continue
@@ -132,7 +138,7 @@ class _Lanczos:
             if found is not None:
                 return found
             if self._hopeless():
-                block = self._refresh(block[: self.width])
+                block = self._refresh(block)
         return None
 
     def _extend(self, block: Array) -> Array:
@@ -193,6 +199,8 @@ class _Lanczos:
     def _look(self) -> Leading | None:
         """Return the triples if the certificate shows what it has to."""
         size, first = self.size, self.first
+        # Every step that could end the run spends its share of the chance, whether it does or not.
+        self.looks += 1
         space = self.matrix.shape[1] - first
         chance = self.precision.chance / LOOKS
         factor = growth(space, self.fresh, self.since, chance)
@@ -201,9 +209,8 @@ class _Lanczos:
         values = np.linalg.eigvalsh(t)
         allowance = self._allowance
         bound = ideal(values, rest, self.rank) + allowance
-        if self.looks >= LOOKS or not self._within(float(values[-self.rank :].sum()), bound):
+        if self.looks > LOOKS or not self._within(float(values[-self.rank :].sum()), bound):
             return None
-        self.looks += 1
         values, vectors = np.linalg.eigh(t)
         last = vectors[size - self.residual.shape[1] :]
         sums = reach(Ritz(values, vectors, self.residual @ last, rest), self.rank) + allowance
