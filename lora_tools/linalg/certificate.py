@@ -51,9 +51,8 @@ class Ritz(NamedTuple):
 
     values: Float[Small, " p"]
     """The eigenvalues of QᵀAQ, ascending."""
-    vectors: Float[Small, "p p"]
     coupling: Float[Small, "w p"]
-    """K with KᵀK = CᵀC, where C = (I - QQᵀ)·A·Q·vectors."""
+    """K with KᵀK = CᵀC, where C = (I - QQᵀ)·A·Q·(eigenvectors)."""
     rest: float
     """An upper bound of ‖(I - QQᵀ)·A·(I - QQᵀ)‖."""
 

@@ -19,7 +19,7 @@ from lora_tools.update import Array
 
 SMALL = 512
 """Matrices with a side of at most this are decomposed in full: that is as fast."""
-LOOKS = 32
+LOOKS = 48
 """How often the certificate may be looked at; each look may fail with a share of the chance."""
 FINEST = 1e-6
 """Errors below this share of ‖D‖ are rounding, even in float64."""
@@ -134,10 +134,11 @@ class _Lanczos:
                         return None
                     block = self._refresh(block)
                 continue
-            found = self._look()
+            known = _Values(self.t[: self.size, : self.size], self.first)
+            found = self._look(known)
             if found is not None:
                 return found
-            if self._hopeless():
+            if self.since >= 4 and self._hopeless(known):
                 block = self._refresh(block)
         return None
 
@@ -182,45 +183,50 @@ class _Lanczos:
         shape = (width, self.matrix.shape[1])
         return self.matrix.array(self.random.standard_normal(shape, np.float32), self.dtype)
 
-    @property
-    def _allowance(self) -> float:
-        """What rounding may hide in a sum of ``rank`` eigenvalues."""
-        largest = float(np.linalg.eigvalsh(self.t[: self.size, : self.size])[-1])
-        return ROUNDING[self.dtype] * math.sqrt(self.rank) * largest
+    def _allowance(self, values: Float[Small, " p"]) -> float:
+        """Return what rounding may hide in a sum of ``rank`` eigenvalues."""
+        return ROUNDING[self.dtype] * math.sqrt(self.rank) * float(values[-1])
 
     def _resolves(self) -> bool:
         """Whether the tail is large enough to be seen past rounding."""
-        values = np.linalg.eigvalsh(self.t[: self.size, : self.size])
-        tail = self.matrix.squared - float(values[::-1][: self.rank].sum())
         if self.dtype == "float64":
             return True
-        return self._allowance < self.precision.tolerance * tail / 2
+        values = np.linalg.eigvalsh(self.t[: self.size, : self.size])
+        tail = self.matrix.squared - float(values[-self.rank :].sum())
+        return self._allowance(values) < self.precision.tolerance * tail / 2
 
-    def _look(self) -> Leading | None:
+    def _look(self, known: "_Values") -> Leading | None:
         """Return the triples if the certificate shows what it has to."""
-        size, first = self.size, self.first
         # Every step that could end the run spends its share of the chance, whether it does or not.
         self.looks += 1
-        space = self.matrix.shape[1] - first
-        chance = self.precision.chance / LOOKS
-        factor = growth(space, self.fresh, self.since, chance)
-        t = self.t[:size, :size]
-        rest = factor * float(np.linalg.eigvalsh(t[first:, first:])[-1])
-        values = np.linalg.eigvalsh(t)
-        allowance = self._allowance
-        bound = ideal(values, rest, self.rank) + allowance
-        if self.looks > LOOKS or not self._within(float(values[-self.rank :].sum()), bound):
+        if self.looks > LOOKS:
             return None
+        space = self.matrix.shape[1] - self.first
+        chance = self.precision.chance / LOOKS
+        rest = growth(space, self.fresh, self.since, chance) * known.fresh
+        if not self._suffices(known.all, rest):
+            return None
+        t = self.t[: self.size, : self.size]
         values, vectors = np.linalg.eigh(t)
-        last = vectors[size - self.residual.shape[1] :]
-        sums = reach(Ritz(values, vectors, self.residual @ last, rest), self.rank) + allowance
+        last = vectors[self.size - self.residual.shape[1] :]
+        sums = reach(Ritz(values, self.residual @ last, rest), self.rank)
+        sums = sums + self._allowance(values)
         squares = values[::-1][: self.rank].clip(min=0)
         ranks = range(1, self.rank + 1) if self.every else (self.rank,)
         if not all(self._within(float(squares[:r].sum()), float(sums[r])) for r in ranks):
             return None
         top = self.matrix.array(vectors[:, ::-1][:, : self.rank].T, self.dtype)
-        basis = top @ self.q[:size]
+        basis = top @ self.q[: self.size]
         return Leading(squares, sums, basis, "right", f"krylov {self.dtype}", self.steps)
+
+    def _hopeless(self, known: "_Values") -> bool:
+        """Whether even the exact norm of what the basis left out would not be enough."""
+        return not self._suffices(known.all, known.fresh)
+
+    def _suffices(self, values: Float[Small, " p"], rest: float) -> bool:
+        """Whether a bound of the rest would do if nothing coupled to it."""
+        bound = ideal(values, rest, self.rank) + self._allowance(values)
+        return self._within(float(values[-self.rank :].sum()), bound)
 
     def _within(self, kept: float, most: float) -> bool:
         whole = self.matrix.squared
@@ -228,12 +234,10 @@ class _Lanczos:
         least = math.sqrt(max(whole - most, 0.0))
         return error - least <= max(self.precision.tolerance * least, FINEST * math.sqrt(whole))
 
-    def _hopeless(self) -> bool:
-        """Whether even the exact norm of what the basis leaves out would not be enough."""
-        if self.since < 4:
-            return False
-        t = self.t[: self.size, : self.size]
-        rest = float(np.linalg.eigvalsh(t[self.first :, self.first :])[-1])
-        values = np.linalg.eigvalsh(t)
-        bound = ideal(values, rest, self.rank) + self._allowance
-        return not self._within(float(values[-self.rank :].sum()), bound)
+
+class _Values:
+    """The eigenvalues of T, and the largest of the part that fresh vectors began."""
+
+    def __init__(self, t: Float[Small, "p p"], first: int) -> None:
+        self.all: Float[Small, " p"] = np.linalg.eigvalsh(t)
+        self.fresh = float(np.linalg.eigvalsh(t[first:, first:])[-1])
