@@ -17,7 +17,9 @@ from lora_tools.storage.writer import TensorWriter
 if TYPE_CHECKING:
     from lora_tools.update import Update
 
-FORMATS: tuple[Format, ...] = (Peft(),)
+PEFT = Peft()
+"""What new adapters are written as: every consumer reads it."""
+FORMATS: tuple[Format, ...] = (PEFT,)
 REPORT = "lora_tools_report.json"
 README = "README.md"
 WEIGHTS = (".safetensors", ".gguf", ".npz", *PICKLES)
