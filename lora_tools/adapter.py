@@ -1,23 +1,44 @@
 """Adapters: read lazily from files, written atomically to folders."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, some
+from lora_tools.errors import (
+    CheckpointError,
+    FormatError,
+    LoraToolsError,
+    UnsupportedError,
+    some,
+)
 from lora_tools.formats.base import Format, Manifest, Module
+from lora_tools.formats.comfyui import ComfyUI
+from lora_tools.formats.diffusers import Diffusers
+from lora_tools.formats.kohya import Kohya
+from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
+from lora_tools.formats.xlabs import XLabs
 from lora_tools.storage.checkpoint import PICKLES, Checkpoint, open_checkpoint
+from lora_tools.storage.header import Spec
 from lora_tools.storage.layout import layout
 from lora_tools.storage.writer import TensorWriter
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
 
-FORMATS: tuple[Format, ...] = (Peft(),)
+FORMATS: tuple[Format, ...] = (Peft(), Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs())
+STRANGERS = {
+    r"(unet|text_encoder):\d+:(up|down)": (
+        "lora-diffusion numbers its modules instead of naming them; its own tools can convert it"
+    ),
+    r"w_[ab]_\d+": "w_a_000 and w_b_000 are numbered: nothing says of which layers they are",
+}
+"""Names of formats that are known and cannot be read, and what is missing."""
+
 REPORT = "lora_tools_report.json"
 README = "README.md"
 WEIGHTS = (".safetensors", ".gguf", ".npz", *PICKLES)
@@ -101,51 +122,97 @@ class Adapter(Mapping[str, "Update"]):
         return SideFiles(tuple(carried), left_out)
 
 
-def read(path: str | Path) -> Adapter:
+def read(path: str | Path, format: str | None = None) -> Adapter:
     """Read an adapter's header and configuration; no tensor is read before it is used.
 
-    ``path`` is a folder or a file. Raises `CheckpointError` if the file is missing or damaged,
-    `FormatError` if the adapter contradicts itself or is in no known format, and
-    `UnsupportedError` if it is not a sum of matrices.
+    ``path`` is a folder or a file; ``format`` is the name of the format, where it is not to be
+    recognised. Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the
+    adapter contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum
+    of matrices.
     """
     path = Path(path)
     file = _tensor_file(path)
     tensors = open_checkpoint(file)
     config = _config(file.parent)
+    spelling = format_named(format) if format else _detected(path, tensors.specs, config)
+    try:
+        manifest = spelling.read(tensors.specs, config, tensors.metadata, tensors.scalars)
+    except LoraToolsError as error:
+        raise _located(error, path) from error
+    return Adapter(path, spelling, manifest, tensors)
+
+
+def format_named(name: str) -> Format:
+    """Return the format of a name; `FormatError` if there is none."""
     for format in FORMATS:
-        if format.detect(tensors.specs, config):
-            try:
-                manifest = format.read(tensors.specs, config, tensors.metadata)
-            except LoraToolsError as error:
-                raise _located(error, path) from error
-            return Adapter(path, format, manifest, tensors)
+        if format.name == name:
+            return format
+    raise FormatError(f"there is no format {name}").hint(f"Known formats: {_names(FORMATS)}.")
+
+
+def _detected(path: Path, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> Format:
+    """Return the one format that recognises an adapter, by its tensors rather than its folder."""
+    claims = [format for format in FORMATS if format.detect(specs, config)]
+    if len(claims) > 1:  # the configuration may be that of a neighbour
+        claims = [format for format in claims if format.detect(specs, None)] or claims
+    if len(claims) == 1:
+        return claims[0]
+    if claims:
+        raise FormatError(f"{path}: could be in each of these formats: {_names(claims)}").hint(
+            "Say which: --format NAME."
+        )
+    if reason := _known_stranger(specs):
+        raise UnsupportedError(f"{path}: {reason}")
     raise FormatError(
-        f"{path}: in no known adapter format; its tensors are named {some(tensors.specs)}"
-    ).hint(f"Known formats: {', '.join(format.name for format in FORMATS)}.")
+        f"{path}: in no known adapter format; its tensors are named {some(specs)}"
+    ).hint(f"Known formats: {_names(FORMATS)}.")
+
+
+def _known_stranger(specs: Mapping[str, Spec]) -> str | None:
+    for pattern, reason in STRANGERS.items():
+        if any(re.fullmatch(pattern, key) for key in specs):
+            return reason
+    return None
+
+
+def _names(formats: Iterable[Format]) -> str:
+    return ", ".join(format.name for format in formats)
 
 
 def write(
-    folder: Path, manifest: Manifest, updates: Iterable[tuple[str, "Update"]], *, like: Adapter
+    folder: Path,
+    manifest: Manifest,
+    updates: Iterable[tuple[str, "Update"]],
+    *,
+    like: Adapter,
+    format: Format | None = None,
 ) -> None:
-    """Fill an empty folder with a complete adapter, in the format of ``like``.
+    """Fill an empty folder with a complete adapter, in ``format`` or in that of ``like``.
 
     ``manifest`` fixes the layout of the file before the first update is computed; ``updates``
     may come in any order. Other tensors and side files are copied from ``like``. Use `staged`
     for a folder that appears only when it is whole.
     """
+    format = format or like.format
     plan = layout(manifest.specs, manifest.metadata)
     modules = {module.name: module for module in manifest.modules}
-    with TensorWriter(folder / like.format.files[0], plan) as file:
+    with TensorWriter(folder / tensor_name(format, like), plan) as file:
         for extra in manifest.extras:
             file[extra.key] = like.tensors.arrays[extra.key]
         for name, update in updates:
-            for key, tensor in like.format.tensors(modules[name], update).items():
+            for key, tensor in format.tensors(modules[name], update).items():
                 file[key] = tensor
-    if like.format.config_file:
+    if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
-        (folder / like.format.config_file).write_text(text, encoding="utf-8")
+        (folder / format.config_file).write_text(text, encoding="utf-8")
     for side in like.side_files().carried:
         shutil.copyfile(side, folder / side.name)
+
+
+def tensor_name(format: Format, like: Adapter) -> str:
+    """Return what a format calls its file: its own name for it, or else that of the source."""
+    own = format.files[0] if format.files else ""
+    return own or like.tensors.path.with_suffix(".safetensors").name
 
 
 def _tensor_file(path: Path) -> Path:

@@ -13,7 +13,7 @@ FIXTURES = ROOT / "fixtures"
 REAL = Path(os.environ.get("LORA_TOOLS_REAL", ROOT.parent / "shared" / "real"))
 
 # Tests import each other's judges (`reference`, `judges`) and the fixtures' base models.
-sys.path[:0] = [str(ROOT / "tests"), str(FIXTURES)]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "formats"), str(FIXTURES)]
 
 # Every call of the mathematics is checked against the shapes in its signature.
 install_import_hook(["lora_tools.linalg", "lora_tools.update"], "checker.checked")

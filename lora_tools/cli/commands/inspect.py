@@ -42,7 +42,7 @@ def _text(adapter: Adapter) -> str:
             group[0].r,
             f"{group[0].alpha:g}" if group[0].alpha is not None else "–",
             f"{group[0].scale:.4g}",
-            group[0].parts["b"].spec.dtype,
+            group[0].dtype,
         )
         for group in (list(found) for _, found in groupby(modules, key=_key))
     ]
@@ -70,5 +70,5 @@ def _key(module: Module) -> tuple[object, ...]:
         module.r,
         module.alpha or 0.0,
         module.rslora,
-        module.parts["b"].spec.dtype,
+        module.dtype,
     )

@@ -1,0 +1,48 @@
+"""What an adapter holds besides plain linear layers, by kind: what a format must be able to say."""
+
+from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Manifest, Module
+
+KINDS = {
+    "embedding": "an update of an embedding table",
+    "convolution": "an update of a convolution",
+    "experts": "a stack of updates, one for each expert or group",
+    "transposed": "an update of a weight that is stored as (in, out)",
+    "DoRA": "the norms of a merged weight's rows",
+    "DoRA by column": "the norms of a merged weight's columns",
+    "bias": "a bias of B, or of the base model",
+    "modules_to_save": "a whole module that replaces the base model's",
+    "trainable tokens": "rows that replace those of an embedding table",
+    "embedding of a token": "a vector for a new word",
+    "full weight": "a tensor that replaces the base model's",
+    "bias difference": "what is added to a bias",
+    "norm difference": "what is added to a normalisation",
+}
+
+PARTS = {"DoRA": "magnitude", "DoRA by column": "columns", "bias": "bias"}
+"""The kinds that are a part of a module, which means something without it."""
+
+
+def kinds(manifest: Manifest) -> dict[str, list[str]]:
+    """Return the kinds that an adapter has, and which modules or tensors are of each."""
+    found: dict[str, list[str]] = {}
+    for module in manifest.modules:
+        for kind in kinds_of(module):
+            found.setdefault(kind, []).append(module.name)
+    for extra in manifest.extras:
+        found.setdefault(extra.kind, []).append(extra.key)
+    return found
+
+
+def kinds_of(module: Module) -> list[str]:
+    """Return the kinds of one module."""
+    found = [kind for kind, role in PARTS.items() if role in module.parts]
+    match module.site:
+        case Embedding():
+            found.append("embedding")
+        case Convolution(groups=1):
+            found.append("convolution")
+        case Convolution() | Experts():
+            found.append("experts")
+        case Linear(transposed=True):
+            found.append("transposed")
+    return found
