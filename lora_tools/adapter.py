@@ -186,12 +186,13 @@ def write(
     *,
     like: Adapter,
     format: Format | None = None,
+    sides: bool = True,
 ) -> None:
     """Fill an empty folder with a complete adapter, in ``format`` or in that of ``like``.
 
     ``manifest`` fixes the layout of the file before the first update is computed; ``updates``
-    may come in any order. Other tensors and side files are copied from ``like``. Use `staged`
-    for a folder that appears only when it is whole.
+    may come in any order. Other tensors, and side files with ``sides``, are copied from ``like``.
+    Use `staged` for a folder that appears only when it is whole.
     """
     format = format or like.format
     plan = layout(manifest.specs, manifest.metadata)
@@ -205,8 +206,9 @@ def write(
     if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
         (folder / format.config_file).write_text(text, encoding="utf-8")
-    for side in like.side_files().carried:
-        shutil.copyfile(side, folder / side.name)
+    for side in like.side_files().carried if sides else ():
+        if not (folder / side.name).exists():
+            shutil.copyfile(side, folder / side.name)
 
 
 def tensor_name(format: Format, like: Adapter) -> str:

@@ -56,11 +56,14 @@ def _checked(module: Module) -> Module:
     if min(module.out, module.inp, module.rank) < 1:
         raise FormatError(f"{module.name}: empty factors")
     if "magnitude" in parts:
-        shape = parts["magnitude"].spec.shape
+        key, shape = parts["magnitude"].key, parts["magnitude"].spec.shape
+        numel = math.prod(shape)
         channels = module.inp if isinstance(module.site, Linear) else module.shape[1]
-        if len(shape) > 1 and shape[:2] == (1, channels) and math.prod(shape) == channels:
+        either = key.endswith(".dora_scale")  # peft and diffusers know rows only
+        rows = shape[0] == numel == module.out
+        if either and not rows and shape[:2] == (1, channels) and numel == channels:
             parts["columns"] = parts.pop("magnitude")
-        elif math.prod(shape) != module.out:
+        elif numel != module.out:
             raise FormatError(f"{module.name}: magnitude {list(shape)} fits neither axis")
     if "bias" in parts and parts["bias"].spec.shape != (module.out,):
         raise FormatError(f"{module.name}: bias {list(parts['bias'].spec.shape)} does not fit")

@@ -94,10 +94,10 @@ def _stem(name: str) -> str | None:
     component, path = split(name)
     if component == "diffusion_model" or component_of(name) == "diffusion_model":
         return NATIVE + path
-    if component == "transformer":  # loaded through ComfyUI's own maps of diffusers' names
-        return name
     if path.startswith("encoder.") and component.startswith("text_encoder"):
         component = "text_encoder_3"  # T5, whichever place it has in the pipeline
+    elif not path.startswith(("text_model.", "text_projection")):
+        return None
     return next((prefix + path for prefix, of in ENCODERS.items() if of == component), None)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Manifest, Module, Part, Role
+from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.paths import component_of, is_denoiser, split
 from lora_tools.formats.patterns import number, pattern_value, write_pattern
 from lora_tools.formats.spelled import described, respelled
@@ -90,6 +91,7 @@ class Diffusers:
         fields: dict[str, Any] = {}
         for component in rslora:
             mine = [m for m, (_, of) in zip(modules, named, strict=True) if of == component]
+            check_uniform(mine, f"diffusers' {component}")
             config = old.get(str(component), {}) | _config(str(component), mine)
             fields |= {f"{component}.{field}": value for field, value in config.items()}
         text = json.dumps(fields, indent=2, sort_keys=True)

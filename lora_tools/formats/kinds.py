@@ -1,5 +1,8 @@
 """What an adapter holds besides plain linear layers, by kind: what a format must be able to say."""
 
+from collections.abc import Iterable
+
+from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Manifest, Module
 
 KINDS = {
@@ -46,3 +49,17 @@ def kinds_of(module: Module) -> list[str]:
         case Linear(transposed=True):
             found.append("transposed")
     return found
+
+
+def check_uniform(modules: Iterable[Module], where: str) -> None:
+    """Raise `UnsupportedError` if some modules have DoRA's norms, or a bias, and others do not.
+
+    For formats that have one switch for all.
+    """
+    modules = tuple(modules)
+    for kind in ("DoRA", "bias"):
+        bare = [module.name for module in modules if PARTS[kind] not in module.parts]
+        if bare and len(bare) < len(modules):
+            raise UnsupportedError(
+                f"{where} has {kind} in all modules or in none; without are {some(bare)}"
+            ).hint(f"Leave it out everywhere: --drop {kind}.")

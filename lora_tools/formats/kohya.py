@@ -1,8 +1,9 @@
 """kohya's sd-scripts and LyCORIS: ``lora_unet_<path without dots>.lora_down.weight``."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,30 @@ def _spelled(module: Module, names: set[str]) -> Module:
     if not stem.startswith(tuple(PREFIXES)) or "." in stem:
         stem = _prefix(module.name, names) + flatten(split(module.name)[1])
     return respelled(module, stem, SUFFIX)
+
+
+def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
+    """Return a manifest whose flattened names have their dots back, by the base model's paths.
+
+    Raises `FormatError` where two paths of the model read the same without dots.
+    """
+    known: dict[str, set[str]] = {}
+    for path in paths:
+        short = re.sub(r"^(model\.)?(diffusion_model\.)?", "", path)
+        for each in {path, short}:
+            known.setdefault(flatten(each), set()).add(each)
+    modules = []
+    for module in manifest.modules:
+        prefix = next((p for p in PREFIXES if module.name.startswith(p)), None)
+        found = known.get(module.name.removeprefix(prefix), set()) if prefix else set()
+        if len(found) > 1:
+            raise FormatError(f"{module.name} may be {' or '.join(sorted(found))}")
+        name = module.name
+        for path in found:
+            component = PREFIXES[str(prefix)] or ("" if prefix == "lycoris_" else "diffusion_model")
+            name = f"{component}.{path}" if component else path
+        modules.append(replace(module, name=name))
+    return replace(manifest, modules=tuple(modules))
 
 
 def _prefix(name: str, names: set[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Embedding, Experts, Linear, Manifest, Module, Part, Role, Site
+from lora_tools.formats.kinds import check_uniform
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
@@ -82,9 +83,8 @@ class MLX:
         odd += [m.name for m in modules if isinstance(m.site, Linear) and _is_table(m.name)]
         if odd:
             raise UnsupportedError(f"MLX-LM has other layers in the place of {some(odd)}")
-        dora = {"magnitude" in module.parts for module in modules}
-        if len(dora) > 1:
-            raise UnsupportedError("MLX-LM has either DoRA in all modules or in none")
+        check_uniform(modules, "MLX-LM")
+        dora = "magnitude" in modules[0].parts
         scale = _scale(modules)
         written = tuple(
             module
@@ -105,7 +105,7 @@ class MLX:
             {"model": manifest.base_model}
             | old
             | {
-                "fine_tune_type": "dora" if dora == {True} else "lora",
+                "fine_tune_type": "dora" if dora else "lora",
                 "num_layers": old.get("num_layers", -1),
                 "lora_parameters": parameters,
             }

@@ -111,6 +111,26 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def staged_file(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``out`` whose one file becomes ``out`` when the block succeeds.
+
+    On any failure it is removed, and ``out`` stays as it was.
+    """
+    _check_free(out, force=force)
+    if out.is_dir():
+        raise OutputError(f"{out}: is a folder").hint("Choose another output path.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    try:
+        yield folder
+        (file,) = folder.iterdir()
+        file.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _check_free(out: Path, *, force: bool) -> None:
     if os.path.lexists(out) and not force:  # a dangling link is in the way, too
         raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")

