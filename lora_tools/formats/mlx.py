@@ -76,8 +76,12 @@ class MLX:
         )
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as mlx-lm does, under the scale that most of them have."""
-        modules = manifest.modules
+        """Spell modules as mlx-lm does: under the scale that most have, at the rank of the largest.
+
+        It refuses ranks that differ, so zeros fill the smaller ones up.
+        """
+        rank = max(module.rank for module in manifest.modules)
+        modules = tuple(_filled(module, rank) for module in manifest.modules)
         odd = [m.name for m in modules if isinstance(m.site, Experts) and not _is_switch(m)]
         odd += [m.name for m in modules if isinstance(m.site, Embedding) and not _is_table(m.name)]
         odd += [m.name for m in modules if isinstance(m.site, Linear) and _is_table(m.name)]
@@ -97,7 +101,7 @@ class MLX:
         said = parameters.get("scale")
         same = isinstance(said, int | float) and math.isclose(said, scale, rel_tol=1e-14)
         parameters |= {
-            "rank": max(module.r for module in modules),
+            "rank": rank,
             "scale": said if same else scale,
             "keys": sorted({_layer_key(module) for module in written}),
         }
@@ -164,6 +168,13 @@ def _module(stem: str, parts: dict[Role, Part], scale: float) -> Module:
 def _scale(modules: tuple[Module, ...]) -> float:
     """Return the scale that the most modules have, so that the fewest are rescaled."""
     return Counter(module.scale for module in modules).most_common(1)[0][0]
+
+
+def _filled(module: Module, rank: int) -> Module:
+    if rank == module.rank:
+        return module
+    alpha = alpha_for(module.scale, rank, rslora=False)
+    return replace(module.resized(rank), alpha=alpha, rslora=False)
 
 
 def _spelled(module: Module) -> Module:

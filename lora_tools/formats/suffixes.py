@@ -86,10 +86,9 @@ def collect(specs: Mapping[str, Spec]) -> Found:
     Raises `UnsupportedError` for modules that are no sums of matrices, and `FormatError` for
     names that mean nothing here.
     """
-    refused = {
-        reason: [key for key in specs if key.endswith(f".{suffix}")]
-        for suffix, reason in REFUSED.items()
-    }
+    refused: dict[str, list[str]] = {}
+    for suffix, reason in REFUSED.items():
+        refused.setdefault(reason, []).extend(key for key in specs if key.endswith(f".{suffix}"))
     if reasons := [f"{why}: {some(keys, most=2)}" for why, keys in refused.items() if keys]:
         raise UnsupportedError("not sums of matrices:\n  " + "\n  ".join(reasons))
     modules: dict[str, dict[Role, Part]] = {}

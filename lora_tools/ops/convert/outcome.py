@@ -29,6 +29,8 @@ class Row:
     """What its tensors are called in the file, without their suffixes."""
     shape: tuple[int, ...]
     rank: int
+    rank_stored: int
+    """The rank of the factors in the file: larger than ``rank`` where zeros fill them up."""
     scale_before: float
     scale_after: float
     norm: float
@@ -36,7 +38,7 @@ class Row:
     error: float
     """``||dW - dW'||_F / ||dW||_F``, of the factors as they are stored."""
     outcome: str
-    """``kept``, bit for bit; ``rescaled``; or ``refactored``, out of what was no pair."""
+    """``kept``, bit for bit; ``padded`` with zeros; ``rescaled``; ``refactored``, if no pair."""
 
 
 class Change(NamedTuple):
@@ -133,7 +135,7 @@ class Outcome:
                     collapse([row.module for row in group]),
                     len(group),
                     "×".join(map(str, row.shape)),
-                    row.rank,
+                    row.rank if row.rank == row.rank_stored else f"{row.rank} → {row.rank_stored}",
                     f"{row.scale_after:.4g}" if same else change,
                     row.outcome,
                     percent(_total(group)),
@@ -146,7 +148,7 @@ class Outcome:
         """Return the totals in sentences."""
         counts = {
             outcome: sum(row.outcome == outcome for row in self.rows)
-            for outcome in ("kept", "rescaled", "refactored")
+            for outcome in ("kept", "padded", "rescaled", "refactored")
         }
         made = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
         lines = [
@@ -163,7 +165,7 @@ class Outcome:
 
 def _key(row: Row) -> tuple[object, ...]:
     scales = (row.scale_before, row.scale_after)
-    return template(row.module), row.shape, row.rank, scales, row.outcome
+    return template(row.module), row.shape, row.rank, row.rank_stored, scales, row.outcome
 
 
 def _total(rows: list[Row]) -> float:

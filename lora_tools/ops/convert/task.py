@@ -8,9 +8,11 @@ from lora_tools.errors import NonFiniteError
 from lora_tools.formats.base import Module
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
+from lora_tools.linalg.tall import padded
 from lora_tools.ops.convert.outcome import Change, Row
+from lora_tools.scaling import alpha_for
 from lora_tools.storage.dtypes import DTYPES
-from lora_tools.update import Biased, DoRA, Update, factors
+from lora_tools.update import Biased, DoRA, LowRank, Update, factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +30,28 @@ def rewrite(job: Job) -> Change:
     before = _kept(job.adapter.format.update(module, job.adapter.tensors.arrays), target)
     old = factors(before)
     dtypes = (_torch(target, "b"), _torch(target, "a"))
+    alpha, rslora = target.alpha, target.rslora
+    if target.r != module.r:  # the scale stays, and zeros fill the rank up
+        alpha, rslora = alpha_for(target.scale, module.r, rslora=False), False
     try:
-        new, lost = rescale(old, dtypes=dtypes, alpha=target.alpha, rslora=target.rslora)
+        new, lost = rescale(old, dtypes=dtypes, alpha=alpha, rslora=rslora)
     except NonFiniteError as error:
         raise NonFiniteError(f"{job.adapter.path}: {module.name}: {error}").hint(
             "Store a wider type: --dtype float32 or bfloat16."
         ) from error
-    after = refactored(before, new)
+    after = refactored(before, _filled(new, target))
     lost += bias_error(before, after)
     norm = math.sqrt(squared_norm(old))
     same = new.b is old.b and new.a is old.a
     outcome = "refactored" if not module.is_pair else "kept" if same else "rescaled"
+    if target.r > module.r and outcome == "kept":
+        outcome = "padded"
     row = Row(
         target.name,
         target.stem,
         module.shape,
         module.r,
+        target.r,
         module.scale,
         target.scale,
         norm,
@@ -62,6 +70,12 @@ def _kept(update: Update, target: Module) -> Update:
             return low
         case _:
             return update
+
+
+def _filled(update: LowRank, target: Module) -> LowRank:
+    more = target.rank - update.rank
+    b, a = padded(update.b, more), padded(update.a.swapaxes(-1, -2), more).swapaxes(-1, -2)
+    return LowRank(a, b, target.alpha, target.rslora, update.groups) if more else update
 
 
 def _torch(module: Module, role: str) -> str:

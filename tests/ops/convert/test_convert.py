@@ -74,7 +74,8 @@ def test_a_scale_that_is_folded_keeps_the_update(dtype, bound, tmp_path):
     modules = {path: (*shape[:3], dtype) for path, shape in LLAMA.items()}
     source = peft(tmp_path / "source", modules, **MIXED)
     outcome = converted(source, tmp_path / "mlx", "mlx")
-    assert {row.outcome for row in outcome.rows} == {"kept", "rescaled"}
+    assert [row.outcome for row in outcome.rows].count("kept") == 2
+    assert {row.rank_stored for row in outcome.rows} == {4}
     assert {row.scale_after for row in outcome.rows} == {2.0}
     converted(tmp_path / "mlx", tmp_path / "back", "peft")
     seen = relative_error(deltas(source), deltas(tmp_path / "back"))
@@ -114,13 +115,15 @@ def test_the_scale_is_right_in_every_format(tmp_path_factory, rank, alpha, rslor
 def test_an_adapter_is_converted_whole_or_refused_with_a_list(name, target, tmp_path):
     adapter, spelling = read(FIXTURES / name), format_named(target)
     beyond = [kind for kind in kinds(adapter.manifest) if kind not in spelling.expresses]
-    try:
-        outcome = converted(FIXTURES / name, tmp_path / "out", target)
-    except UnsupportedError as error:
-        assert all(kind in str(error) for kind in beyond)
-        assert beyond or target in ("diffusers", "comfyui", "mlx") or adapter.manifest.extras
+    tensors = [extra.key for extra in adapter.manifest.extras]
+    nameless = target in ("comfyui", "diffusers") or (target, name) == ("mlx", "moe-experts")
+    refused = beyond or tensors or nameless
+    if refused:  # by kind, or because no pipeline has such names
+        with pytest.raises(UnsupportedError) as caught:
+            convert(adapter, spelling)
+        assert all(kind in str(caught.value) for kind in beyond)
         return
-    assert not beyond
+    outcome = converted(FIXTURES / name, tmp_path / "out", target)
     assert len(outcome.rows) == len(adapter) == len(read(tmp_path / "out"))
 
 
