@@ -22,7 +22,7 @@ from lora_tools.formats.kohya import Kohya
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.xlabs import XLabs
-from lora_tools.storage.checkpoint import PICKLES, Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import INDEX, PICKLES, Checkpoint, open_checkpoint
 from lora_tools.storage.header import Spec
 from lora_tools.storage.layout import layout
 from lora_tools.storage.writer import TensorWriter
@@ -31,13 +31,23 @@ if TYPE_CHECKING:
     from lora_tools.update import Update
 
 FORMATS: tuple[Format, ...] = (Peft(), Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs())
-STRANGERS = {
-    r"(unet|text_encoder):\d+:(up|down)": (
-        "lora-diffusion numbers its modules instead of naming them; its own tools can convert it"
+# Spellings that say too little for anyone to use the tensors without the code that made them.
+STRANGERS = (
+    (
+        re.compile(r":(up|down)$"),
+        "lora-diffusion numbers its pairs in the order of the model's layers: which weight a pair"
+        " belongs to is not in the file",
     ),
-    r"w_[ab]_\d+": "w_a_000 and w_b_000 are numbered: nothing says of which layers they are",
-}
-"""Names of formats that are known and cannot be read, and what is missing."""
+    (
+        re.compile(r"^#\d+$"),
+        "the file is a list of tensors without names: which weight each belongs to is not in it",
+    ),
+    (
+        re.compile(r"^w_[ab]_\d+$"),
+        "numbered pairs of a script's own, as LoRAs of segment-anything have them: neither the"
+        " weight that a pair belongs to nor its scale is in the file",
+    ),
+)
 
 REPORT = "lora_tools_report.json"
 README = "README.md"
@@ -97,8 +107,8 @@ class Adapter(Mapping[str, "Update"]):
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensor file on disk."""
-        return self.tensors.path.stat().st_size
+        """Size of its tensors' files on disk."""
+        return self.tensors.nbytes
 
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
@@ -122,13 +132,16 @@ class Adapter(Mapping[str, "Update"]):
         return SideFiles(tuple(carried), left_out)
 
 
-def read(path: str | Path, format: str | None = None) -> Adapter:
+def read(path: str | Path, format: str | None = None, *, strict: bool = True) -> Adapter:
     """Read an adapter's header and configuration; no tensor is read before it is used.
 
     ``path`` is a folder or a file; ``format`` is the name of the format, where it is not to be
-    recognised. Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the
-    adapter contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum
-    of matrices.
+    recognised. An adapter whose tensors contradict its configuration is read only if not
+    ``strict``, to be looked at: its manifest lists the problems.
+
+    Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the adapter
+    contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum of
+    matrices.
     """
     path = Path(path)
     file = _tensor_file(path)
@@ -139,6 +152,8 @@ def read(path: str | Path, format: str | None = None) -> Adapter:
         manifest = spelling.read(tensors.specs, config, tensors.metadata, tensors.scalars)
     except LoraToolsError as error:
         raise _located(error, path) from error
+    if strict and manifest.problems:
+        raise _contradiction(path, manifest.problems)
     return Adapter(path, spelling, manifest, tensors)
 
 
@@ -169,10 +184,7 @@ def _detected(path: Path, specs: Mapping[str, Spec], config: Mapping[str, Any] |
 
 
 def _known_stranger(specs: Mapping[str, Spec]) -> str | None:
-    for pattern, reason in STRANGERS.items():
-        if any(re.fullmatch(pattern, key) for key in specs):
-            return reason
-    return None
+    return next((why for form, why in STRANGERS if any(map(form.search, specs))), None)
 
 
 def _names(formats: Iterable[Format]) -> str:
@@ -226,7 +238,7 @@ def _tensor_file(path: Path) -> Path:
         for name in format.files:
             if (path / name).is_file():
                 return path / name
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
     if found:
@@ -251,6 +263,14 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
                 raise FormatError(f"{file}: not a JSON object")
             return config
     return None
+
+
+def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    lines = "\n  ".join([*problems[:5], *more])
+    return FormatError(f"{path}: configuration and tensors do not fit together:\n  {lines}").hint(
+        f"`lora-tools inspect {path}` shows all that is in it."
+    )
 
 
 def _located(error: LoraToolsError, path: Path) -> LoraToolsError:

@@ -35,6 +35,16 @@ class Model:
         configs = (self.config, text if isinstance(text, Mapping) else {})
         return any(bool(config.get("tie_word_embeddings")) for config in configs)
 
+    @property
+    def params(self) -> int:
+        """Elements of all its tensors."""
+        return sum(spec.numel for spec in self.tensors.specs.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(spec.nbytes for spec in self.tensors.specs.values())
+
 
 def open_model(path: str | Path) -> Model:
     """Open a model's headers and configuration: a folder, an index of shards, or one file.

@@ -188,6 +188,10 @@ class Module:
         return replace(self, rank=rank, parts=parts)
 
 
+MISFIT = "not understood"
+"""The kind of a tensor that should belong to a module and does not."""
+
+
 class Extra(NamedTuple):
     """A tensor that is not part of a low-rank update, and what it is."""
 
@@ -210,6 +214,8 @@ class Manifest:
     base_model: str | None = None
     notes: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
+    problems: tuple[str, ...] = ()
+    """How configuration and tensors contradict each other; only `inspect` goes on from here."""
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -242,10 +248,11 @@ class Format(Protocol):
         metadata: Mapping[str, str],
         scalars: Mapping[str, float],
     ) -> Manifest:
-        """Describe the adapter; raise `FormatError` or `UnsupportedError`.
+        """Describe the adapter, its contradictions among the problems.
 
         ``scalars`` has the values of the tensors that are single numbers, such as alphas, and
-        reads each when it is asked for.
+        reads each when it is asked for. Raises `FormatError` or `UnsupportedError` where there is
+        nothing to describe.
         """
         ...
 

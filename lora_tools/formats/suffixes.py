@@ -87,15 +87,15 @@ def collect(specs: Mapping[str, Spec]) -> Found:
     names that mean nothing here.
     """
     refused: dict[str, list[str]] = {}
-    for suffix, reason in REFUSED.items():
-        refused.setdefault(reason, []).extend(key for key in specs if key.endswith(f".{suffix}"))
+    for ending, reason in REFUSED.items():
+        refused.setdefault(reason, []).extend(key for key in specs if key.endswith(f".{ending}"))
     if reasons := [f"{why}: {some(keys, most=2)}" for why, keys in refused.items() if keys]:
         raise UnsupportedError("not sums of matrices:\n  " + "\n  ".join(reasons))
     modules: dict[str, dict[Role, Part]] = {}
-    extras, unknown = [], []
+    extras: list[Extra] = []
+    unknown: list[str] = []
     for key, spec in specs.items():
-        suffix = suffix_of(key)
-        if suffix is not None:
+        if (suffix := suffix_of(key)) is not None:
             parts = modules.setdefault(key.removesuffix(suffix), {})
             role = SUFFIXES[suffix]
             if role in parts:

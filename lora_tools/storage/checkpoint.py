@@ -63,6 +63,12 @@ class Checkpoint(Mapping[str, "Tensor"]):
         return len(self._places)
 
     @property
+    def nbytes(self) -> int:
+        """Size of its files on disk, without an index."""
+        files = {place.path for place in self._places.values() if isinstance(place, Place)}
+        return sum(file.stat().st_size for file in files or {self.path})
+
+    @property
     def arrays(self) -> "Arrays":
         """The same tensors as arrays of numpy, where numpy has their type: torch stays unloaded."""
         return Arrays(self._places)

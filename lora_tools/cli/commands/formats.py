@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
             "schema": "lora-tools/formats/1",
             "formats": rows,
             "kinds": KINDS,
-            "refused": list(STRANGERS.values()),
+            "refused": [reason for _, reason in STRANGERS],
         }
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -42,5 +42,5 @@ def command(as_json: bool) -> None:
         said = [kind for kind in KINDS if kind in (format.expresses or ())]
         click.echo(f"  {format.name}: {', '.join(said) or 'nothing'}")
     click.echo("\nknown, and refused:")
-    for reason in STRANGERS.values():
+    for _, reason in STRANGERS:
         click.echo(f"  {reason}")

@@ -124,12 +124,24 @@ def _survey(
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
     table = survey.table()
     if as_json:
-        rows = [dict(zip(("rank", "bytes", "optimal_error"), row, strict=True)) for row in table]
+        rows = [
+            {
+                "rank": offer.rank,
+                "bytes": offer.bytes,
+                "optimal_error": offer.error,
+                "allocated_error": offer.allocated_error,
+            }
+            for offer in table
+        ]
         click.echo(json.dumps({"schema": "lora-tools/ranks/1", "ranks": rows}, indent=2))
         return
     if not quiet:
-        lines = [(rank, size(nbytes), percent(error)) for rank, nbytes, error in table]
-        click.echo(tabulate(lines, ("--rank", "file", "best error"), disable_numparse=True))
+        lines = [
+            (offer.rank, size(offer.bytes), percent(offer.error), percent(offer.allocated_error))
+            for offer in table
+        ]
+        headers = ("--rank", "file", "best error", "shared out")
+        click.echo(tabulate(lines, headers, disable_numparse=True))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")
 
 
