@@ -131,7 +131,7 @@ class Scalars(Mapping[str, float]):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a safetensors, GGUF or npz file, an index of shards, a folder with either, or a pickle.
+    """Open a safetensors or npz file, an index of shards, a folder with either, or a pickle.
 
     Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
     its shards disagree. Costs the headers; torch is imported for pickles only.
@@ -150,10 +150,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from lora_tools.storage.npz import read_npz  # it needs this module's places
 
         return read_npz(path)
-    if path.suffix == ".gguf":
-        from lora_tools.storage.gguf import read_gguf  # an optional dependency
-
-        return read_gguf(path)
     header = read_header(path)
     places = {name: Place(path, slot) for name, slot in header.slots.items()}
     return Checkpoint(path, places, _specs(places), header.metadata)
