@@ -236,6 +236,8 @@ class Format(Protocol):
     """The configuration beside the tensors, if it has one."""
     expresses: frozenset[str] | None
     """The `kinds` that it can write beside plain linear layers; None: it is only read."""
+    names: Literal["any", "authors", "diffusers"]
+    """Whose names it gives the modules of a denoiser: whichever, its authors' or diffusers'."""
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Whether tensors of these names, with this configuration, are of this format."""

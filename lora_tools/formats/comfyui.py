@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
@@ -38,6 +38,7 @@ class ComfyUI:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
+    names: Literal["any", "authors", "diffusers"] = "authors"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 

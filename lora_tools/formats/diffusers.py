@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
@@ -51,6 +51,7 @@ class Diffusers:
     name = "diffusers"
     about = "Hugging Face diffusers"
     expresses: frozenset[str] | None = frozenset({"convolution", "DoRA", "bias"})
+    names: Literal["any", "authors", "diffusers"] = "diffusers"
     files: tuple[str, ...] = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
     config_file: str | None = None
 

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
@@ -51,6 +51,7 @@ class Kohya:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
+    names: Literal["any", "authors", "diffusers"] = "any"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 

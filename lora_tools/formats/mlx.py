@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Embedding, Experts, Linear, Manifest, Module, Part, Role, Site
@@ -33,6 +33,7 @@ class MLX:
     name = "mlx"
     about = "Apple MLX-LM"
     expresses: frozenset[str] | None = frozenset({"embedding", "experts", "DoRA"})
+    names: Literal["any", "authors", "diffusers"] = "any"
     files: tuple[str, ...] = ("adapters.safetensors", "adapters.npz")
     config_file: str | None = "adapter_config.json"
 

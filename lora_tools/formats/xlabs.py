@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import describe, update, values_of
@@ -29,6 +29,7 @@ class XLabs:
     name = "xlabs"
     about = "XLabs x-flux"
     expresses: frozenset[str] | None = frozenset()
+    names: Literal["any", "authors", "diffusers"] = "any"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 

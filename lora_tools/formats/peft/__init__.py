@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError
 from lora_tools.formats.base import (
@@ -55,6 +55,7 @@ class Peft:
             "full weight",
         }
     )
+    names: Literal["any", "authors", "diffusers"] = "any"
     files: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin")
     config_file: str | None = "adapter_config.json"
 

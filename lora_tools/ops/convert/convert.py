@@ -11,6 +11,7 @@ from lora_tools.formats.base import Format, Manifest, Module
 from lora_tools.formats.kinds import KINDS, PARTS, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
 from lora_tools.formats.paths import split
+from lora_tools.formats.unet import is_xl, to_authors, to_diffusers
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
 from lora_tools.storage.layout import layout
@@ -138,7 +139,10 @@ def _placed(manifest: Manifest, format: Format) -> Sequence[Module]:
 
     Formats with a configuration beside the tensors hold one model: its component goes.
     """
-    modules = manifest.modules
+    modules = [
+        replace(m, name=name)
+        for m, name in zip(manifest.modules, _names(manifest, format), strict=True)
+    ]
     components = {split(module.name)[0] for module in modules}
     if not format.config_file or components == {""}:
         return modules
@@ -147,6 +151,24 @@ def _placed(manifest: Manifest, format: Format) -> Sequence[Module]:
             f"{format.name} holds one model, the adapter {', '.join(sorted(components))}"
         )
     return [replace(module, name=split(module.name)[1]) for module in modules]
+
+
+def _names(manifest: Manifest, format: Format) -> list[str]:
+    """Return what the format calls modules of a UNet, and all others by their own names."""
+    names = [module.name for module in manifest.modules]
+    parts = [split(name) for name in names]
+    xl = is_xl([path for of, path in parts if of == "unet"])
+    found: list[str] = []
+    for name, (component, path) in zip(names, parts, strict=True):
+        if format.names == "diffusers" and component == "diffusion_model":
+            new = to_diffusers(path)
+            found.append(f"unet.{new}" if new else name)
+        elif format.names == "authors" and component in ("", "unet"):
+            new = to_authors(path, xl=xl)
+            found.append(f"diffusion_model.{new}" if new else name)
+        else:
+            found.append(name)
+    return found
 
 
 def _bare(module: Module, dtype: str | None, *, new: bool) -> Module:

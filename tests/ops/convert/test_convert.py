@@ -168,3 +168,26 @@ def test_two_paths_that_flatten_to_one_are_refused(tmp_path):
 def test_every_kind_is_described_and_known_to_a_format():
     said = {kind for format in FORMATS for kind in format.expresses or ()}
     assert said <= KINDS.keys()
+
+
+def test_a_unet_is_called_what_the_target_calls_it(tmp_path):
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+    tensors = {
+        f"{stem}.lora_down.weight": torch.randn(2, 6),
+        f"{stem}.lora_up.weight": torch.randn(8, 2),
+        f"{stem}.alpha": torch.tensor(1.0),
+    }
+    save_file(tensors, tmp_path / "sdxl.safetensors")
+    names = {}
+    for source, target in (("sdxl.safetensors", "diffusers"), ("diffusers", "comfyui")):
+        outcome = converted(tmp_path / source, tmp_path / target, target)
+        assert outcome.error == 0
+        (names[target],) = read(tmp_path / target)
+    path = "transformer_blocks.1.attn1.to_q"
+    assert names == {
+        "diffusers": f"unet.down_blocks.1.attentions.0.{path}",
+        "comfyui": f"diffusion_model.input_blocks.4.1.{path}",
+    }
+    (update,) = read(tmp_path / "comfyui").values()
+    assert torch.equal(torch.as_tensor(update.b), tensors[f"{stem}.lora_up.weight"])
+    assert update.scale == 0.5
