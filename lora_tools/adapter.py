@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +49,9 @@ STRANGERS = (
         " weight that a pair belongs to nor its scale is in the file",
     ),
 )
+
+PLUGINS = "lora_tools.formats"
+"""The group of entry points under which other packages offer formats."""
 
 REPORT = "lora_tools_report.json"
 README = "README.md"
@@ -159,15 +163,29 @@ def read(path: str | Path, format: str | None = None, *, strict: bool = True) ->
 
 def format_named(name: str) -> Format:
     """Return the format of a name; `FormatError` if there is none."""
-    for format in FORMATS:
+    for format in (*FORMATS, *plugins()):
         if format.name == name:
             return format
-    raise FormatError(f"there is no format {name}").hint(f"Known formats: {_names(FORMATS)}.")
+    known = _names((*FORMATS, *plugins()))
+    raise FormatError(f"there is no format {name}").hint(f"Known formats: {known}.")
+
+
+@cache
+def plugins() -> tuple[Format, ...]:
+    """Return the formats of other packages: instances, or classes without arguments.
+
+    They are looked for only where ours do not do.
+    """
+    from importlib.metadata import entry_points  # takes as long as a small command
+
+    loaded = (entry.load() for entry in entry_points(group=PLUGINS))
+    return tuple(format() if isinstance(format, type) else format for format in loaded)
 
 
 def _detected(path: Path, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> Format:
     """Return the one format that recognises an adapter, by its tensors rather than its folder."""
     claims = [format for format in FORMATS if format.detect(specs, config)]
+    claims = claims or [format for format in plugins() if format.detect(specs, config)]
     if len(claims) > 1:  # the configuration may be that of a neighbour
         claims = [format for format in claims if format.detect(specs, None)] or claims
     if len(claims) == 1:
@@ -180,7 +198,7 @@ def _detected(path: Path, specs: Mapping[str, Spec], config: Mapping[str, Any] |
         raise UnsupportedError(f"{path}: {reason}")
     raise FormatError(
         f"{path}: in no known adapter format; its tensors are named {some(specs)}"
-    ).hint(f"Known formats: {_names(FORMATS)}.")
+    ).hint(f"Known formats: {_names((*FORMATS, *plugins()))}.")
 
 
 def _known_stranger(specs: Mapping[str, Spec]) -> str | None:

@@ -48,7 +48,8 @@ def describe(name: str, stem: str, parts: Mapping[Role, Part], alpha: float | No
         raise FormatError(f"{name}: alpha is {alpha}")
     elif divisor != rank:
         alpha = alpha_for(scale(alpha, divisor, rslora=False), rank, rslora=False)
-    return _checked(Module(name, site, out, inp, rank, alpha, False, dict(parts), stem, name))
+    ordered = dict(sorted(parts.items()))  # whatever order the file has
+    return _checked(Module(name, site, out, inp, rank, alpha, False, ordered, stem, name))
 
 
 def _checked(module: Module) -> Module:

@@ -163,6 +163,7 @@ def _module(stem: str, parts: dict[Role, Part], scale: float) -> Module:
         if parts["magnitude"].spec.shape != (out,):
             raise FormatError(f"{stem}: m {list(parts['magnitude'].spec.shape)} does not fit")
     alpha = alpha_for(scale, rank, rslora=False)
+    parts = {role: parts[role] for role in SUFFIX if role in parts}  # whatever order the file has
     return Module(name, site, out, inp, rank, alpha, False, parts, stem, name)
 
 

@@ -13,7 +13,7 @@ from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.ops.convert import convert
 from lora_tools.update import factors
 
-# Format, number of modules, and what becomes of each target: the key of a module, or a refusal.
+# Format, number of modules, and for each target None, a number of modules, or a refusal.
 LISTS = {
     "anima_lora_kohya": ("kohya", 11, {"comfyui": None}),
     "anima_lora_kohya_with_te": ("kohya", 9, {"comfyui": "does not load these names"}),
@@ -29,13 +29,13 @@ LISTS = {
         {"diffusers": "DoRA by column", "comfyui": "transformer"},
     ),
     "flux_lokr_bfl": ("comfyui", 6, {"kohya": None}),
-    "flux_lora_aitoolkit": ("comfyui", 228, {"kohya": None}),
+    "flux_lora_aitoolkit": ("comfyui", 228, {"kohya": None, "diffusers": 418}),
     "flux_lora_diffusers_base_model": ("diffusers", 381, {"kohya": None, "peft": None}),
     "flux_lora_diffusers": ("diffusers", 494, {"kohya": None, "peft": None}),
     "flux_lora_diffusers_no_proj_mlp": ("diffusers", 342, {"kohya": None, "peft": None}),
-    "flux_lora_kohya": ("kohya", 304, {"comfyui": None, "peft": None}),
+    "flux_lora_kohya": ("kohya", 304, {"comfyui": None, "peft": None, "diffusers": 494}),
     "flux_lora_kohya_with_te1": ("kohya", 376, {"comfyui": None, "peft": "holds one model"}),
-    "flux_lora_xlabs": ("xlabs", 12, {"comfyui": None, "kohya": None}),
+    "flux_lora_xlabs": ("xlabs", 12, {"comfyui": None, "kohya": None, "diffusers": 24}),
     "krea2_lora_kohya": ("kohya", 40, {"comfyui": None}),
     "qwen_image_lora_diffusers": ("diffusers", 3, {"diffusers": None, "kohya": None}),
     "qwen_image_lora_kohya": ("kohya", 8, {"diffusers": None}),
@@ -66,6 +66,10 @@ def dense(adapter):
     return {name: factors(adapter[name]).dense("float64") for name in adapter}
 
 
+def norm(deltas):
+    return sum(float((delta**2).sum()) for delta in deltas.values())
+
+
 def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
     name, file = listed
     spelling, count, targets = LISTS[name]
@@ -74,13 +78,13 @@ def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
     assert len(adapter) == count
     assert adapter.manifest.specs.keys() == load_file(file).keys()
     for target, refusal in targets.items():
-        if refusal:
+        if isinstance(refusal, str):
             with pytest.raises(UnsupportedError) as caught:
                 convert(adapter, format_named(target))
             assert re.search(refusal, str(caught.value), re.DOTALL)
             continue
         converted = convert(adapter, format_named(target))
-        assert len(converted) == count
+        assert len(converted) == (refusal or count)
         out = tmp_path / target
         out.mkdir()
         outcome = converted.outcome()
@@ -89,13 +93,16 @@ def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
         again = read(out)
         assert again.format.name == target
         before, after = dense(adapter), dense(again)
-        assert len(before) == len(after) == count
+        assert outcome.error < 1e-6
+        assert len(after) == (refusal or count)
+        if refusal:  # fused layers are split: tests/formats/test_flux.py has them one by one
+            assert norm(after) == pytest.approx(norm(before), rel=1e-9)
+            continue
         moved = dict(zip(before, (job.target.name for job in converted.jobs), strict=True))
         for module, delta in before.items():
             torch.testing.assert_close(
                 torch.as_tensor(after[moved[module]]), torch.as_tensor(delta), rtol=1e-6, atol=1e-6
             )
-        assert outcome.error < 1e-6
 
 
 def test_norms_that_fit_no_axis_are_refused(tmp_path):

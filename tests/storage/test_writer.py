@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import Layout, layout
-from lora_tools.storage.writer import TensorWriter, check_output, staged
+from lora_tools.storage.writer import TensorWriter, check_output, staged, staged_file
 
 TENSORS = {
     "b": torch.arange(6.0).reshape(2, 3),
@@ -407,3 +407,20 @@ def test_an_existing_output_needs_force(source, old):
     with pytest.raises(OutputError, match="exists already"):
         check_output(old, {"adapter": source}, force=False)
     check_output(old, {"adapter": source}, force=True)
+
+
+def test_a_single_file_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "x.bin"
+    with pytest.raises(ZeroDivisionError), staged_file(out) as folder:
+        (folder / "any").write_text("half" * (1 // 0))
+    assert not list(tmp_path.iterdir())
+    with staged_file(out) as folder:
+        (folder / "any").write_text("whole")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.bin", "whole")]
+    with pytest.raises(OutputError, match="exists already"), staged_file(out):
+        pass
+    with staged_file(out, force=True) as folder:
+        (folder / "any").write_text("new")
+    assert out.read_text() == "new"
+    with pytest.raises(OutputError, match="is a folder"), staged_file(tmp_path, force=True):
+        pass

@@ -5,7 +5,7 @@ import json
 import click
 from tabulate import tabulate
 
-from lora_tools.adapter import FORMATS, STRANGERS
+from lora_tools.adapter import FORMATS, STRANGERS, plugins
 from lora_tools.cli.options import json_option
 from lora_tools.formats.kinds import KINDS
 
@@ -17,6 +17,7 @@ def command(as_json: bool) -> None:
 
     Plain linear layers are in every format. KINDs are what an adapter may hold besides.
     """
+    formats = (*FORMATS, *plugins())
     rows = [
         {
             "format": format.name,
@@ -24,7 +25,7 @@ def command(as_json: bool) -> None:
             "write": format.expresses is not None,
             "kinds": [kind for kind in KINDS if kind in (format.expresses or ())],
         }
-        for format in FORMATS
+        for format in formats
     ]
     if as_json:
         document = {
@@ -38,7 +39,7 @@ def command(as_json: bool) -> None:
     lines = [(row["format"], "yes", "yes" if row["write"] else "no", row["tools"]) for row in rows]
     click.echo(tabulate(lines, ("format", "read", "write", "whose"), disable_numparse=True))
     click.echo("\nbesides linear layers, each can say:")
-    for format in FORMATS:
+    for format in formats:
         said = [kind for kind in KINDS if kind in (format.expresses or ())]
         click.echo(f"  {format.name}: {', '.join(said) or 'nothing'}")
     click.echo("\nknown, and refused:")

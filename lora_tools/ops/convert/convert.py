@@ -1,7 +1,7 @@
 """The plan of a conversion: what is dropped, what modules are called, how they are spelled."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from lora_tools.adapter import Adapter
@@ -10,8 +10,7 @@ from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, som
 from lora_tools.formats.base import Format, Manifest, Module
 from lora_tools.formats.kinds import KINDS, PARTS, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
-from lora_tools.formats.paths import split
-from lora_tools.formats.unet import is_xl, to_authors, to_diffusers
+from lora_tools.ops.convert.naming import steps
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
 from lora_tools.storage.layout import layout
@@ -71,28 +70,24 @@ def convert(
     manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
     kept, dropped = _without(manifest, drop)
     _check(adapter, kept, format)
-    named = _placed(kept, format)
-    pairs = [
-        (old, _bare(module, dtype, new=format.name != adapter.format.name))
-        for old, module in zip(kept.modules, named, strict=True)
-    ]
     same = format.name == adapter.format.name
-    metadata = {k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)}
-    fresh = replace(
-        kept,
-        modules=tuple(module for _, module in pairs),
-        config=kept.config if same else {},
-        metadata=metadata,
-    )
     try:
+        plan = steps(kept, format)
+        fresh = replace(
+            kept,
+            modules=tuple(_bare(step.new, dtype, new=not same) for step in plan),
+            config=kept.config if same else {},
+            metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
+        )
         written = format.write(fresh)
     except LoraToolsError as error:
         raise _located(error, adapter) from error
-    originals = {module.name: module for module in adapter.manifest.modules}
-    names = dict(zip((m.name for m in manifest.modules), originals, strict=True))
+    # Those of the file: names and parts of the plan's may be others.
+    names = [module.name for module in manifest.modules]
+    originals = dict(zip(names, adapter.manifest.modules, strict=True))
     jobs = tuple(
-        Job(adapter, originals[names[old.name]], target)
-        for (old, _), target in zip(pairs, written.modules, strict=True)
+        Job(adapter, originals[step.old.name], target, step.rows)
+        for step, target in zip(plan, written.modules, strict=True)
     )
     return Converted(adapter, format, written, jobs, dropped, engine or Serial())
 
@@ -132,43 +127,6 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
         raise UnsupportedError(
             f"{adapter.path}: {format.name} cannot say\n  " + "\n  ".join(lines)
         ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")
-
-
-def _placed(manifest: Manifest, format: Format) -> Sequence[Module]:
-    """Return the modules under the names that the format gives them.
-
-    Formats with a configuration beside the tensors hold one model: its component goes.
-    """
-    modules = [
-        replace(m, name=name)
-        for m, name in zip(manifest.modules, _names(manifest, format), strict=True)
-    ]
-    components = {split(module.name)[0] for module in modules}
-    if not format.config_file or components == {""}:
-        return modules
-    if len(components) > 1:
-        raise UnsupportedError(
-            f"{format.name} holds one model, the adapter {', '.join(sorted(components))}"
-        )
-    return [replace(module, name=split(module.name)[1]) for module in modules]
-
-
-def _names(manifest: Manifest, format: Format) -> list[str]:
-    """Return what the format calls modules of a UNet, and all others by their own names."""
-    names = [module.name for module in manifest.modules]
-    parts = [split(name) for name in names]
-    xl = is_xl([path for of, path in parts if of == "unet"])
-    found: list[str] = []
-    for name, (component, path) in zip(names, parts, strict=True):
-        if format.names == "diffusers" and component == "diffusion_model":
-            new = to_diffusers(path)
-            found.append(f"unet.{new}" if new else name)
-        elif format.names == "authors" and component in ("", "unet"):
-            new = to_authors(path, xl=xl)
-            found.append(f"diffusion_model.{new}" if new else name)
-        else:
-            found.append(name)
-    return found
 
 
 def _bare(module: Module, dtype: str | None, *, new: bool) -> Module:

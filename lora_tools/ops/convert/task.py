@@ -1,7 +1,9 @@
 """The job of a conversion: one module's factors, under the alpha that the target gives it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
@@ -9,6 +11,7 @@ from lora_tools.formats.base import Module
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.tall import padded
+from lora_tools.ops.convert.naming import Rows
 from lora_tools.ops.convert.outcome import Change, Row
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.dtypes import DTYPES
@@ -22,12 +25,16 @@ class Job:
     adapter: Adapter
     module: Module
     target: Module
+    rows: Rows | None = None
+    """Ranges of the rows of B that the target has; None: all."""
 
 
 def rewrite(job: Job) -> Change:
     """Return a module's update as the target stores it, with what rounding cost."""
     module, target = job.module, job.target
     before = _kept(job.adapter.format.update(module, job.adapter.tensors.arrays), target)
+    if job.rows is not None:
+        before = _rows(factors(before), job.rows)
     old = factors(before)
     dtypes = (_torch(target, "b"), _torch(target, "a"))
     alpha, rslora = target.alpha, target.rslora
@@ -49,7 +56,7 @@ def rewrite(job: Job) -> Change:
     row = Row(
         target.name,
         target.stem,
-        module.shape,
+        target.shape,
         module.r,
         target.r,
         module.scale,
@@ -70,6 +77,18 @@ def _kept(update: Update, target: Module) -> Update:
             return low
         case _:
             return update
+
+
+def _rows(update: LowRank, rows: Rows) -> LowRank:
+    """Return the update of some rows of the weight: their rows of B, and the same A."""
+    pieces = [update.b[start:stop] for start, stop in rows]
+    if len(pieces) == 1:
+        return replace(update, b=pieces[0])
+    if hasattr(pieces[0], "astype"):
+        return replace(update, b=np.concatenate(pieces))
+    import torch  # numpy lacks the type
+
+    return replace(update, b=torch.cat(pieces))
 
 
 def _filled(update: LowRank, target: Module) -> LowRank:
