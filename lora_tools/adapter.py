@@ -216,18 +216,19 @@ def write(
     *,
     like: Adapter,
     format: Format | None = None,
-    sides: bool = True,
+    name: str | None = None,
 ) -> None:
     """Fill an empty folder with a complete adapter, in ``format`` or in that of ``like``.
 
     ``manifest`` fixes the layout of the file before the first update is computed; ``updates``
-    may come in any order. Other tensors, and side files with ``sides``, are copied from ``like``.
-    Use `staged` for a folder that appears only when it is whole.
+    may come in any order. Other tensors and side files are copied from ``like``; with ``name``,
+    nothing but the file of that name is written. Use `staged` for a folder that appears only when
+    it is whole.
     """
     format = format or like.format
     plan = layout(manifest.specs, manifest.metadata)
     modules = {module.name: module for module in manifest.modules}
-    with TensorWriter(folder / tensor_name(format, like), plan) as file:
+    with TensorWriter(folder / (name or tensor_name(format, like)), plan) as file:
         for extra in manifest.extras:
             file[extra.key] = like.tensors.arrays[extra.key]
         for name, update in updates:
@@ -236,7 +237,7 @@ def write(
     if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
         (folder / format.config_file).write_text(text, encoding="utf-8")
-    for side in like.side_files().carried if sides else ():
+    for side in () if name else like.side_files().carried:
         if not (folder / side.name).exists():
             shutil.copyfile(side, folder / side.name)
 

@@ -10,7 +10,8 @@
     ├── PolicyError       (ValueError)           a request that cannot mean anything
     ├── BoundError        (ValueError)           a bound that no result can keep
     ├── OutputError       (FileExistsError)      an output path that must not be written
-    └── DeviceError       (RuntimeError)         a device that is not there
+    ├── DeviceError       (RuntimeError)         a device that is not there
+    └── PackageError      (ImportError)          an optional package that is not installed
 
 Messages read *file: what is wrong*, with names and shapes; what to do about it is a note.
 """
@@ -58,6 +59,10 @@ class OutputError(LoraToolsError, FileExistsError):
 
 class DeviceError(LoraToolsError, RuntimeError):
     """A device was asked for that this machine does not have."""
+
+
+class PackageError(LoraToolsError, ImportError):
+    """A request needs a package that comes with an extra of lora-tools."""
 
 
 def some(items: Iterable[object], most: int = 5) -> str:

@@ -54,11 +54,17 @@ def test_the_commands_page_is_up_to_date() -> None:
     assert GENERATE["page"]() == CLI, "run `python docs/generate.py`"
 
 
+def test_the_engines_page_is_up_to_date() -> None:
+    page = (DOCS / "engines.md").read_text(encoding="utf-8")
+    assert GENERATE["engines"]() == page, "run `python docs/generate.py`"
+
+
 def test_check_tells_a_stale_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "cli.md"
     monkeypatch.setitem(GENERATE["main"].__globals__, "PAGE", page)
+    monkeypatch.setitem(GENERATE["main"].__globals__, "ENGINES", tmp_path / "engines.md")
     monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
     assert GENERATE["main"]() == 1
     assert "stale" in capsys.readouterr().err

@@ -19,6 +19,7 @@ STANDARD = {
     "BoundError": ValueError,
     "OutputError": FileExistsError,
     "DeviceError": RuntimeError,
+    "PackageError": ImportError,
 }
 
 

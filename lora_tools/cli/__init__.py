@@ -37,7 +37,8 @@ def cli(context: click.Context, debug: bool) -> None:
     """See, shrink and check LoRA adapters, file to file, on the CPU or a GPU.
 
     Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
-    command line, 3 a bound on rank, size or error that cannot be kept. Of diff: 0 same, 1
+    command line, 3 a bound on rank, size or error that cannot be kept, 4 an engine that would not
+    load an adapter as it is meant. Of diff: 0 same, 1
     different, 2 an error.
     """
     context.obj = debug

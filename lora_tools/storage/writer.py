@@ -112,23 +112,27 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def staged_file(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` whose one file becomes ``out`` when the block succeeds.
+def staged_file(file: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a path beside ``file``, of the same ending, that becomes it when the block succeeds.
 
-    On any failure it is removed, and ``out`` stays as it was.
+    Raises `OutputError` if ``file`` exists (without ``force``) or there is no folder for it.
     """
-    _check_free(out, force=force)
-    if out.is_dir():
-        raise OutputError(f"{out}: is a folder").hint("Choose another output path.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.partial-{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
+    check_file(file, force=force)
+    place = file.with_name(f".{file.stem}.partial-{uuid.uuid4().hex[:8]}{file.suffix}")
     try:
-        yield folder
-        (file,) = folder.iterdir()
-        file.replace(out)
+        yield place
+        place.replace(file)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        place.unlink(missing_ok=True)
+
+
+def check_file(file: Path, *, force: bool) -> None:
+    """Raise `OutputError` if a file cannot be written, before work is done for it."""
+    if not file.parent.is_dir():
+        raise OutputError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise OutputError(f"{file}: is a folder").hint("Choose another output path.")
+    _check_free(file, force=force)
 
 
 def _check_free(out: Path, *, force: bool) -> None:

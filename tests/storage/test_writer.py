@@ -409,18 +409,19 @@ def test_an_existing_output_needs_force(source, old):
     check_output(old, {"adapter": source}, force=True)
 
 
-def test_a_single_file_appears_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "x.bin"
-    with pytest.raises(ZeroDivisionError), staged_file(out) as folder:
-        (folder / "any").write_text("half" * (1 // 0))
-    assert not list(tmp_path.iterdir())
-    with staged_file(out) as folder:
-        (folder / "any").write_text("whole")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.bin", "whole")]
-    with pytest.raises(OutputError, match="exists already"), staged_file(out):
+def test_a_file_is_replaced_only_when_its_successor_is_whole(tmp_path):
+    file = tmp_path / "a.txt"
+    with staged_file(file) as place:
+        assert place.suffix == ".txt"
+        place.write_text("one")
+    assert file.read_text() == "one"
+    with pytest.raises(OutputError, match="exists already"), staged_file(file):
         pass
-    with staged_file(out, force=True) as folder:
-        (folder / "any").write_text("new")
-    assert out.read_text() == "new"
+    with pytest.raises(FileNotFoundError), staged_file(file, force=True) as place:
+        (tmp_path / "nothing").rename(place)
+    assert file.read_text() == "one"
+    with pytest.raises(OutputError, match="there is no folder"), staged_file(tmp_path / "b" / "c"):
+        pass
     with pytest.raises(OutputError, match="is a folder"), staged_file(tmp_path, force=True):
         pass
+    assert list(tmp_path.iterdir()) == [file]

@@ -99,9 +99,10 @@ def command(
         for _ in rows:
             pass
     else:
-        stage = staged_file if single else staged
-        with stage(out, force=force) as place:
-            write(place, converted.manifest, rows, like=adapter, format=format, sides=not single)
+        with (staged_file if single else staged)(out, force=force) as place:
+            folder, name = (place.parent, place.name) if single else (place, None)
+            manifest = converted.manifest
+            write(folder, manifest, rows, like=adapter, format=format, name=name)
             if not single:
                 _write_readme(adapter, place, outcome.to_markdown())
                 outcome.save(place / REPORT)

@@ -22,9 +22,8 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
-from lora_tools.errors import OutputError
 from lora_tools.report import Report, percent, size
-from lora_tools.storage.writer import check_output, staged
+from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
@@ -81,7 +80,7 @@ def command(
         raise click.UsageError("--report goes with a policy")
     began = time.monotonic()
     if report_file:
-        _check_report(report_file, force=force)
+        check_file(report_file, force=force)
     if not dry_run:
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
@@ -105,7 +104,8 @@ def command(
             _write_readme(adapter, place, report)
             report.save(place / REPORT)
     if report_file:
-        report.save(report_file)
+        with staged_file(report_file, force=force) as place:
+            report.save(place)
     if as_json:
         click.echo(report.to_json())
     elif not quiet:
@@ -143,13 +143,6 @@ def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
         headers = ("--rank", "file", "best error", "shared out")
         click.echo(tabulate(lines, headers, disable_numparse=True))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")
-
-
-def _check_report(file: Path, *, force: bool) -> None:
-    if not file.parent.is_dir():
-        raise OutputError(f"{file}: there is no folder {file.parent}")
-    if file.exists() and not force:
-        raise OutputError(f"{file}: exists already").hint("Pass --force to replace it.")
 
 
 def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.adapter import Adapter
+from lora_tools.consumers import Judgement
 from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Module, Site
 from lora_tools.model import Model
 from lora_tools.ops.inspect.comparison import Comparison
@@ -34,6 +35,7 @@ class Inspection:
     """The base model, if it was given or lies where the adapter says."""
     spectra: "Spectra | None" = None
     comparison: Comparison | None = None
+    judgements: tuple[Judgement, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description in the schema that `docs/report.md` describes."""
@@ -66,7 +68,7 @@ class Inspection:
             "ranks": [offer._asdict() for offer in spectra.offers] if spectra else None,
             "suggestion": spectra.suggestion.to_dict() if spectra and spectra.suggestion else None,
             "base": self.comparison.to_dict() if self.comparison else None,
-            "verdicts": [],
+            "verdicts": [judgement.to_dict() for judgement in self.judgements],
         }
 
     @property

@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_tools.adapter import STRANGERS, Adapter, read
+from lora_tools.consumers import Consumer, Judgement, judge, subject
 from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
@@ -44,6 +46,7 @@ class Listing:
     model: Model
     reason: LoraToolsError
     """Why it was not read as an adapter."""
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def is_adapter(self) -> bool:
@@ -85,12 +88,15 @@ class Listing:
                 "dtypes": dict(dtypes),
             },
             "groups": [kin.to_dict() for kin in self.kin],
+            "verdicts": [judgement.to_dict() for judgement in self.judgements],
             "metadata": dict(self.model.tensors.metadata),
         }
 
 
-def look(path: str | Path) -> Adapter | Listing:
+def look(path: str | Path, consumers: Sequence[Consumer] = ()) -> Adapter | Listing:
     """Read an adapter, contradictions and all; list the tensors of anything else.
+
+    ``consumers`` are the engines whose verdicts on what is listed are wanted.
 
     Raises `CheckpointError` for what is missing or damaged.
     """
@@ -98,4 +104,6 @@ def look(path: str | Path) -> Adapter | Listing:
     try:
         return read(path, strict=False)
     except (FormatError, UnsupportedError) as error:
-        return Listing(open_model(path), error)
+        about = subject(path) if consumers else None
+        judgements = tuple(judge(about, consumer) for consumer in consumers if about)
+        return Listing(open_model(path), error, judgements)

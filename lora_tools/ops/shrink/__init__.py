@@ -1,10 +1,11 @@
 """Shrink: lower the ranks of an adapter, with an error that is known and kept."""
 
 from lora_tools.adapter import Adapter
+from lora_tools.consumers import VLLM, Consumer
 from lora_tools.engine import Engine, Serial
 from lora_tools.formats.base import Module
 from lora_tools.linalg.rank import Fixed, RankPolicy
-from lora_tools.ops.shrink.options import VLLM, Consumer, Options
+from lora_tools.ops.shrink.options import Options
 from lora_tools.ops.shrink.shrunk import Shrunk
 from lora_tools.ops.shrink.survey import Offer, Survey
 from lora_tools.ops.shrink.tasks import Goal, Job, decompose

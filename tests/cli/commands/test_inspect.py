@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -227,3 +228,84 @@ def test_headers_need_neither_torch_nor_numpy():
         [sys.executable, "-c", code, str(PLAIN)], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["minilm-plain", "minilm-patterns", "minilm-dora", "moe-experts"])
+def test_what_all_engines_make_of_a_fixture(name):
+    done = run(name, "--for", "all")
+    assert done.returncode == 4
+    screens.check(f"inspect-for-all-{name}", screen(done))
+
+
+def test_an_engine_that_loads_it_is_no_error():
+    assert run("minilm-plain", "--for", "peft", "--for", "vllm").returncode == 0
+    assert run("minilm-plain", "--for", "vllm", "--max-lora-rank", 8).returncode == 4
+    assert run("minilm-patterns", "--for", "vllm@0.31").returncode == 4
+    document = json.loads(run("minilm-patterns", "--for", "vllm@0.31", "--json").stdout)
+    (verdict,) = document["verdicts"]
+    assert verdict["verdict"] == "loads at the wrong strength"
+
+
+def test_an_engine_that_is_none_is_a_wrong_command_line():
+    done = run("minilm-plain", "--for", "nothing")
+    assert done.returncode == 2
+    assert "'nothing' is no engine" in done.stderr
+
+
+def test_files_of_unknown_spelling_are_judged(tmp_path):
+    name = "mlx-qwen05b"
+    done = run(f"{name}/adapters.safetensors", "--for", "mlx", "--json", cwd=real(name).parent)
+    (verdict,) = json.loads(done.stdout)["verdicts"]
+    assert (verdict["engine"], verdict["verdict"]) == ("mlx", "loads")
+
+
+def test_what_shrink_mends_is_mended(tmp_path):
+    assert run("minilm-patterns", "--for", "llama.cpp").returncode == 4
+    document = json.loads(run("minilm-patterns", "--for", "llama.cpp", "--json").stdout)
+    (finding,) = document["verdicts"][0]["findings"]
+    command = shlex.split(finding["mend"].replace("OUT", str(tmp_path / "mended")))
+    assert command[0] == "lora-tools"
+    subprocess.run([sys.executable, "-m", "lora_tools", *command[1:]], check=True, cwd=FIXTURES)
+    assert run(tmp_path / "mended", "--for", "llama.cpp").returncode == 0
+
+
+def test_a_page_and_a_picture_are_written_whole_or_not_at_all(tmp_path):
+    page, picture = tmp_path / "a.html", tmp_path / "a.svg"
+    done = run("minilm-plain", "--spectrum", "--html", page, "--plot", picture)
+    assert done.returncode == 0, done.stderr
+    assert "encoder.layer.0.attention.self.query" in page.read_text(encoding="utf-8")
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+    assert {file.name for file in tmp_path.iterdir()} == {"a.html", "a.svg"}
+    again = run("minilm-plain", "--html", page)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    assert run("minilm-plain", "--html", page, "--force").returncode == 0
+    assert run("minilm-plain", "--html", tmp_path / "no" / "a.html").returncode == 1
+
+
+def test_a_picture_of_no_known_kind_is_a_wrong_command_line(tmp_path):
+    done = run("minilm-plain", "--plot", tmp_path / "a.gif")
+    assert done.returncode == 2
+    assert "ends in .png, .svg, .pdf" in done.stderr
+
+
+def test_what_is_not_understood_is_not_drawn(tmp_path):
+    done = run(
+        "sam-lora/lora_rank4.safetensors", "--html", tmp_path / "a", cwd=real("sam-lora").parent
+    )
+    assert done.returncode == 1
+    assert "nothing to draw" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_the_message_says_how_to_get_it(tmp_path):
+    for package, option in (("jinja2", "--html"), ("matplotlib", "--plot")):
+        code = (
+            f"import sys; sys.modules[{package!r}] = None; from lora_tools.cli import main; main()"
+        )
+        file = tmp_path / "a.png"
+        command = [sys.executable, "-c", code, "inspect", "minilm-plain", option, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=FIXTURES)
+        assert done.returncode == 1
+        assert "pip install 'lora-tools[report]'" in done.stderr
+        assert list(tmp_path.iterdir()) == []
