@@ -1,5 +1,6 @@
 """What an adapter holds besides plain linear layers, by kind: what a format must be able to say."""
 
+import re
 from collections.abc import Iterable
 
 from lora_tools.errors import UnsupportedError, some
@@ -49,6 +50,17 @@ def kinds_of(module: Module) -> list[str]:
         case Linear(transposed=True):
             found.append("transposed")
     return found
+
+
+def is_blind(module: Module) -> bool:
+    """Whether a module is a convolution, by its name, that has been read as a linear layer.
+
+    LoHa and LoKr without a core have the kernel folded into a factor, and do not say its shape.
+    """
+    last = module.name.rpartition(".")[2]
+    return (
+        module.site == Linear() and re.fullmatch(r"conv(\d|_in|_out|_shortcut)?", last) is not None
+    )
 
 
 def check_uniform(modules: Iterable[Module], where: str) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Linear, Manifest, Module, Role
+from lora_tools.formats.base import Manifest, Module, Role
+from lora_tools.formats.kinds import is_blind
 from lora_tools.formats.paths import component_of, flatten, split, unflatten
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
@@ -202,11 +203,24 @@ def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[
         alphas = {module.alpha if module.alpha is not None else module.r for module in modules}
         kept["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
         kept["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
+    if "ss_network_args" in kept:
+        kept["ss_network_args"] = _arguments(kept["ss_network_args"])
     flux = any("double_blocks_" in m.stem or "single_transformer" in m.stem for m in modules)
     lost = {m.stem: m.name for m in modules if m.name not in (m.stem, _path(m.stem, flux=flux))}
     if lost:
         kept[NAMES] = json.dumps(lost, ensure_ascii=False)
     return kept
+
+
+def _arguments(text: str) -> str:
+    """Return the header's arguments with the algorithm that is written: pairs of factors."""
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(arguments, dict) or arguments.get("algo") in (None, "lora", "locon"):
+        return text
+    return json.dumps(arguments | {"algo": "locon"})
 
 
 def _notes(modules: Sequence[Module]) -> Iterator[str]:
@@ -220,10 +234,6 @@ def _notes(modules: Sequence[Module]) -> Iterator[str]:
         yield (
             f"{len(flat)} names are of no known model, so their dots are not known: {some(flat, 2)}"
         )
-    blind = [
-        m.name
-        for m in modules
-        if isinstance(m.site, Linear) and m.name.endswith((".conv1", ".conv2", ".conv"))
-    ]
+    blind = [m.name for m in modules if not m.is_pair and is_blind(m)]
     if blind:
         yield f"{len(blind)} convolutions do not say their kernel: {some(blind, 2)}"

@@ -15,6 +15,9 @@ COMPONENTS = (
 )
 """Models of a pipeline. ``diffusion_model`` is a denoiser whose modules its authors named."""
 
+LANGUAGE = ("h.", "wte", "wpe", "word_embeddings", "ln_f", "encoder.", "embedding.", "output")
+"""How paths of GPT-2, Bloom, Falcon and ChatGLM go on after ``transformer.``: no denoiser's."""
+
 STREAMS = "{transformer_blocks.#,single_transformer_blocks.#}"
 SELF_ATTENTION = "self_attn.{q_proj,k_proj,v_proj,out_proj,o_proj,output_proj}"
 CROSS = "{attn1,attn2}.{to_q,to_k,to_v,to_out.#}"
@@ -75,7 +78,21 @@ def split(name: str) -> tuple[str, str]:
     (('unet', 'mid_block.resnets.0.conv1'), ('', 'model.layers.0.q_proj'))
     """
     component, dot, path = name.partition(".")
-    return (component, path) if dot and component in COMPONENTS else ("", name)
+    if not dot or component not in COMPONENTS:
+        return "", name
+    if component == "transformer" and path.startswith(LANGUAGE):
+        return "", name
+    return component, path
+
+
+def is_known(path: str) -> bool:
+    """Whether a path is one of a known denoiser or text encoder.
+
+    >>> is_known("text_model.encoder.layers.0.mlp.fc1"), is_known("blocks.0.attn.Wqkv")
+    (True, False)
+    """
+    encoder = unflatten(flatten(path), encoder=True)
+    return component_of(path) is not None or (encoder is not None and encoder[1] == path)
 
 
 def component_of(path: str) -> str | None:

@@ -309,3 +309,27 @@ def test_names_of_an_unknown_model_are_kept_in_our_own_field(tmp_path):
     }
     with pytest.raises(FormatError, match="not a JSON object of names"):
         KOHYA.read(pair(Q), None, {"lora_tools.names": "["}, {f"{Q}.alpha": 4.0})
+
+
+def test_the_header_names_the_algorithm_that_is_written():
+    old = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha", "x": 1}'}
+    manifest = KOHYA.read(pair(Q), None, old, {f"{Q}.alpha": 4.0})
+    assert json.loads(KOHYA.write(manifest).metadata["ss_network_args"]) == {
+        "algo": "locon",
+        "x": 1,
+    }
+
+
+def test_a_convolution_that_does_not_say_its_kernel_is_not_converted(tmp_path):
+    stem = "lora_unet_mid_block_resnets_0_conv1"
+    tensors = {
+        f"{stem}.hada_w1_a": torch.randn(5, 2),
+        f"{stem}.hada_w1_b": torch.randn(2, 27),
+        f"{stem}.hada_w2_a": torch.randn(5, 2),
+        f"{stem}.hada_w2_b": torch.randn(2, 27),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    adapter = read(tmp_path / "x.safetensors")
+    assert "do not say their kernel" in adapter.manifest.notes[-1]
+    with pytest.raises(UnsupportedError, match=r"kernel: unet\.mid_block\.resnets\.0\.conv1"):
+        convert(adapter, format_named("diffusers"))

@@ -8,7 +8,7 @@ from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Format, Manifest, Module
-from lora_tools.formats.kinds import KINDS, PARTS, kinds, kinds_of
+from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
 from lora_tools.ops.convert.naming import steps
 from lora_tools.ops.convert.outcome import Change, Outcome
@@ -119,6 +119,11 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
         raise UnsupportedError(f"{format.name} is read, not written")
     if format.name == adapter.format.name:
         return
+    blind = [m.name for m in manifest.modules if not m.is_pair and is_blind(m)]
+    if blind:
+        raise UnsupportedError(
+            f"{adapter.path}: convolutions whose tensors do not say their kernel: {some(blind)}"
+        )
     found = kinds(manifest)
     tensors = {extra.kind for extra in manifest.extras}  # each format names those in its own way
     beyond = [kind for kind in found if kind not in format.expresses or kind in tensors]

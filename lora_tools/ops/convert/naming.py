@@ -8,8 +8,11 @@ from lora_tools.errors import UnsupportedError
 from lora_tools.formats.base import Format, Linear, Manifest, Module
 from lora_tools.formats.flux import Piece, pieces
 from lora_tools.formats.kinds import kinds_of
-from lora_tools.formats.paths import split
+from lora_tools.formats.paths import is_known, split
 from lora_tools.formats.unet import is_xl, to_authors, to_diffusers
+
+PIPELINES = ("comfyui", "diffusers", "xlabs")
+"""Formats in which every module is one of a pipeline's component."""
 
 Rows = tuple[tuple[int, int], ...]
 
@@ -30,9 +33,12 @@ def steps(manifest: Manifest, format: Format) -> list[Step]:
     `UnsupportedError` for adapters of several models there.
     """
     found = list(_translated(manifest, format))
-    components = {split(step.new.name)[0] for step in found}
+    parts = [split(step.new.name) for step in found]
+    components = {component for component, _ in parts}
     if not format.config_file or components == {""}:
         return found
+    if manifest.format not in PIPELINES and not all(is_known(path) for _, path in parts):
+        return found  # a model of its own may begin its paths with such a word
     if len(components) > 1:
         raise UnsupportedError(
             f"{format.name} holds one model, the adapter {', '.join(sorted(components))}"

@@ -191,3 +191,16 @@ def test_a_unet_is_called_what_the_target_calls_it(tmp_path):
     (update,) = read(tmp_path / "comfyui").values()
     assert torch.equal(torch.as_tensor(update.b), tensors[f"{stem}.lora_up.weight"])
     assert update.scale == 0.5
+
+
+def test_a_language_models_transformer_is_no_pipelines(tmp_path):
+    shapes = {f"transformer.{path}": (4, 4, 4, torch.float32) for path in ("h.0.mlp", "h.1.mlp")}
+    shapes["transformer.blocks.0.attn.Wqkv"] = (4, 4, 4, torch.float32)
+    source = peft(tmp_path / "source", shapes)
+    converted(source, tmp_path / "mlx", "mlx")
+    assert set(read(tmp_path / "mlx")) == set(shapes)
+    converted(source, tmp_path / "kohya", "kohya")
+    converted(tmp_path / "kohya", tmp_path / "back", "peft")
+    assert set(read(tmp_path / "back")) == set(shapes)
+    with pytest.raises(UnsupportedError, match=r"not in diffusers' names: transformer\.h"):
+        convert(read(source), format_named("diffusers"))
