@@ -24,6 +24,7 @@ ENCODERS = {
 SUFFIX: dict[Role, str] = {
     "a": ".lora_A.weight",
     "b": ".lora_B.weight",
+    "bias": ".lora_B.bias",
     "alpha": ".alpha",
     "magnitude": ".dora_scale",
     "columns": ".dora_scale",

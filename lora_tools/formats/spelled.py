@@ -41,8 +41,12 @@ def respelled(module: Module, stem: str, suffixes: Mapping[Role, str]) -> Module
     """Spell a module as a pair of factors under another stem.
 
     Its alpha becomes a tensor, in an element type that holds it exactly, if there is a suffix for
-    that; norms get the shape that numpy would broadcast over the weight.
+    that; norms get the shape that numpy would broadcast over the weight. Raises `UnsupportedError`
+    for parts that the spelling has no suffix for.
     """
+    if homeless := module.parts.keys() - {"alpha"} - suffixes.keys():
+        keys = some(module.parts[role].key for role in sorted(homeless))
+        raise UnsupportedError(f"{module.name}: this spelling has no name for {keys}")
     shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
     ones = (1,) * (len(module.site.kernel) if isinstance(module.site, Convolution) else 0)
     for role, part in module.parts.items():
@@ -54,7 +58,7 @@ def respelled(module: Module, stem: str, suffixes: Mapping[Role, str]) -> Module
     parts = {
         role: Part(stem + suffixes[role], Spec(part.spec.dtype, shapes[role]))
         for role, part in module.parts.items()
-        if role in shapes and role in suffixes
+        if role in shapes
     }
     alpha = module.scale * module.r if module.rslora else module.alpha
     if alpha is not None and "alpha" in suffixes:

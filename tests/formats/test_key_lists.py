@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import format_named, read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.linalg.rank import Fixed
 from lora_tools.ops.convert import convert
+from lora_tools.ops.shrink import shrink
 from lora_tools.update import factors
 
 # Format, number of modules, and for each target None, a number of modules, or a refusal.
@@ -114,3 +116,36 @@ def test_norms_that_fit_no_axis_are_refused(tmp_path):
 def test_every_list_is_in_a_test():
     names = {path.name for path in real("invokeai-keyshapes").glob("*.json")}
     assert names == {f"{name}_format.json" for name in [*LISTS, "anima_lora_lokr"]}
+
+
+@pytest.mark.parametrize("name", ["flux_control_lora", "flux_lora_xlabs", "flux_lokr_bfl"])
+def test_a_shrink_keeps_the_format_and_every_other_tensor(name, tmp_path):
+    adapter = read(made_up(name, tmp_path))
+    result = shrink(adapter, Fixed(2))
+    (tmp_path / "out").mkdir()
+    updates = result.report("rank 2").watch(result)
+    write(tmp_path / "out", result.manifest, updates, like=adapter)
+    again = read(tmp_path / "out")
+    assert again.format.name == adapter.format.name
+    assert {module.name: module.r for module in again.manifest.modules} == {
+        module.name: min(2, module.r) for module in adapter.manifest.modules
+    }
+    biases = [key for key in adapter.tensors if key.endswith(("lora_B.bias", ".scale"))]
+    assert {key for key in again.tensors if not key.startswith("diffusion_model.")} <= set(
+        adapter.tensors
+    )
+    moved = {key.removeprefix("diffusion_model."): key for key in again.tensors}
+    assert len(biases) == sum(key.endswith(("lora_B.bias", ".scale")) for key in moved)
+
+
+def test_norms_of_columns_in_a_pipelines_names_are_not_lost(tmp_path):
+    stem = "unet.mid_block.attentions.0.proj_in"
+    tensors = {
+        f"{stem}.lora_down.weight": torch.randn(2, 6),
+        f"{stem}.lora_up.weight": torch.randn(4, 2),
+        f"{stem}.dora_scale": torch.randn(1, 6),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    adapter = read(tmp_path / "x.safetensors")
+    with pytest.raises(UnsupportedError, match=r"no name for .*dora_scale"):
+        shrink(adapter, Fixed(1))
