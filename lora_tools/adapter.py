@@ -231,8 +231,8 @@ def write(
     with TensorWriter(folder / (name or tensor_name(format, like)), plan) as file:
         for extra in manifest.extras:
             file[extra.key] = like.tensors.arrays[extra.key]
-        for name, update in updates:
-            for key, tensor in format.tensors(modules[name], update).items():
+        for module, update in updates:
+            for key, tensor in format.tensors(modules[module], update).items():
                 file[key] = tensor
     if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
