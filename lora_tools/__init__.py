@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_tools.ops.diff import diff
     from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
+    from lora_tools.remote import locate
     from lora_tools.report import Report
     from lora_tools.storage.writer import staged
     from lora_tools.update import Biased, DoRA, LowRank, Update
@@ -34,6 +35,7 @@ _HOMES = {
     "ops.convert": ("convert",),
     "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
+    "remote": ("locate",),
     "report": ("Report",),
     "storage.writer": ("staged",),
     "update": ("Biased", "DoRA", "LowRank", "Update"),
@@ -65,6 +67,7 @@ __all__ = [
     "diff",
     "format_named",
     "inspect",
+    "locate",
     "look",
     "open_model",
     "read",

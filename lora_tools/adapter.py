@@ -147,7 +147,7 @@ def read(path: str | Path, format: str | None = None, *, strict: bool = True) ->
     contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum of
     matrices.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     file = _tensor_file(path)
     tensors = open_checkpoint(file)
     config = _config(file.parent)

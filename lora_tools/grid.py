@@ -1,5 +1,6 @@
 """Modules laid out as a grid: a row for each layer, a column for each projection."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,14 +46,16 @@ def grid(names: Sequence[str]) -> Grid:
     >>> found.places[1]
     Place(row=0, column=2)
     """
+    # Kohya flattens paths: underscores part names only where no name has a dot.
+    separator = "." if any("." in name for name in names) else "_"
     inside: dict[str, set[str]] = {}
     for name in names:
-        for layer, projection in _cuts(name):
+        for layer, projection in _cuts(name, separator):
             inside.setdefault(layer, set()).add(projection)
-    parted = [_part(name, inside) for name in names]
+    parted = [_part(name, separator, inside) for name in names]
     layers = {layer for layer, _ in parted if layer}
     rows = sorted(layers, key=lambda layer: (natural(layer), layer))
-    stem, labels = _labels(rows)
+    stem, labels = _labels(rows, separator)
     if len(layers) < len({layer for layer, _ in parted}):
         rows, labels = [*rows, ""], [*labels, OUTSIDE]
     counts = Counter(projection for _, projection in parted)
@@ -67,25 +70,19 @@ def grid(names: Sequence[str]) -> Grid:
     )
 
 
-def _part(name: str, inside: dict[str, set[str]]) -> tuple[str, str]:
+def _part(name: str, separator: str, inside: dict[str, set[str]]) -> tuple[str, str]:
     """Return the layer and the projection that a name consists of; no layer if there is none."""
-    cuts = list(_cuts(name))
+    cuts = list(_cuts(name, separator))
     blocks = [cut for cut in cuts if len(inside[cut[0]]) > 1]
     return (blocks or cuts or [("", name)])[-1]
 
 
-def _cuts(name: str) -> Iterator[tuple[str, str]]:
+def _cuts(name: str, separator: str) -> Iterator[tuple[str, str]]:
     """Yield what stands up to each number of a name, and what follows if it has a word in it."""
-    separator, parts = _parts(name)
+    parts = name.split(separator)
     for at, part in enumerate(parts, start=1):
         if _number(part) and not all(map(_number, parts[at:])):
             yield separator.join(parts[:at]), separator.join(parts[at:])
-
-
-def _parts(name: str) -> tuple[str, list[str]]:
-    """Split a path at its dots; at its underscores if kohya has flattened it."""
-    separator = "." if "." in name else "_"
-    return separator, name.split(separator)
 
 
 def _number(part: str) -> bool:
@@ -96,21 +93,19 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that puts layer 9 before layer 10, however long a number is."""
     return tuple(
         (0, len(part.lstrip("0")), part.lstrip("0")) if _number(part) else (1, 0, part)
-        for part in _parts(name)[1]
+        for part in re.split(r"[._]", name)
     )
 
 
-def _labels(rows: Sequence[str]) -> tuple[str, list[str]]:
+def _labels(rows: Sequence[str], separator: str) -> tuple[str, list[str]]:
     """Return what all rows begin with, and the rows without it, their words cut if need be."""
-    paths = [_parts(row)[1] for row in rows]
+    paths = [row.split(separator) for row in rows]
     shared = 0
     least = min((len(path) for path in paths), default=1) - 1
     while shared < least and len({path[shared] for path in paths}) == 1:
         shared += 1
     stem = ".".join(paths[0][:shared]) if paths else ""
     labels = [".".join(path[shared:]) for path in paths]
-    if len(set(labels)) < len(labels):  # a path and the same path flattened
-        return "", list(rows)
     for most in (12, 8, 6, 4):
         if max(map(len, labels), default=0) <= WIDTH:
             break

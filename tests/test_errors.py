@@ -20,6 +20,8 @@ STANDARD = {
     "OutputError": FileExistsError,
     "DeviceError": RuntimeError,
     "PackageError": ImportError,
+    "HubError": OSError,
+    "RefusedError": PermissionError,
 }
 
 

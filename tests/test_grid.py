@@ -66,8 +66,11 @@ def test_a_diffusion_model_has_short_labels_that_differ():
     assert "ff.net.0.proj" in found.columns
 
 
-def test_a_path_and_the_same_path_flattened_are_two_layers():
-    assert grid(["a_0_a", "a.0.a"]).labels == ("a.0", "a_0")
+@pytest.mark.parametrize("names", [["a_0_a", "a.0.a"], ["0_a", "0.a"]])
+def test_a_path_and_the_same_path_flattened_do_not_meet(names):
+    found = grid(names)
+    assert len(set(found.places)) == 2
+    assert found.rows[-1] == OUTSIDE
 
 
 def test_no_modules_are_an_empty_grid():

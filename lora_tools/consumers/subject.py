@@ -34,8 +34,10 @@ def subject(source: Adapter | str | Path) -> Subject:
     Raises `CheckpointError` for a file that is no checkpoint. A folder's adapter need not be one
     that `read` accepts: what no format can read, engines may still load or refuse.
     """
-    adapter = source if isinstance(source, Adapter) else _readable(Path(source))
-    path = adapter.path if adapter else Path(str(source))
+    if not isinstance(source, Adapter | Path):  # a path may be one into the Hub
+        source = Path(source)
+    adapter = source if isinstance(source, Adapter) else _readable(source)
+    path = source.path if isinstance(source, Adapter) else source
     tensors = adapter.tensors if adapter else open_checkpoint(_tensor_file(path))
     folder = tensors.path.parent
     config = _config(folder)

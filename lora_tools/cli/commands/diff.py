@@ -7,13 +7,13 @@ import click
 
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
-from lora_tools.cli.options import engine_options, json_option, make_engine
+from lora_tools.cli.options import LocalOrHub, engine_options, json_option, make_engine
 from lora_tools.cli.question import Question
 
 
 @click.command(cls=Question, short_help="Compare two adapters.")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=LocalOrHub())
+@click.argument("b", type=LocalOrHub())
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),

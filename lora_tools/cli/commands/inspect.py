@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from lora_tools.cli.console import Visible, say
-from lora_tools.cli.options import engine_options, json_option, make_engine, source_argument
+from lora_tools.cli.options import (
+    LocalOrHub,
+    engine_options,
+    json_option,
+    make_engine,
+    source_argument,
+)
 from lora_tools.consumers import Judgement, Verdict, named
 from lora_tools.consumers import to_text as verdicts_text
 from lora_tools.errors import UnsupportedError
@@ -39,7 +45,7 @@ class Picture(click.Path):
 )
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
+    type=LocalOrHub(),
     help="Compare with the base model: a folder, an index or a file. Implies --spectrum.",
 )
 @click.option(

@@ -100,7 +100,7 @@ def look(path: str | Path, consumers: Sequence[Consumer] = ()) -> Adapter | List
 
     Raises `CheckpointError` for what is missing or damaged.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     try:
         return read(path, strict=False)
     except (FormatError, UnsupportedError) as error:
