@@ -12,6 +12,7 @@ from lora_tools.card import with_section
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
     DTYPES,
+    LocalOrHub,
     json_option,
     make_engine,
     out_argument,
@@ -28,7 +29,7 @@ from lora_tools.storage.writer import check_output, staged, staged_file
 @click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path, exists=True),
+    type=LocalOrHub(),
     help="Base model, by whose names flattened ones get their dots back.",
 )
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")

@@ -15,8 +15,8 @@ from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
 from lora_tools.storage.layout import layout
 
-BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_", "format")
-"""Fields of a header that describe the spelling of its own file."""
+BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_")
+"""How fields of a header begin that describe the spelling of their own file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,19 @@ class Converted:
             nbytes=(self.source.nbytes, after),
             carried={extra.key: extra.kind for extra in self.manifest.extras},
             dropped=self.dropped,
-            left_out=self.source.side_files().left_out,
+            left_out=self._left_out(),
             notes=self.source.manifest.notes,
             started=time.monotonic() if began is None else began,
         )
+
+    def _left_out(self) -> dict[str, str]:
+        """Return files and fields of the source that the target does not have, and why."""
+        old, same = self.source.format, self.source.format.name == self.format.name
+        found = dict(self.source.side_files().left_out)
+        if old.config_file and self.source.config and not same:
+            found[old.config_file] = "read for its meaning; its other fields have no place"
+        gone = self.source.manifest.metadata.keys() - self.manifest.metadata.keys()
+        return found | {f"header field {key}": "describes another file" for key in sorted(gone)}
 
 
 def convert(

@@ -204,3 +204,15 @@ def test_a_language_models_transformer_is_no_pipelines(tmp_path):
     assert set(read(tmp_path / "back")) == set(shapes)
     with pytest.raises(UnsupportedError, match=r"not in diffusers' names: transformer\.h"):
         convert(read(source), format_named("diffusers"))
+
+
+def test_what_has_no_place_is_listed(tmp_path):
+    source = peft(tmp_path / "source", LLAMA, **MIXED)
+    outcome = converted(source, tmp_path / "kohya", "kohya")
+    assert "other fields" in outcome.left_out["adapter_config.json"]
+    file = tmp_path / "hashed.safetensors"
+    (made,) = (tmp_path / "kohya").glob("*.safetensors")
+    save_file(load_file(made), file, metadata={"sshs_model_hash": "0", "ss_title": "mine"})
+    again = converted(file, tmp_path / "again", "peft")
+    assert again.left_out == {"header field sshs_model_hash": "describes another file"}
+    assert read(tmp_path / "again").manifest.metadata["ss_title"] == "mine"
