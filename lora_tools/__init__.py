@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_tools.adapter import Adapter, read, write
+    from lora_tools.adapter import Adapter, format_named, read, write
     from lora_tools.engine import Engine, Serial, Threads
     from lora_tools.errors import LoraToolsError
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
     from lora_tools.model import Model, open_model
+    from lora_tools.ops.convert import convert
     from lora_tools.ops.diff import diff
     from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "adapter": ("Adapter", "read", "write"),
+    "adapter": ("Adapter", "format_named", "read", "write"),
     "engine": ("Engine", "Serial", "Threads"),
     "errors": ("LoraToolsError",),
     "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
     "linalg.svd": ("SVD", "svd"),
     "model": ("Model", "open_model"),
     "ops.diff": ("diff",),
+    "ops.convert": ("convert",),
     "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
     "remote": ("locate",),
@@ -61,7 +63,9 @@ __all__ = [
     "Serial",
     "Threads",
     "Update",
+    "convert",
     "diff",
+    "format_named",
     "inspect",
     "locate",
     "look",

@@ -1,7 +1,7 @@
 """The kinds of update that an adapter holds, as values that are never multiplied out."""
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias, assert_never
+from typing import Any, Literal, TypeAlias, assert_never
 
 from lora_tools.scaling import scale
 from lora_tools.shapes import Float
@@ -52,13 +52,15 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DoRA:
-    """A low-rank direction and the row norms that the merged weight is given (arXiv 2402.09353).
+    """A low-rank direction and the norms that the merged weight is given (arXiv 2402.09353).
 
-    Not additive: ``W' = magnitude * (W + direction) / norm(W + direction)``, row by row.
+    Not additive: ``W' = magnitude * (W + direction) / norm(W + direction)``, row by row; column
+    by column where ``axis`` is ``"in"`` (OneTrainer, older LyCORIS).
     """
 
     direction: LowRank
     magnitude: Float[Array, "..."]
+    axis: Literal["out", "in"] = "out"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ FIXTURES = ROOT / "fixtures"
 REAL = Path(os.environ.get("LORA_TOOLS_REAL", ROOT.parent / "shared" / "real"))
 
 # Tests import each other's judges (`reference`, `judges`) and the fixtures' base models.
-sys.path[:0] = [str(ROOT / "tests"), str(FIXTURES)]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "formats"), str(FIXTURES)]
 
 from hub_person import Person  # noqa: E402 - found since the line above
 from hub_server import HubServer  # noqa: E402

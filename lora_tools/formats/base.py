@@ -15,7 +15,33 @@ from lora_tools.storage.header import Spec
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-Role: TypeAlias = Literal["a", "b", "magnitude", "bias"]
+Role: TypeAlias = Literal[
+    "a",
+    "b",
+    "magnitude",
+    "columns",
+    "bias",
+    "alpha",
+    "mid",
+    "diff",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "hada_t1",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lokr_t2",
+]
+"""What a tensor is to its module; those after ``mid`` make an update that is no pair of factors."""
+
+BESIDE: frozenset[Role] = frozenset({"magnitude", "columns", "bias", "alpha"})
+"""What a module may have besides its factors: DoRA's norms, of rows or of columns, and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +139,18 @@ class Module:
         return self.stack * (self.out + self.inp) // self.groups
 
     @property
+    def dtype(self) -> str:
+        """Element type of what makes its update: of B, where it has one."""
+        parts = self.parts
+        made = (part for role, part in parts.items() if role not in BESIDE)
+        return (parts["b"] if "b" in parts else next(made)).spec.dtype
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether its factors are in the file, not made of other tensors by the format."""
+        return self.parts.keys() - BESIDE == {"a", "b"}
+
+    @property
     def params(self) -> int:
         """Parameters of all its tensors."""
         return sum(part.spec.numel for part in self.parts.values())
@@ -138,18 +176,15 @@ class Module:
                 assert_never(self.site)
 
     def resized(self, r: int, dtype: str | None = None) -> "Module":
-        """Return the module with factors of another rank, and of another element type if given."""
-        if r == self.r and dtype is None:
+        """Return the module with a pair of factors of another rank, and element type if given."""
+        if r == self.r and dtype is None and self.is_pair:
             return self
         rank = r // self.groups
-        b, a = factor_shapes(self, rank)
-        shapes: dict[Role, tuple[int, ...]] = {"a": a, "b": b}
-        parts = {
-            role: Part(part.key, Spec(dtype or part.spec.dtype, shapes[role]))
-            if role in shapes
-            else part
-            for role, part in self.parts.items()
-        }
+        parts = {role: part for role, part in self.parts.items() if role in BESIDE}
+        roles: tuple[Role, Role] = ("b", "a")
+        for role, shape in zip(roles, factor_shapes(self, rank), strict=True):
+            old = self.parts.get(role) or Part(f"{self.stem}.{role}", Spec(self.dtype, shape))
+            parts[role] = Part(old.key, Spec(dtype or old.spec.dtype, shape))
         return replace(self, rank=rank, parts=parts)
 
 
@@ -193,10 +228,16 @@ class Format(Protocol):
     """A spelling. Reading and writing are pure: names and shapes in, names and shapes out."""
 
     name: str
+    about: str
+    """Whose spelling it is, in a few words."""
     files: tuple[str, ...]
-    """File names that it is usually found under, best first."""
+    """File names that it is usually found under, best first; none: the file has any name."""
     config_file: str | None
     """The configuration beside the tensors, if it has one."""
+    expresses: frozenset[str] | None
+    """The `kinds` that it can write beside plain linear layers; None: it is only read."""
+    names: Literal["any", "authors", "diffusers"]
+    """Whose names it gives the modules of a denoiser: whichever, its authors' or diffusers'."""
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Whether tensors of these names, with this configuration, are of this format."""
@@ -207,15 +248,22 @@ class Format(Protocol):
         specs: Mapping[str, Spec],
         config: Mapping[str, Any] | None,
         metadata: Mapping[str, str],
+        scalars: Mapping[str, float],
     ) -> Manifest:
         """Describe the adapter, its contradictions among the problems.
 
-        Raises `FormatError` or `UnsupportedError` where there is nothing to describe.
+        ``scalars`` has the values of the tensors that are single numbers, such as alphas, and
+        reads each when it is asked for. Raises `FormatError` or `UnsupportedError` where there is
+        nothing to describe.
         """
         ...
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules in this format: new keys, shapes and configuration."""
+        """Spell modules in this format: new keys, shapes and configuration.
+
+        A module may get another alpha where the format has fewer of them than modules; whoever
+        writes rescales the factors to it. Raises `UnsupportedError` for what it cannot say.
+        """
         ...
 
     def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":

@@ -51,8 +51,8 @@ def refactored(update: Update, new: LowRank) -> Update:
     match update:
         case LowRank():
             return new
-        case DoRA(magnitude=magnitude):
-            return DoRA(new, magnitude)
+        case DoRA(magnitude=magnitude, axis=axis):
+            return DoRA(new, magnitude, axis)
         case Biased(weight=old, bias=bias):
             ratio = 1.0 if old.scale == new.scale else old.scale / new.scale
             kind = str(bias.dtype).removeprefix("torch.")

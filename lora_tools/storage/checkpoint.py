@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -117,6 +118,11 @@ class Checkpoint(Mapping[str, "Tensor"]):
         guests = Guests(place.path for place in places if isinstance(place, Place))
         return Checkpoint(self.path, self._places, self.specs, self.metadata, guests)
 
+    @property
+    def scalars(self) -> "Scalars":
+        """The tensors of one element, as numbers."""
+        return Scalars(self._places, self.specs)
+
 
 @dataclass(frozen=True, slots=True)
 class Arrays(Mapping[str, "Array"]):
@@ -142,8 +148,39 @@ class Arrays(Mapping[str, "Array"]):
         return len(self.places)
 
 
+SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}
+"""How `struct` unpacks the types of single numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars(Mapping[str, float]):
+    """The tensors of one element as numbers, read by position: neither numpy nor torch is loaded.
+
+    A name that is not there is a `KeyError`; a tensor of more elements is a `CheckpointError`.
+    """
+
+    places: Mapping[str, "Place | Tensor"]
+    specs: Mapping[str, Spec]
+
+    def __getitem__(self, name: str) -> float:
+        spec = self.specs[name]
+        if spec.numel != 1:
+            raise CheckpointError(f"{name} has the shape {list(spec.shape)}, and is no number")
+        place = self.places[name]
+        return _read_number(place, name) if isinstance(place, Place) else float(place.item())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs and self.specs[str(name)].numel == 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.places if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a safetensors file, an index of shards, a folder with either, or pickles.
+    """Open a safetensors or npz file, an index of shards, a folder with either, or pickles.
 
     Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
     its shards disagree. Costs the headers; torch is imported for pickles only.
@@ -160,6 +197,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from lora_tools.storage.pickles import load_pickle  # needs torch
 
         return load_pickle(path)
+    if path.suffix == ".npz":
+        from lora_tools.storage.npz import read_npz  # it needs this module's places
+
+        return read_npz(path)
     header = read_header(path)
     places = {name: Place(path, slot) for name, slot in header.slots.items()}
     return Checkpoint(path, places, _specs(places), header.metadata)
@@ -188,6 +229,19 @@ def read_array(place: Place) -> "Array":
     spec = place.slot.spec
     kind = numpy_dtype(spec.dtype)
     return read_tensor(place) if kind is None else _read_bytes(place).view(kind).reshape(spec.shape)
+
+
+def _read_number(place: Place, name: str) -> float:
+    slot = place.slot
+    code = slot.spec.dtype
+    if code not in SCALARS and code != "BF16":
+        raise CheckpointError(f"{place.path}: {name} of type {code} is no number")
+    with place.path.open("rb") as file:
+        file.seek(slot.start)
+        data = file.read(slot.stop - slot.start)
+    if code == "BF16":  # the upper half of a float32
+        code, data = "F32", b"\0\0" + data
+    return float(struct.unpack(SCALARS[code], data)[0])
 
 
 def _read_bytes(

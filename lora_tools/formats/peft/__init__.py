@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError
 from lora_tools.formats.base import (
@@ -19,10 +19,13 @@ from lora_tools.formats.base import (
     fold,
     unfold,
 )
+from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.paths import is_denoiser
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     PeftConfig,
     base_model,
+    fresh,
     write_config,
 )
 from lora_tools.formats.peft.fresh import extra_key, fresh_config, stems
@@ -39,6 +42,21 @@ class Peft:
     """The format of `peft`'s LoRA, as of 0.21 and back to 2023."""
 
     name = "peft"
+    about = "Hugging Face PEFT"
+    expresses: frozenset[str] | None = frozenset(
+        {
+            "embedding",
+            "convolution",
+            "experts",
+            "transposed",
+            "DoRA",
+            "bias",
+            "modules_to_save",
+            "trainable tokens",
+            "full weight",
+        }
+    )
+    names: Literal["any", "authors", "diffusers"] = "any"
     files: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin")
     config_file: str | None = "adapter_config.json"
 
@@ -46,15 +64,21 @@ class Peft:
         """Recognise PEFT by its configuration or by its prefix before a LoRA suffix."""
         if config is not None and ("peft_type" in config or {"r", "lora_alpha"} <= config.keys()):
             return True
-        return any(key.startswith(PREFIX) and LORA_KEY.fullmatch(key) for key in specs)
+        paths = [
+            path_of(found["stem"])
+            for key in specs
+            if key.startswith(PREFIX) and (found := LORA_KEY.fullmatch(key))
+        ]
+        return any(not is_denoiser(path) for path in paths)
 
     def read(
         self,
         specs: Mapping[str, Spec],
         config: Mapping[str, Any] | None,
         metadata: Mapping[str, str],
+        scalars: Mapping[str, float] | None = None,
     ) -> Manifest:
-        """Describe a PEFT adapter.
+        """Describe a PEFT adapter; its alphas are in the configuration, not in ``scalars``.
 
         Raises `UnsupportedError` for variants that are not sums of matrices, and `FormatError`
         where the configuration is none. Tensors that contradict it are among the extras.
@@ -121,9 +145,11 @@ class Peft:
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as `peft.save_pretrained` would, with the configuration that fits them."""
         modules = tuple(_spelled(module) for module in manifest.modules)
+        if not manifest.config:
+            check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
         config = write_config(
-            manifest.config,
+            manifest.config or fresh(modules, manifest.base_model),
             {module.owner: module.r for module in modules},
             {module.owner: _alpha(module, rslora=rslora) for module in modules},
             rslora=rslora,
@@ -157,7 +183,7 @@ class Peft:
         values: dict[Role, Array] = {"a": a, "b": b}
         match update:
             case DoRA(magnitude=magnitude):
-                values["magnitude"] = magnitude
+                values["magnitude"] = magnitude.reshape(module.parts["magnitude"].spec.shape)
             case Biased(bias=bias):
                 values["bias"] = bias
         return {module.parts[role].key: value for role, value in values.items()}
@@ -193,8 +219,13 @@ def _notes(modules: Iterable[Module], found: Mapping[str, Found]) -> Iterator[st
 
 
 def _spelled(module: Module) -> Module:
-    stem = module.stem if module.stem.startswith(PREFIX) else PREFIX + module.stem
+    ours = module.stem.startswith(PREFIX)
+    stem = module.stem if ours else PREFIX + module.stem
     shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
+    if "magnitude" in module.parts and not ours:
+        numel = module.parts["magnitude"].spec.numel
+        ones = len(shapes["a"]) - 2
+        shapes["magnitude"] = (1, numel, *(1,) * ones) if ones else (numel,)
     embedding = isinstance(module.site, Embedding)
     parts: dict[Role, Part] = {
         role: Part(
@@ -202,5 +233,6 @@ def _spelled(module: Module) -> Module:
             Spec(part.spec.dtype, shapes.get(role, part.spec.shape)),
         )
         for role, part in module.parts.items()
+        if role != "alpha"
     }
     return replace(module, parts=parts, stem=stem)

@@ -1,9 +1,12 @@
 """PEFT's adapter_config.json: what its fields mean for the tensors, and how they are written."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from lora_tools.formats.base import Experts, Linear, Module
+from lora_tools.formats.patterns import number, pattern_value, write_pattern
 
 # Read in peft 0.21.2 (`tuners/lora/config.py`, `utils/other.py`, `tuners/tuners_utils.py`).
 DEFAULT_RANK = 8
@@ -81,18 +84,6 @@ class PeftConfig:
         return found is not None and int(found[1]) in wanted
 
 
-def pattern_value(pattern: Mapping[str, Any] | None, path: str) -> Any:
-    """Return the first entry of a rank or alpha pattern that matches ``path``, or None.
-
-    The keys are regular expressions for a suffix of the path that begins at a dot; the first in
-    the order of the file wins (`peft.utils.other.get_pattern_key`).
-    """
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return (pattern or {}).get(path)  # the name itself, though it is no expression for itself
-
-
 def write_config(
     config: Mapping[str, Any],
     ranks: Mapping[str, int],
@@ -111,7 +102,7 @@ def write_config(
     written |= {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": _number(alpha),
+        "lora_alpha": number(alpha),
         "rank_pattern": write_pattern(ranks, rank),
         "alpha_pattern": write_pattern(alphas, alpha),
         "use_rslora": rslora,
@@ -122,25 +113,26 @@ def write_config(
     return dict(sorted(written.items()))
 
 
-def write_pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
-    """Return a pattern that gives each path its value, in plain names where PEFT reads them right.
+def fresh(modules: Sequence[Module], base: str | None) -> dict[str, Any]:
+    """Return a configuration for modules that came without one.
 
-    In alphabetical order, into which PEFT sorts patterns when it saves, so that the first match
-    stays the same one.
-
-    >>> write_pattern({"l.0.q": 4, "l.1.q": 8}, default=8)
-    {'l.0.q': 4}
+    Every target is named in full: an ending such as ``q_proj`` would target layers, too, that
+    the adapter does not have.
     """
-    plain = {path: _number(values[path]) for path in sorted(values) if values[path] != default}
-    exact = {f"^{re.escape(path)}": value for path, value in plain.items()}
-    for path, value in values.items():
-        try:
-            found = pattern_value(plain, path)
-        except re.error:  # a name need not be an expression
-            return exact
-        if (default if found is None else found) != value:
-            return exact
-    return plain
+    owners = dict.fromkeys(m.owner for m in modules if not isinstance(m.site, Experts))
+    return {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": any(m.site == Linear(transposed=True) for m in modules),
+        "inference_mode": True,
+        "lora_bias": any("bias" in m.parts for m in modules),
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "target_modules": list(owners),
+        "target_parameters": [m.name for m in modules if isinstance(m.site, Experts)] or None,
+        "task_type": None,
+        "use_dora": any("magnitude" in m.parts for m in modules),
+    }
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:
@@ -158,7 +150,3 @@ def _names(wanted: str | Iterable[str] | None, path: str) -> bool:
     if isinstance(wanted, str):
         return re.fullmatch(wanted, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in wanted or ())
-
-
-def _number(value: float) -> float:
-    return int(value) if float(value).is_integer() else value

@@ -119,7 +119,7 @@ def _update(side: Side) -> Update:
 
 
 def _dtype(module: Module | None) -> str | None:
-    return module.parts["b"].spec.dtype if module else None
+    return module.dtype if module else None
 
 
 def _pieces(side: Side | None) -> Iterator[np.ndarray]:
@@ -184,11 +184,12 @@ def _not_finite(job: Job, updates: tuple[Update | None, ...]) -> NonFiniteError:
 
 def _arrays(module: Module, update: Update) -> Iterator[tuple[str, Array]]:
     low: LowRank = factors(update)
-    yield module.parts["b"].key, low.b
-    yield module.parts["a"].key, low.a
+    keys = {role: part.key for role, part in module.parts.items()}
+    yield keys.get("b", module.stem), low.b  # some factors are made of other tensors
+    yield keys.get("a", module.stem), low.a
     match update:
         case DoRA(magnitude=magnitude):
-            yield module.parts["magnitude"].key, magnitude
+            yield keys.get("magnitude") or keys["columns"], magnitude
         case Biased(bias=bias):
             yield module.parts["bias"].key, bias
 

@@ -100,7 +100,7 @@ class Inspection:
             "alpha": module.alpha,
             "scale": module.scale,
             "shape": list(module.shape),
-            "dtype": module.parts["b"].spec.dtype,
+            "dtype": module.dtype,
             "params": module.params,
             "bytes": module.nbytes,
             "parts": list(module.parts),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_tools.adapter import Adapter, read
+from lora_tools.adapter import STRANGERS, Adapter, read
 from lora_tools.consumers import Consumer, Judgement, judge, subject
 from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
 from lora_tools.model import Model, open_model
@@ -15,24 +15,6 @@ from lora_tools.names import collapse, template
 from lora_tools.storage.header import Spec
 
 SCHEMA = "lora-tools/tensors/1"
-
-# Spellings that say too little for anyone to use the tensors without the code that made them.
-STRANGERS = (
-    (
-        re.compile(r":(up|down)$"),
-        "lora-diffusion numbers its pairs in the order of the model's layers: which weight a pair"
-        " belongs to is not in the file",
-    ),
-    (
-        re.compile(r"^#\d+$"),
-        "the file is a list of tensors without names: which weight each belongs to is not in it",
-    ),
-    (
-        re.compile(r"^w_[ab]_\d+$"),
-        "numbered pairs of a script's own, as LoRAs of segment-anything have them: neither the"
-        " weight that a pair belongs to nor its scale is in the file",
-    ),
-)
 
 # What tools call the factors of low-rank updates, and of their relatives.
 ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|dora_scale")

@@ -74,10 +74,10 @@ class Options:
     def _check_consumer(self, consumer: Consumer, adapter: Adapter) -> None:
         manifest = adapter.manifest
         kinds = {extra.key: extra.kind for extra in manifest.extras} | {
-            part.key: "DoRA magnitude" if role == "magnitude" else role
+            part.key: "bias" if role == "bias" else "DoRA magnitude"
             for module in manifest.modules
             for role, part in module.parts.items()
-            if role in ("bias", "magnitude")
+            if role in ("bias", "magnitude", "columns")
         }
         refused = [
             f"{kind}: {some([key for key, its in kinds.items() if its == kind], most=2)}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
-from lora_tools.formats.base import Module, Role
+from lora_tools.formats.base import BESIDE, Module, Role
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.tall import Held, Small, Tall, hold, padded
@@ -94,13 +94,14 @@ def rewrite(job: Rewrite) -> Change:
 
 def _not_finite(job: Job, held: Held) -> NonFiniteError:
     """Name the tensors that hold NaN or Inf; if none does, squares of theirs exceeded float64."""
-    parts = job.module.parts
+    where, parts = job.adapter.tensors.path, job.module.parts
     roles: tuple[tuple[Role, Tall], ...] = (("b", held.b), ("a", held.a))
-    bad = [parts[role].key for role, factor in roles if not factor.is_finite()]
-    where = job.adapter.tensors.path
+    bad = [role for role, factor in roles if not factor.is_finite()]
     if not bad:
         return NonFiniteError(f"{where}: {job.module.name}: too large to be squared in float64")
-    return NonFiniteError(f"{where}: {' and '.join(bad)}: NaN or Inf").hint(
+    made_of = bad if job.module.is_pair else [role for role in parts if role not in BESIDE]
+    keys = [parts[role].key for role in made_of]
+    return NonFiniteError(f"{where}: {' and '.join(keys)}: NaN or Inf").hint(
         "Training has diverged, or the file is damaged; an earlier checkpoint may be sound."
     )
 

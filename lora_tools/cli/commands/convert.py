@@ -1,0 +1,122 @@
+"""lora-tools convert: spell an adapter in another tool's format."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from lora_tools.adapter import README, REPORT, WEIGHTS, Adapter, format_named, read, write
+from lora_tools.card import with_section
+from lora_tools.cli.console import Visible
+from lora_tools.cli.options import (
+    DTYPES,
+    LocalOrHub,
+    json_option,
+    make_engine,
+    out_argument,
+    source_argument,
+)
+from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.writer import check_output, staged, staged_file
+
+
+@click.command(short_help="Spell an adapter in another tool's format.")
+@source_argument
+@out_argument
+@click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
+@click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
+@click.option(
+    "--base",
+    type=LocalOrHub(),
+    help="Base model, by whose names flattened ones get their dots back.",
+)
+@click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="keep",
+    show_default=True,
+    help="Element type of the factors written.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Modules computed at the same time.  [default: one per core]",
+)
+@click.option("--dry-run", is_flag=True, help="Report without writing.")
+@json_option
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+def command(
+    source: Path,
+    out: Path,
+    target: str,
+    own: str | None,
+    base: Path | None,
+    drop: tuple[str, ...],
+    dtype: str,
+    jobs: int | None,
+    dry_run: bool,
+    as_json: bool,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write the adapter SOURCE in another FORMAT to OUT, with the same updates.
+
+    OUT is a folder, or a file with the ending .safetensors where the format has no configuration
+    beside its tensors. Scales that FORMAT cannot say are folded into the factors; what it cannot
+    say at all is refused by name. `lora-tools formats` lists formats and KINDs.
+    """
+    from lora_tools.ops.convert import convert  # imports numpy
+
+    began = time.monotonic()
+    format = format_named(target)
+    single = out.suffix in WEIGHTS
+    if single and format.config_file:
+        raise click.UsageError(f"{target} has a configuration beside its tensors: OUT is a folder")
+    adapter = read(source, own)
+    if not dry_run:
+        inputs = {"source": source}
+        if adapter.format.config_file and not source.is_dir():
+            inputs["folder of the source"] = source.parent
+        check_output(out, inputs, force=force)
+    engine = make_engine("cpu", jobs)
+    paths = [key.removesuffix(".weight") for key in open_checkpoint(base)] if base else ()
+    converted = convert(
+        adapter,
+        format,
+        engine if quiet else Visible(engine),
+        drop=drop,
+        paths=paths,
+        dtype=DTYPES[dtype],
+    )
+    outcome = converted.outcome(began)
+    outcome.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    rows = outcome.watch(converted)
+    if dry_run:
+        for _ in rows:
+            pass
+    else:
+        with (staged_file if single else staged)(out, force=force) as place:
+            folder, name = (place.parent, place.name) if single else (place, None)
+            manifest = converted.manifest
+            write(folder, manifest, rows, like=adapter, format=format, name=name)
+            if not single:
+                _write_readme(adapter, place, outcome.to_markdown())
+                outcome.save(place / REPORT)
+    if as_json:
+        click.echo(outcome.to_json())
+    elif not quiet:
+        click.echo(outcome.to_text())
+        click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+
+
+def _write_readme(adapter: Adapter, place: Path, section: str) -> None:
+    """Carry a README over with a section about what was done."""
+    readme = adapter.path / README
+    if readme.is_file():
+        text = with_section(readme.read_text(encoding="utf-8"), section)
+        (place / README).write_text(text, encoding="utf-8")

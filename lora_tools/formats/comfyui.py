@@ -1,0 +1,109 @@
+"""ComfyUI: ``diffusion_model.<path>.lora_A.weight``, in the names of the model's authors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_tools.errors import UnsupportedError, some
+from lora_tools.formats.algorithms import update, values_of
+from lora_tools.formats.base import Manifest, Module, Role
+from lora_tools.formats.paths import component_of, split
+from lora_tools.formats.spelled import described, respelled
+from lora_tools.formats.suffixes import collect, suffix_of
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+NATIVE = "diffusion_model."
+ENCODERS = {
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3",
+}
+SUFFIX: dict[Role, str] = {
+    "a": ".lora_A.weight",
+    "b": ".lora_B.weight",
+    "bias": ".lora_B.bias",
+    "alpha": ".alpha",
+    "magnitude": ".dora_scale",
+    "columns": ".dora_scale",
+}
+
+
+class ComfyUI:
+    """The format that ComfyUI loads without a map of names; ai-toolkit's and OneTrainer's, too."""
+
+    name = "comfyui"
+    about = "ComfyUI, ai-toolkit, OneTrainer's ComfyUI files, Black Forest Labs' control LoRAs"
+    expresses: frozenset[str] | None = frozenset(
+        {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
+    )
+    names: Literal["any", "authors", "diffusers"] = "authors"
+    files: tuple[str, ...] = ()
+    config_file: str | None = None
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise the authors' names of a denoiser's modules before a suffix."""
+        if config is not None and "peft_type" in config:
+            return False
+        stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
+        return any(_path(stem) is not None for stem in stems)
+
+    def read(
+        self,
+        specs: Mapping[str, Spec],
+        config: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+        scalars: Mapping[str, float],
+    ) -> Manifest:
+        """Describe the adapter; a module without an alpha has a scale of 1."""
+        found = collect(specs)
+        modules = described(found.modules, _path, scalars)
+        return Manifest(
+            self.name, modules, found.extras, {}, metadata, None, tuple(_notes(modules))
+        )
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Spell modules as ComfyUI loads them for every model: with A, B, and an alpha each."""
+        stems = [(module, _stem(module.name)) for module in manifest.modules]
+        if homeless := [module.name for module, stem in stems if not stem]:
+            raise UnsupportedError(f"ComfyUI does not load these names: {some(homeless)}")
+        modules = tuple(respelled(module, str(stem), SUFFIX) for module, stem in stems)
+        return replace(manifest, format=self.name, modules=modules, config={})
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        return update(module, tensors)
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Make the file's tensors of a module from its update."""
+        values = values_of(module, update)
+        return {module.parts[role].key: value for role, value in values.items()}
+
+
+def _path(stem: str) -> str | None:
+    if stem.startswith(NATIVE):
+        return stem
+    for prefix, component in ENCODERS.items():
+        if stem.startswith(prefix):
+            return f"{component}.{stem.removeprefix(prefix)}"
+    return NATIVE + stem if component_of(stem) == "diffusion_model" else None
+
+
+def _stem(name: str) -> str | None:
+    """Return what ComfyUI calls a module, or None if it would pass it over."""
+    component, path = split(name)
+    if component == "diffusion_model" or component_of(name) == "diffusion_model":
+        return NATIVE + path
+    if path.startswith("encoder.") and component.startswith("text_encoder"):
+        component = "text_encoder_3"  # T5, whichever place it has in the pipeline
+    elif not path.startswith(("text_model.", "text_projection")):
+        return None
+    return next((prefix + path for prefix, of in ENCODERS.items() if of == component), None)
+
+
+def _notes(modules: Sequence[Module]) -> Iterator[str]:
+    made = [module for module in modules if not module.is_pair]
+    if made:
+        yield f"{len(made)} modules are made of other tensors: exact LoRAs of the rank shown."

@@ -1,0 +1,200 @@
+"""diffusers: ``unet.<path>.lora_A.weight`` with a configuration in the header, and older ways."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.algorithms import update, values_of
+from lora_tools.formats.base import Manifest, Module, Part, Role
+from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.paths import component_of, is_denoiser, split
+from lora_tools.formats.patterns import number, pattern_value, write_pattern
+from lora_tools.formats.spelled import described, respelled
+from lora_tools.formats.suffixes import collect, suffix_of
+from lora_tools.scaling import alpha_for
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+COMPONENTS = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
+PEFT = "base_model.model."
+"""What peft puts before the paths of a denoiser that it saved itself."""
+
+CONFIG = "lora_adapter_metadata"
+"""The header's field that has the configurations of all components, in JSON."""
+
+SUFFIX: dict[Role, str] = {
+    "a": ".lora_A.weight",
+    "b": ".lora_B.weight",
+    "bias": ".lora_B.bias",
+    "magnitude": ".lora_magnitude_vector",
+}
+STRANGE = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+"""Fields of a configuration under which a module is no sum of matrices."""
+
+
+class Diffusers:
+    """The format of `save_lora_weights`, and those that diffusers still loads."""
+
+    name = "diffusers"
+    about = "Hugging Face diffusers"
+    expresses: frozenset[str] | None = frozenset({"convolution", "DoRA", "bias"})
+    names: Literal["any", "authors", "diffusers"] = "diffusers"
+    files: tuple[str, ...] = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+    config_file: str | None = None
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise diffusers by a pipeline's component, or a denoiser's path, before a suffix."""
+        if config is not None and "peft_type" in config:
+            return False
+        stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
+        return any(_path(stem) is not None for stem in stems)
+
+    def read(
+        self,
+        specs: Mapping[str, Spec],
+        config: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+        scalars: Mapping[str, float],
+    ) -> Manifest:
+        """Describe the adapter. Without a configuration and without alphas, the scale is 1."""
+        found = collect(specs)
+        configs = _configs(metadata)
+        modules = tuple(
+            _configured(module, configs) for module in described(found.modules, _path, scalars)
+        )
+        notes = tuple(_notes(modules, configs))
+        return Manifest(self.name, modules, found.extras, {}, metadata, None, notes)
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Spell modules as `save_lora_weights` does, with their alphas in the header."""
+        named = [(module, _component(module.name)) for module in manifest.modules]
+        if homeless := [module.name for module, component in named if not component]:
+            raise UnsupportedError(f"these are not in diffusers' names: {some(homeless)}")
+        rslora = {
+            component: any(module.rslora for module, of in named if of == component)
+            for _, component in named
+        }
+        modules = tuple(_spelled(m, str(of), rslora=rslora[of]) for m, of in named)
+        old = _configs(manifest.metadata)
+        fields: dict[str, Any] = {}
+        for component in rslora:
+            mine = [m for m, (_, of) in zip(modules, named, strict=True) if of == component]
+            check_uniform(mine, f"diffusers' {component}")
+            config = old.get(str(component), {}) | _config(str(component), mine)
+            fields |= {f"{component}.{field}": value for field, value in config.items()}
+        text = json.dumps(fields, indent=2, sort_keys=True)
+        metadata = {"format": "pt"} | dict(manifest.metadata) | {CONFIG: text}
+        return replace(manifest, format=self.name, modules=modules, config={}, metadata=metadata)
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        return update(module, tensors)
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Make the file's tensors of a module from its update."""
+        values = values_of(module, update)
+        return {module.parts[role].key: value for role, value in values.items()}
+
+
+def _path(stem: str) -> str | None:
+    """Return a module's component and path, however diffusers has spelled them; None if neither."""
+    path = stem.removeprefix(PEFT)
+    component, path = split(path)
+    if ".processor." in path:
+        path = re.sub(r"\.to_out$", ".to_out.0", path.replace(".processor.", "."))
+    if component not in COMPONENTS and (component or not is_denoiser(path)):
+        return None
+    if component.startswith("text_encoder"):
+        path = re.sub(r"\.to_([qkv])$", r".\1_proj", path)
+        path = re.sub(r"\.to_out$", ".out_proj", path)
+    return f"{component or component_of(path)}.{path}"
+
+
+def _component(name: str) -> str | None:
+    component, path = split(name)
+    component = component or component_of(path) or ""
+    return component if component in COMPONENTS else None
+
+
+def _configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    try:
+        fields = json.loads(metadata.get(CONFIG, "{}"))
+        found: dict[str, dict[str, Any]] = {}
+        for key, value in fields.items():
+            component, _, field = key.partition(".")
+            found.setdefault(component, {})[field] = value
+    except (ValueError, AttributeError) as error:
+        raise FormatError(f"the header's {CONFIG} is not a JSON object") from error
+    for component, config in found.items():
+        if strange := [field for field in STRANGE if config.get(field)]:
+            raise UnsupportedError(f"{component}: {', '.join(strange)}: no sum of matrices")
+    return found
+
+
+def _configured(module: Module, configs: Mapping[str, Mapping[str, Any]]) -> Module:
+    """Give a module the alpha that its component's configuration has for it, if there is one."""
+    component, path = split(module.name)
+    if "alpha" in module.parts or component not in configs:
+        return module
+    config = configs[component]
+    rank = pattern_value(config.get("rank_pattern"), path) or config.get("r", module.r)
+    if rank != module.r:
+        raise FormatError(f"{module.name}: rank {module.r}, but {rank} in the header")
+    if bool(config.get("use_dora")) != ("magnitude" in module.parts):
+        raise FormatError(f"{module.name}: use_dora and the tensors contradict each other")
+    alpha = pattern_value(config.get("alpha_pattern"), path)
+    alpha = config.get("lora_alpha", 8) if alpha is None else alpha
+    return replace(module, alpha=float(alpha), rslora=bool(config.get("use_rslora")))
+
+
+def _config(component: str, modules: list[Module]) -> dict[str, Any]:
+    paths = {m.name: m.stem.removeprefix(f"{component}.") for m in modules}
+    ranks: dict[str, float] = {paths[m.name]: m.r for m in modules}
+    alphas = {paths[m.name]: m.alpha or 0.0 for m in modules}
+    rank = max(ranks.values())
+    alpha = next(alphas[path] for path in ranks if ranks[path] == rank)
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": number(alpha),
+        "rank_pattern": write_pattern(ranks, rank),
+        "alpha_pattern": write_pattern(alphas, alpha),
+        "target_modules": sorted(paths.values()),
+        "use_rslora": modules[0].rslora,
+        "use_dora": any("magnitude" in m.parts for m in modules),
+        "lora_bias": any("bias" in m.parts for m in modules),
+        "bias": "none",
+    }
+
+
+def _spelled(module: Module, component: str, *, rslora: bool) -> Module:
+    alpha = module.alpha
+    if alpha is None or module.rslora != rslora:
+        alpha = alpha_for(module.scale, module.r, rslora=rslora)
+    spelled = respelled(module, f"{component}.{split(module.name)[1]}", SUFFIX)
+    parts = dict(spelled.parts)
+    if "magnitude" in parts:  # as peft has it
+        key, spec = parts["magnitude"]
+        rest = spec.shape[2:]
+        shape = (1, spec.shape[0], *rest) if rest else (spec.shape[0],)
+        parts["magnitude"] = Part(key, Spec(spec.dtype, shape))
+    return replace(spelled, parts=parts, alpha=alpha, rslora=rslora)
+
+
+def _notes(modules: Sequence[Module], configs: Mapping[str, Any]) -> Iterator[str]:
+    bare = [m for m in modules if m.alpha is None]
+    if bare and not configs:
+        yield f"{len(bare)} modules have no alpha: their scale is 1, as diffusers reads them."

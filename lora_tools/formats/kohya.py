@@ -1,0 +1,239 @@
+"""kohya's sd-scripts and LyCORIS: ``lora_unet_<path without dots>.lora_down.weight``."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.algorithms import update, values_of
+from lora_tools.formats.base import Manifest, Module, Role
+from lora_tools.formats.kinds import is_blind
+from lora_tools.formats.paths import component_of, flatten, split, unflatten
+from lora_tools.formats.spelled import described, respelled
+from lora_tools.formats.suffixes import collect, suffix_of
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+PREFIXES = {
+    "lora_prior_unet_": "prior",
+    "lora_prior_te_": "text_encoder",
+    "lora_transformer_": "transformer",
+    "lora_unet_": "",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_te_": "text_encoder",
+    "lycoris_": "",
+}
+"""What stands before a flattened path, and the component that it means, if it means one."""
+
+SUFFIX: dict[Role, str] = {
+    "a": ".lora_down.weight",
+    "b": ".lora_up.weight",
+    "alpha": ".alpha",
+    "magnitude": ".dora_scale",
+    "columns": ".dora_scale",
+}
+
+NAMES = "lora_tools.names"
+"""Our field of the header: the paths of modules whose dots could not be told otherwise."""
+
+
+class Kohya:
+    """The format of sd-scripts, LyCORIS and OneTrainer, for every model that they name."""
+
+    name = "kohya"
+    about = "kohya sd-scripts, LyCORIS, OneTrainer"
+    expresses: frozenset[str] | None = frozenset(
+        {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
+    )
+    names: Literal["any", "authors", "diffusers"] = "any"
+    files: tuple[str, ...] = ()
+    config_file: str | None = None
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise kohya by its prefixes before a path without dots."""
+        return any(
+            key.startswith(tuple(PREFIXES)) and "." not in key.removesuffix(suffix)
+            for key in specs
+            if (suffix := suffix_of(key))
+        )
+
+    def read(
+        self,
+        specs: Mapping[str, Spec],
+        config: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+        scalars: Mapping[str, float],
+    ) -> Manifest:
+        """Describe the adapter: LoRA, LoCon, LoHa, LoKr and full differences, with DoRA or not.
+
+        A path is un-flattened where it is one of a known model, or where our own header says it;
+        others keep their flattened name.
+        """
+        found = collect(specs)
+        said = _said(metadata)
+        flux = any("double_blocks_" in s or "single_transformer" in s for s in found.modules)
+        modules = described(
+            found.modules, lambda stem: said.get(stem) or _path(stem, flux=flux), scalars
+        )
+        base = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version")
+        return Manifest(
+            self.name, modules, found.extras, {}, metadata, base, tuple(_notes(modules))
+        )
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Spell modules as sd-scripts does, each with its alpha, and bring ``ss_*`` up to date."""
+        names = {module.name for module in manifest.modules}
+        modules = tuple(_spelled(module, names) for module in manifest.modules)
+        stems = Counter(module.stem for module in modules)
+        if twice := [module.name for module in modules if stems[module.stem] > 1]:
+            raise UnsupportedError(f"these names are the same without dots: {some(twice)}")
+        return replace(
+            manifest,
+            format=self.name,
+            modules=modules,
+            config={},
+            metadata=_metadata(manifest.metadata, modules),
+        )
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        return update(module, tensors)
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Make the file's tensors of a module from its update."""
+        values = values_of(module, update)
+        return {module.parts[role].key: value for role, value in values.items()}
+
+
+def _path(stem: str, *, flux: bool) -> str | None:
+    """Return the path of a module; its stem, if no known model has one that reads so."""
+    prefix = next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None)
+    if prefix is None or "." in stem:
+        return None
+    component, flat = PREFIXES[prefix], stem.removeprefix(prefix)
+    encoder = component.startswith("text_encoder")
+    found = unflatten(flat, encoder=encoder)
+    if found is None:
+        return stem
+    if flux and found[1].startswith("encoder."):  # T5, which sd-scripts counts as the third
+        component = "text_encoder_2"
+    if prefix == "lora_transformer_" and found[0] != "transformer":
+        return stem
+    return f"{component or found[0]}.{found[1]}"
+
+
+def _spelled(module: Module, names: set[str]) -> Module:
+    stem = module.stem
+    if not stem.startswith(tuple(PREFIXES)) or "." in stem:
+        stem = _prefix(module.name, names) + flatten(split(module.name)[1])
+    return respelled(module, stem, SUFFIX)
+
+
+def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
+    """Return a manifest whose flattened names have their dots back, by the base model's paths.
+
+    Raises `FormatError` where two paths of the model read the same without dots.
+    """
+    known: dict[str, set[str]] = {}
+    for path in paths:
+        short = re.sub(r"^(model\.)?(diffusion_model\.)?", "", path)
+        for each in {path, short}:
+            known.setdefault(flatten(each), set()).add(each)
+    modules = []
+    for module in manifest.modules:
+        prefix = next((p for p in PREFIXES if module.name.startswith(p)), None)
+        found = known.get(module.name.removeprefix(prefix), set()) if prefix else set()
+        if len(found) > 1:
+            raise FormatError(f"{module.name} may be {' or '.join(sorted(found))}")
+        name = module.name
+        for path in found:
+            component = PREFIXES[str(prefix)] or ("" if prefix == "lycoris_" else "diffusion_model")
+            name = f"{component}.{path}" if component else path
+        modules.append(replace(module, name=name))
+    return replace(manifest, modules=tuple(modules))
+
+
+def _prefix(name: str, names: set[str]) -> str:
+    """Return what sd-scripts puts before a module's flattened path."""
+    component, path = split(name)
+    component = component or component_of(path) or ""
+    if component.startswith("text_encoder"):
+        if path.startswith("encoder."):
+            return "lora_te3_"
+        if component != "text_encoder":
+            return f"lora_te{component[-1]}_"
+        return "lora_te1_" if any(map(_has_encoders, names)) else "lora_te_"
+    return {"": "lycoris_", "prior": "lora_prior_unet_", "transformer": "lora_transformer_"}.get(
+        component, "lora_unet_"
+    )
+
+
+def _has_encoders(name: str) -> bool:
+    """Whether a module is of a model with several text encoders: SDXL, SD3 or Flux."""
+    component, path = split(name)
+    several = ("text_encoder_2", "text_encoder_3", "transformer")
+    later = ".transformer_blocks.1." in path  # SDXL's have two and ten
+    return component in several or path.startswith(("double_blocks", "joint_blocks")) or later
+
+
+def _said(metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        said = json.loads(metadata.get(NAMES, "{}"))
+        return {stem: path for stem, path in said.items() if stem.endswith(flatten(path))}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise FormatError(f"the header's {NAMES} is not a JSON object of names") from error
+
+
+def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[str, str]:
+    """Return the header for modules as they are: no hash of other tensors, no other rank."""
+    kept = {
+        key: value
+        for key, value in metadata.items()
+        if not key.startswith("sshs_") and key != NAMES
+    }
+    if "ss_network_dim" in kept or "ss_network_module" in kept:
+        ranks = {module.r for module in modules}
+        alphas = {module.alpha if module.alpha is not None else module.r for module in modules}
+        kept["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+        kept["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
+    if "ss_network_args" in kept:
+        kept["ss_network_args"] = _arguments(kept["ss_network_args"])
+    flux = any("double_blocks_" in m.stem or "single_transformer" in m.stem for m in modules)
+    lost = {m.stem: m.name for m in modules if m.name not in (m.stem, _path(m.stem, flux=flux))}
+    if lost:
+        kept[NAMES] = json.dumps(lost, ensure_ascii=False)
+    return kept
+
+
+def _arguments(text: str) -> str:
+    """Return the header's arguments with the algorithm that is written: pairs of factors."""
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(arguments, dict) or arguments.get("algo") in (None, "lora", "locon"):
+        return text
+    return json.dumps(arguments | {"algo": "locon"})
+
+
+def _notes(modules: Sequence[Module]) -> Iterator[str]:
+    for role, what in (("hada_w1_a", "LoHa"), ("diff", "full differences")):
+        if count := sum(role in module.parts for module in modules):
+            yield f"{count} modules are {what}: exact LoRAs of the rank that is shown."
+    if count := sum(bool({"lokr_w1", "lokr_w1_a"} & m.parts.keys()) for m in modules):
+        yield f"{count} modules are LoKr: exact LoRAs of the rank that is shown."
+    flat = [module.name for module in modules if module.name == module.stem]
+    if flat:
+        yield (
+            f"{len(flat)} names are of no known model, so their dots are not known: {some(flat, 2)}"
+        )
+    blind = [m.name for m in modules if not m.is_pair and is_blind(m)]
+    if blind:
+        yield f"{len(blind)} convolutions do not say their kernel: {some(blind, 2)}"

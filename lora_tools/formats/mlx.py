@@ -1,0 +1,220 @@
+"""MLX-LM: ``<path>.lora_a`` and ``.lora_b``, transposed, and one scale in adapter_config.json."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.base import Embedding, Experts, Linear, Manifest, Module, Part, Role, Site
+from lora_tools.formats.kinds import check_uniform
+from lora_tools.scaling import alpha_for
+from lora_tools.storage.dtypes import FLOATS
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a|lora_b|m)")
+ROLES: dict[str, Role] = {"lora_a": "a", "lora_b": "b", "m": "magnitude"}
+SUFFIX: dict[Role, str] = {"a": ".lora_a", "b": ".lora_b", "magnitude": ".m"}
+TABLES = ("embed_tokens", "tok_embeddings", "word_embeddings", "wte")
+"""What models of MLX-LM call their embedding tables: the file does not tell them from layers."""
+
+EXPERT = ".weight"
+"""What we put behind the name of a layer of experts: its parameter, which the update is of."""
+
+
+class MLX:
+    """The format of mlx-lm's ``adapters.safetensors`` and of mlx-examples' ``adapters.npz``."""
+
+    name = "mlx"
+    about = "Apple MLX-LM"
+    expresses: frozenset[str] | None = frozenset({"embedding", "experts", "DoRA"})
+    names: Literal["any", "authors", "diffusers"] = "any"
+    files: tuple[str, ...] = ("adapters.safetensors", "adapters.npz")
+    config_file: str | None = "adapter_config.json"
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise MLX by its names, which no ``.weight`` goes before or behind."""
+        if config is not None and ("fine_tune_type" in config or "lora_parameters" in config):
+            return True
+        return any(key.endswith((".lora_a", ".lora_b")) and not _is_gguf(key) for key in specs)
+
+    def read(
+        self,
+        specs: Mapping[str, Spec],
+        config: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+        scalars: Mapping[str, float],
+    ) -> Manifest:
+        """Describe the adapter. Its configuration has a scale, not an alpha.
+
+        Raises `UnsupportedError` for full fine-tunes.
+        """
+        config = config or {}
+        if config.get("fine_tune_type", "lora") not in ("lora", "dora"):
+            raise UnsupportedError(
+                f"adapter_config.json: fine_tune_type is {config['fine_tune_type']}, not lora"
+            )
+        scale: Any = (config.get("lora_parameters") or {}).get("scale")
+        if type(scale) not in (int, float) or not math.isfinite(scale):
+            raise FormatError("no scale in an adapter_config.json beside the tensors").hint(
+                "Put the adapter's own adapter_config.json, with lora_parameters.scale, there."
+            )
+        found: dict[str, dict[Role, Part]] = {}
+        for key, spec in specs.items():
+            match = KEY.fullmatch(key)
+            if match is None or spec.dtype not in FLOATS:
+                raise FormatError(f"{key} of type {spec.dtype} is not understood")
+            found.setdefault(match["stem"], {})[ROLES[match["part"]]] = Part(key, spec)
+        modules = tuple(_module(stem, parts, float(scale)) for stem, parts in found.items())
+        base = config.get("model")
+        return Manifest(
+            self.name, modules, (), config, metadata, str(base) if base else None, _notes(config)
+        )
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Spell modules as mlx-lm does: under the scale that most have, at the rank of the largest.
+
+        It refuses ranks that differ, so zeros fill the smaller ones up.
+        """
+        rank = max(module.rank for module in manifest.modules)
+        modules = tuple(_filled(module, rank) for module in manifest.modules)
+        odd = [m.name for m in modules if isinstance(m.site, Experts) and not _is_switch(m)]
+        odd += [m.name for m in modules if isinstance(m.site, Embedding) and not _is_table(m.name)]
+        odd += [m.name for m in modules if isinstance(m.site, Linear) and _is_table(m.name)]
+        if odd:
+            raise UnsupportedError(f"MLX-LM has other layers in the place of {some(odd)}")
+        check_uniform(modules, "MLX-LM")
+        dora = "magnitude" in modules[0].parts
+        scale = _scale(modules)
+        written = tuple(
+            module
+            if module.alpha is not None and not module.rslora and module.scale == scale
+            else replace(module, alpha=alpha_for(scale, module.r, rslora=False), rslora=False)
+            for module in map(_spelled, modules)
+        )
+        old = dict(manifest.config)
+        parameters: dict[str, Any] = {"dropout": 0.0} | dict(old.get("lora_parameters") or {})
+        said = parameters.get("scale")
+        same = isinstance(said, int | float) and math.isclose(said, scale, rel_tol=1e-14)
+        parameters |= {
+            "rank": rank,
+            "scale": said if same else scale,
+            "keys": sorted({_layer_key(module) for module in written}),
+        }
+        config = (
+            {"model": manifest.base_model}
+            | old
+            | {
+                "fine_tune_type": "dora" if dora else "lora",
+                "num_layers": old.get("num_layers", -1),
+                "lora_parameters": parameters,
+            }
+        )
+        return replace(
+            manifest, format=self.name, modules=written, config=dict(sorted(config.items()))
+        )
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        from lora_tools.update import DoRA, LowRank  # numpy is not needed for headers
+
+        values = {role: tensors[part.key] for role, part in module.parts.items()}
+        b, a = values["b"], values["a"]
+        if not isinstance(module.site, Experts):
+            b, a = b.T, a.T
+        weight = LowRank(a, b, module.alpha, module.rslora, module.groups)
+        return DoRA(weight, values["magnitude"]) if "magnitude" in values else weight
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Make the file's tensors of a module from its update."""
+        from lora_tools.update import DoRA, factors
+
+        low = factors(update)
+        pair = (low.b, low.a) if isinstance(module.site, Experts) else (low.b.T, low.a.T)
+        values: dict[Role, Array] = dict(zip(("b", "a"), pair, strict=True))
+        if isinstance(update, DoRA):
+            shape = module.parts["magnitude"].spec.shape
+            values["magnitude"] = update.magnitude.reshape(shape)
+        return {module.parts[role].key: value for role, value in values.items()}
+
+
+def _module(stem: str, parts: dict[Role, Part], scale: float) -> Module:
+    if not {"a", "b"} <= parts.keys():
+        raise FormatError(f"{stem} has no lora_{'b' if 'a' in parts else 'a'}")
+    a, b = parts["a"].spec.shape, parts["b"].spec.shape
+    site: Site = Embedding() if _is_table(stem) else Linear()
+    if len(a) == 3 and len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
+        site = Experts(EXPERT.removeprefix("."), a[0])
+        name, rank, out, inp = stem + EXPERT, a[1], b[1], a[2]
+    elif len(a) == 2 and len(b) == 2 and a[1] == b[0]:
+        name, rank, out, inp = stem, a[1], b[1], a[0]
+    else:
+        raise FormatError(f"{stem}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors")
+    if min(rank, out, inp) < 1:
+        raise FormatError(f"{stem}: empty factors")
+    if "magnitude" in parts:
+        if isinstance(site, Embedding):
+            raise UnsupportedError(f"{stem}: DoRA of an embedding, with a norm for each word")
+        if parts["magnitude"].spec.shape != (out,):
+            raise FormatError(f"{stem}: m {list(parts['magnitude'].spec.shape)} does not fit")
+    alpha = alpha_for(scale, rank, rslora=False)
+    parts = {role: parts[role] for role in SUFFIX if role in parts}  # whatever order the file has
+    return Module(name, site, out, inp, rank, alpha, False, parts, stem, name)
+
+
+def _scale(modules: tuple[Module, ...]) -> float:
+    """Return the scale that the most modules have, so that the fewest are rescaled."""
+    return Counter(module.scale for module in modules).most_common(1)[0][0]
+
+
+def _filled(module: Module, rank: int) -> Module:
+    if rank == module.rank:
+        return module
+    alpha = alpha_for(module.scale, rank, rslora=False)
+    return replace(module.resized(rank), alpha=alpha, rslora=False)
+
+
+def _spelled(module: Module) -> Module:
+    stem = module.name.removesuffix(EXPERT) if isinstance(module.site, Experts) else module.name
+    rank, out, inp = module.rank, module.out, module.inp
+    shapes: dict[Role, tuple[int, ...]] = {"a": (inp, rank), "b": (rank, out), "magnitude": (out,)}
+    if isinstance(module.site, Experts):
+        count = module.site.count
+        shapes |= {"a": (count, rank, inp), "b": (count, out, rank)}
+    parts = {
+        role: Part(stem + SUFFIX[role], Spec(part.spec.dtype, shapes[role]))
+        for role, part in module.parts.items()
+        if role in SUFFIX
+    }
+    return replace(module, parts=parts, stem=stem)
+
+
+def _layer_key(module: Module) -> str:
+    """Return what mlx-lm targets a layer by: its path in its block, or in the model."""
+    return re.sub(r"^.*\.layers\.\d+\.", "", module.stem)
+
+
+def _is_table(stem: str) -> bool:
+    return stem.rpartition(".")[2] in TABLES
+
+
+def _is_switch(module: Module) -> bool:
+    return module.name.endswith(EXPERT) and "switch" in module.name
+
+
+def _is_gguf(key: str) -> bool:
+    return key.endswith((".weight.lora_a", ".weight.lora_b"))
+
+
+def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    parameters = config.get("lora_parameters") or {}
+    if "alpha" in parameters:
+        return (
+            f"lora_parameters has an alpha, {parameters['alpha']}, which MLX-LM does not read.",
+        )
+    return ()

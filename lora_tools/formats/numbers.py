@@ -1,0 +1,26 @@
+"""Single numbers as files hold them: which element types keep them exactly."""
+
+import struct
+
+FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
+
+
+def narrowest(value: float, preferred: str) -> str:
+    """Return the element type for a number: the preferred, if it is exact, else one that is.
+
+    >>> narrowest(16.0, "F16"), narrowest(0.1, "F16")
+    ('F16', 'F64')
+    """
+    candidates = (preferred, "F32", "F64")
+    return next((code for code in candidates if _holds(value, code)), "F64")
+
+
+def _holds(value: float, code: str) -> bool:
+    if code == "BF16":  # the upper half of a float32
+        return _holds(value, "F32") and struct.pack("<f", value)[:2] == b"\0\0"
+    if code not in FORMATS:
+        return False
+    try:
+        return bool(struct.unpack(FORMATS[code], struct.pack(FORMATS[code], value))[0] == value)
+    except (OverflowError, struct.error):
+        return False

@@ -1,0 +1,174 @@
+"""What a conversion did to each module, as data and as text."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tabulate import tabulate
+
+from lora_tools.names import collapse, template
+from lora_tools.report import percent, size
+
+if TYPE_CHECKING:
+    from lora_tools.update import Update
+
+SCHEMA = "lora-tools/convert/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One module: what became of it. Errors are relative Frobenius norms."""
+
+    module: str
+    stem: str
+    """What its tensors are called in the file, without their suffixes."""
+    shape: tuple[int, ...]
+    rank: int
+    rank_stored: int
+    """The rank of the factors in the file: larger than ``rank`` where zeros fill them up."""
+    scale_before: float
+    scale_after: float
+    norm: float
+    """``||dW||_F``, with the scale."""
+    error: float
+    """``||dW - dW'||_F / ||dW||_F``, of the factors as they are stored."""
+    outcome: str
+    """``kept``, bit for bit; ``padded`` with zeros; ``rescaled``; ``refactored``, if no pair."""
+
+
+class Change(NamedTuple):
+    """A module's update as it is written, and the row that describes it."""
+
+    module: str
+    update: "Update"
+    row: Row
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a conversion did: fills up while the changes pass through `watch`."""
+
+    source: str
+    source_format: str
+    target_format: str
+    arguments: str = ""
+    nbytes: tuple[int, int] = (0, 0)
+    """Size of the tensor file, before and after."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What was left out because it was asked for, by kind."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Files beside the adapter that were not copied, and why."""
+    notes: tuple[str, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    def watch(self, changes: Iterable[Change]) -> Iterator[tuple[str, "Update"]]:
+        """Pass the updates through and keep their rows."""
+        for change in changes:
+            self.rows.append(change.row)
+            self.seconds = time.monotonic() - self.started
+            yield change.module, change.update
+
+    @property
+    def error(self) -> float:
+        """Relative error of the whole adapter as it is stored."""
+        return _total(self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain data, in the schema that `docs/report.md` describes."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "from": self.source_format,
+            "to": self.target_format,
+            "arguments": self.arguments,
+            "totals": {
+                "modules": len(self.rows),
+                "error": self.error,
+                "bytes_before": self.nbytes[0],
+                "bytes_after": self.nbytes[1],
+                "seconds": round(self.seconds, 3),
+            },
+            "modules": [asdict(row) for row in self.rows],
+            "carried": dict(self.carried),
+            "dropped": {kind: list(names) for kind, names in self.dropped.items()},
+            "left_out": dict(self.left_out),
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """Return the outcome as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def save(self, path: Path) -> None:
+        """Write the outcome as JSON."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def to_text(self) -> str:
+        """Return the outcome as a table for a terminal, repeated layers in one line."""
+        return f"{self.table('simple')}\n\n{self.summary()}"
+
+    def to_markdown(self) -> str:
+        """Return the outcome as Markdown."""
+        lines = [f"Converted by `lora-tools convert` from {self.source_format}.", ""]
+        if self.arguments:
+            lines += ["```sh", self.arguments, "```", ""]
+        return "\n".join([*lines, *(f"- {line}" for line in self.summary().splitlines())])
+
+    def table(self, style: str) -> str:
+        """Return the modules as a table."""
+        lines = []
+        for _, found in groupby(sorted(self.rows, key=_key), key=_key):
+            group = list(found)
+            row = group[0]
+            change = f"{row.scale_before:.4g} → {row.scale_after:.4g}"
+            same = row.scale_before == row.scale_after
+            lines.append(
+                (
+                    collapse([row.module for row in group]),
+                    len(group),
+                    "×".join(map(str, row.shape)),
+                    row.rank if row.rank == row.rank_stored else f"{row.rank} → {row.rank_stored}",
+                    f"{row.scale_after:.4g}" if same else change,
+                    row.outcome,
+                    percent(_total(group)),
+                )
+            )
+        headers = ("module", "count", "shape", "rank", "scale", "factors", "error")
+        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+
+    def summary(self) -> str:
+        """Return the totals in sentences."""
+        counts = {
+            outcome: sum(row.outcome == outcome for row in self.rows)
+            for outcome in ("kept", "padded", "rescaled", "refactored")
+        }
+        made = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        lines = [
+            f"{self.source_format} → {self.target_format}: {len(self.rows)} modules, {made}",
+            f"error {percent(self.error)} as written,"
+            f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s",
+        ]
+        lines += [f"dropped: {len(names)} × {kind}" for kind, names in self.dropped.items()]
+        kinds = list(self.carried.values())
+        lines += [f"carried over: {kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
+        lines += [f"not copied: {name} ({why})" for name, why in self.left_out.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    scales = (row.scale_before, row.scale_after)
+    return template(row.module), row.shape, row.rank, row.rank_stored, scales, row.outcome
+
+
+def _total(rows: list[Row]) -> float:
+    whole = math.fsum(row.norm**2 for row in rows)
+    lost = math.fsum((row.norm * row.error) ** 2 for row in rows)
+    return math.sqrt(lost / whole) if whole else 0.0

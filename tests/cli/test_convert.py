@@ -1,0 +1,131 @@
+"""The command line of conversions from outside: whole processes, their streams and statuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from lora_tools.adapter import FORMATS
+from lora_tools.formats.kinds import KINDS
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+PLAIN = FIXTURES / "minilm-plain"
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lora_tools", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_a_folder_is_written_with_its_report(tmp_path):
+    out = tmp_path / "mlx"
+    done = run("convert", PLAIN, out, "--to", "mlx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "peft → mlx: 12 modules, 12 kept" in done.stdout
+    assert "error 0 % as written" in done.stdout
+    report = json.loads((out / "lora_tools_report.json").read_text())
+    assert (report["schema"], report["to"]) == ("lora-tools/convert/1", "mlx")
+    assert report["totals"]["bytes_after"] == (out / "adapters.safetensors").stat().st_size
+    assert "lora-tools convert" in (out / "README.md").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["mlx"]
+
+
+def test_a_single_file_is_written_and_read(tmp_path):
+    out = tmp_path / "lora.safetensors"
+    done = run("convert", PLAIN, out, "--to", "kohya", "--json")
+    report = json.loads(done.stdout)
+    assert report["totals"]["error"] == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["lora.safetensors"]
+    with safe_open(out, "np") as file:
+        assert sum(key.endswith(".alpha") for key in file.keys()) == 12  # noqa: SIM118
+    shown = run("inspect", out)
+    assert shown.returncode == 0
+    assert "kohya" in shown.stdout
+    back = run("convert", out, tmp_path / "back", "--to", "peft", "--quiet")
+    assert (back.returncode, back.stdout, back.stderr) == (0, "", "")
+    same = run("diff", PLAIN, tmp_path / "back", "--tolerance", "0")
+    assert same.returncode == 0, same.stdout
+
+
+def test_a_shrink_of_a_file_writes_its_own_format(tmp_path):
+    run("convert", PLAIN, tmp_path / "lora.safetensors", "--to", "kohya")
+    done = run(
+        "shrink", tmp_path / "lora.safetensors", tmp_path.parent / f"{tmp_path.name}-s", "--rank", 2
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path.parent / f"{tmp_path.name}-s"
+    with safe_open(folder / "lora.safetensors", "np") as file:
+        keys = list(file.keys())
+        alphas = {float(file.get_tensor(key)) for key in keys if key.endswith(".alpha")}
+    assert alphas == {2.0}
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "status", "message"),
+    [
+        ("minilm-plain", ["--to", "latin"], 1, "there is no format latin"),
+        ("minilm-plain", ["--to", "kohya", "--drop", "dragons"], 2, "there is no kind dragons"),
+        ("minilm-plain", ["--to", "kohya", "--format", "mlx"], 1, "no scale"),
+        ("minilm-plain", ["--to", "diffusers"], 1, "not in diffusers' names"),
+        ("minilm-embedding", ["--to", "kohya"], 1, "kohya cannot say\n  embedding: embeddings"),
+        ("minilm-tokens", ["--to", "mlx"], 1, "trainable tokens"),
+        ("minilm-plain", [], 2, "Missing option '--to'"),
+    ],
+)
+def test_refusals_write_nothing_and_say_why(source, arguments, status, message, tmp_path):
+    done = run("convert", FIXTURES / source, tmp_path / "out", *arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_for_a_format_with_a_configuration_is_refused(tmp_path):
+    done = run("convert", PLAIN, tmp_path / "x.safetensors", "--to", "mlx")
+    assert done.returncode == 2
+    assert "OUT is a folder" in done.stderr
+
+
+def test_what_exists_is_replaced_only_by_force(tmp_path):
+    out = tmp_path / "x.safetensors"
+    out.write_text("precious")
+    refused = run("convert", PLAIN, out, "--to", "kohya")
+    assert refused.returncode == 1
+    assert "exists already" in refused.stderr
+    assert out.read_text() == "precious"
+    assert run("convert", PLAIN, out, "--to", "kohya", "--force").returncode == 0
+    itself = run("convert", out, out, "--to", "comfyui", "--force")
+    assert itself.returncode == 1
+    assert "is the source itself" in itself.stderr
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    done = run("convert", PLAIN, tmp_path / "out", "--to", "kohya", "--dry-run")
+    assert done.returncode == 0
+    assert "nothing written" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_lists_every_format_and_kind():
+    text = run("formats").stdout
+    assert all(f"\n{format.name} " in text for format in FORMATS)
+    data = json.loads(run("formats", "--json").stdout)
+    assert [row["format"] for row in data["formats"]] == [format.name for format in FORMATS]
+    assert data["kinds"] == KINDS
+    assert any("numbered pairs" in reason for reason in data["refused"])
+
+
+def test_help_imports_no_torch_and_no_numpy():
+    for command in ("convert", "formats"):
+        code = (
+            "import sys; from lora_tools.cli import cli;"
+            f"cli.main([{command!r}, '--help'], standalone_mode=False);"
+            "assert not {'torch', 'numpy', 'huggingface_hub'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

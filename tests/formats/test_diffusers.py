@@ -1,0 +1,246 @@
+"""diffusers: what its own loaders make of files written here, on a tiny UNet and a tiny Flux."""
+
+import json
+import warnings
+from math import sqrt
+
+import pytest
+import torch
+from conftest import real
+from judges import judge
+from safetensors.torch import save_file
+
+from lora_tools.adapter import format_named, read, write
+from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.ops.convert import convert
+from lora_tools.storage.header import Spec
+
+DIFFUSERS = format_named("diffusers")
+UNET = {
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 4,
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0": 2,
+    "mid_block.attentions.0.transformer_blocks.0.ff.net.2": 4,
+    "mid_block.resnets.0.conv1": 3,
+    "down_blocks.0.attentions.0.proj_in": 4,
+}
+FLUX = {
+    "transformer_blocks.0.attn.add_q_proj": 4,
+    "single_transformer_blocks.0.proj_mlp": 2,
+    "single_transformer_blocks.0.attn.to_k": 4,
+}
+
+
+def unet():
+    diffusers = judge("diffusers")
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=8,
+        norm_num_groups=2,
+        attention_head_dim=2,
+    )
+
+
+def flux():
+    diffusers = judge("diffusers")
+    sizes = {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8}
+    more = {"num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8}
+    return diffusers.FluxTransformer2DModel(**sizes, **more, axes_dims_rope=(2, 2, 4))
+
+
+def peft(folder, model, targets, given=None, **config):
+    """Write an adapter of a denoiser as peft would, alphas and all; return its dense updates."""
+    torch.manual_seed(1)
+    tensors, wanted = {}, {}
+    alphas = dict(zip(targets, given or (3.0, 5.0, 4.0, 2.0, 8.0), strict=False))
+    for path, rank in targets.items():
+        weight = model.get_submodule(path).weight
+        ones = (1,) * (weight.ndim - 2)
+        a = torch.randn(rank, *weight.shape[1:])
+        b = torch.randn(weight.shape[0], rank, *ones)
+        stem = f"base_model.model.{path}"
+        tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+        scale = alphas[path] / (sqrt(rank) if config.get("use_rslora") else rank)
+        wanted[path] = (scale * b.flatten(1) @ a.flatten(1)).reshape(weight.shape)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config |= {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 4,
+        "rank_pattern": targets,
+        "alpha_pattern": alphas,
+        "target_modules": list(targets),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return wanted
+
+
+def converted(source, out, target):
+    plan = convert(read(source), format_named(target))
+    out.mkdir()
+    updates = plan.outcome().watch(plan)
+    write(out, plan.manifest, updates, like=plan.source, format=plan.format)
+    (file,) = out.glob("*.safetensors")
+    return file
+
+
+def updates_of(model):
+    return {
+        name: layer.get_delta_weight("default").detach()
+        for name, layer in model.named_modules()
+        if getattr(layer, "lora_A", None)
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "rslora"), [("diffusers", False), ("diffusers", True), ("kohya", False)]
+)
+def test_diffusers_loads_a_unets_adapter_at_its_strength(target, rslora, tmp_path):
+    model = unet()
+    # diffusers 0.42 gives attention layers of a kohya file the first alpha that it meets.
+    alphas = (5.0,) * len(UNET) if target == "kohya" else None
+    wanted = peft(tmp_path / "peft", model, UNET, alphas, use_rslora=rslora)
+    file = converted(tmp_path / "peft", tmp_path / target, target)
+    loader = judge("diffusers.loaders").StableDiffusionLoraLoaderMixin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state, alphas, metadata = loader.lora_state_dict(
+            str(file.parent),
+            weight_name=file.name,
+            unet_config=model.config,
+            return_lora_metadata=True,
+        )
+        loader.load_lora_into_unet(state, alphas, model, adapter_name="default", metadata=metadata)
+    seen = updates_of(model)
+    assert seen.keys() == wanted.keys()
+    for path, delta in wanted.items():
+        torch.testing.assert_close(seen[path], delta, rtol=1e-5, atol=1e-5)
+
+
+def test_diffusers_loads_a_transformers_adapter_at_its_strength(tmp_path):
+    model = flux()
+    wanted = peft(tmp_path / "peft", model, FLUX)
+    file = converted(tmp_path / "peft", tmp_path / "out", "diffusers")
+    loader = judge("diffusers.loaders").FluxLoraLoaderMixin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state, metadata = loader.lora_state_dict(
+            str(file.parent), weight_name=file.name, return_lora_metadata=True
+        )
+        loader.load_lora_into_transformer(
+            state, None, model, adapter_name="default", metadata=metadata
+        )
+    seen = updates_of(model)
+    assert seen.keys() == wanted.keys()
+    for path, delta in wanted.items():
+        torch.testing.assert_close(seen[path], delta, rtol=1e-5, atol=1e-5)
+
+
+def test_what_diffusers_itself_writes_is_read_at_its_strength(tmp_path):
+    model = unet()
+    config = judge("peft").LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["to_q", "conv1"],
+        rank_pattern={"conv1": 2},
+        alpha_pattern={"to_q": 10},
+        init_lora_weights=False,
+    )
+    model.add_adapter(config, adapter_name="default")
+    model.save_lora_adapter(tmp_path, adapter_name="default")
+    (file,) = tmp_path.glob("*.safetensors")
+    from safetensors.torch import load_file
+
+    layers = {f"unet.{key}": value for key, value in load_file(file).items()}
+    fields = {f"unet.{k}": v for k, v in config.to_dict().items() if not isinstance(v, set)}
+    metadata = {"lora_adapter_metadata": json.dumps(fields, default=list)}
+    save_file(layers, file, metadata=metadata)
+    adapter = read(file)
+    assert adapter.format.name == "diffusers"
+    wanted = updates_of(model)
+    assert {name.removeprefix("unet.") for name in adapter} == wanted.keys()
+    for name in adapter:
+        seen = torch.as_tensor(adapter[name].dense("float32"))
+        delta = wanted[name.removeprefix("unet.")]
+        torch.testing.assert_close(seen.reshape(delta.shape), delta, rtol=1e-5, atol=1e-5)
+
+
+def test_the_oldest_spelling_is_read(tmp_path):
+    file = real("diffusers-sd15-catundchat") / "pytorch_lora_weights.safetensors"
+    adapter = read(file)
+    assert len(adapter) == 128
+    assert {module.scale for module in adapter.manifest.modules} == {1.0}
+    loader = judge("diffusers.loaders").StableDiffusionLoraLoaderMixin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state, alphas = loader.lora_state_dict(str(file.parent), weight_name=file.name)
+    assert not alphas
+    stems = {key.rpartition(".lora")[0] for key in state} | {
+        key.replace(".processor.", ".").rpartition("_lora.")[0].replace("to_out", "to_out.0")
+        for key in state
+        if "_lora." in key
+    }
+    found = {stem if stem.startswith("unet.") else f"unet.{stem}" for stem in stems if stem}
+    assert set(adapter) <= found
+
+
+def pair(stem, a=".lora_A.weight", b=".lora_B.weight"):
+    return {stem + a: Spec("F32", (2, 3)), stem + b: Spec("F32", (4, 2))}
+
+
+NAMES = {
+    "unet.mid_block.attentions.0.proj_in": pair("unet.mid_block.attentions.0.proj_in"),
+    "unet.conv_in": pair("unet.conv_in", ".lora.down.weight", ".lora.up.weight"),
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": pair(
+        "text_encoder.text_model.encoder.layers.0.self_attn.to_q",
+        "_lora.down.weight",
+        "_lora.up.weight",
+    ),
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1": pair(
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ),
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0": pair(
+        "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out",
+        "_lora.down.weight",
+        "_lora.up.weight",
+    ),
+    "transformer.transformer_blocks.0.attn.to_q": pair(
+        "base_model.model.transformer_blocks.0.attn.to_q"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_of_naming_leads_to_one_name(name):
+    assert DIFFUSERS.detect(NAMES[name], None)
+    manifest = DIFFUSERS.read(NAMES[name], None, {}, {})
+    assert [module.name for module in manifest.modules] == [name]
+    written = DIFFUSERS.write(manifest)
+    assert next(iter(written.specs)).startswith(f"{name}.lora_")
+    assert "scale is 1" in manifest.notes[0]
+
+
+def with_config(**fields):
+    fields = {
+        f"unet.{field}": value for field, value in ({"r": 2, "lora_alpha": 2} | fields).items()
+    }
+    return {"lora_adapter_metadata": json.dumps(fields)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind", "message"),
+    [
+        (with_config(r=3), FormatError, "rank 2, but 3 in the header"),
+        (with_config(use_dora=True), FormatError, "use_dora and the tensors"),
+        (with_config(use_qalora=True), UnsupportedError, "use_qalora: no sum"),
+        ({"lora_adapter_metadata": "["}, FormatError, "is not a JSON object"),
+    ],
+)
+def test_headers_that_contradict_their_tensors_are_refused(metadata, kind, message):
+    with pytest.raises(kind, match=message):
+        DIFFUSERS.read(pair("unet.conv_in"), None, metadata, {})
