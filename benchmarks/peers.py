@@ -27,6 +27,7 @@ class Peer:
         return self.folder / "bin" / name
 
 
+MERGEKIT = Peer("mergekit", "0.1.5", pins=("torch==2.13.0",))
 SFT = Peer("sft-cli", "0.2.2", pins=("torch==2.13.0",))
 
 

@@ -31,7 +31,9 @@ from lora_tools.storage.writer import TensorWriter
 if TYPE_CHECKING:
     from lora_tools.update import Update
 
-FORMATS: tuple[Format, ...] = (Peft(), Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs())
+PEFT = Peft()
+"""What new adapters are written as: every consumer reads it."""
+FORMATS: tuple[Format, ...] = (PEFT, Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs())
 # Spellings that say too little for anyone to use the tensors without the code that made them.
 STRANGERS = (
     (

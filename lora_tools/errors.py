@@ -7,6 +7,7 @@
     ├── FormatError       (ValueError)           an adapter contradicts itself, or is in no format
     ├── UnsupportedError  (NotImplementedError)  understood, and refused with the reason
     ├── NonFiniteError    (ArithmeticError)      NaN or Inf where a number is needed
+    ├── ConvergenceError  (ArithmeticError)      a decomposition that does not converge
     ├── PolicyError       (ValueError)           a request that cannot mean anything
     ├── BoundError        (ValueError)           a bound that no result can keep
     ├── OutputError       (FileExistsError)      an output path that must not be written
@@ -45,6 +46,10 @@ class UnsupportedError(LoraToolsError, NotImplementedError):
 
 class NonFiniteError(LoraToolsError, ArithmeticError):
     """A tensor holds NaN or Inf."""
+
+
+class ConvergenceError(LoraToolsError, ArithmeticError):
+    """A matrix whose decomposition does not converge."""
 
 
 class PolicyError(LoraToolsError, ValueError):

@@ -34,6 +34,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
+from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._shared_blobs import sweep_shared_blob
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -288,6 +289,16 @@ class Publisher:
             sent += 1
             if sent > 1 and not wish.create_pr and (oid := arrived()):
                 return Commit(oid, f"{constants.ENDPOINT}/{wish.repo}/commit/{oid}")
+            if not is_xet_available():
+                # Together they go in threads, for which the client waits even when interrupted.
+                for operation in operations:
+                    self._api.preupload_lfs_files(
+                        wish.repo,
+                        [operation],
+                        revision=wish.revision,
+                        create_pr=wish.create_pr,
+                        free_memory=False,
+                    )
             info = self._api.create_commit(
                 wish.repo,
                 operations,

@@ -16,6 +16,7 @@ STANDARD = {
     "UnsupportedError": NotImplementedError,
     "NonFiniteError": ArithmeticError,
     "PolicyError": ValueError,
+    "ConvergenceError": ArithmeticError,
     "BoundError": ValueError,
     "OutputError": FileExistsError,
     "DeviceError": RuntimeError,

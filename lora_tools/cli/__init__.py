@@ -11,7 +11,7 @@ from lora_tools.cli.process import leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
-COMMANDS = ("convert", "diff", "formats", "inspect", "push", "shrink")
+COMMANDS = ("convert", "diff", "extract", "formats", "inspect", "push", "shrink")
 
 
 class LazyGroup(click.Group):
@@ -34,7 +34,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """See, shrink, check and publish LoRA adapters, file to file, on the CPU or a GPU.
+    """See, shrink, extract, check and publish LoRA adapters, file to file, on the CPU or a GPU.
 
     SOURCE may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file], or
     org/name[@revision] where there is no such path.

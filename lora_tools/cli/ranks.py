@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from lora_tools.adapter import Adapter
 from lora_tools.cli.options import DTYPES, PatternRank, Share, Size
 
 if TYPE_CHECKING:
@@ -18,16 +17,25 @@ Command = Callable[..., Any]
 POSITIVE = click.IntRange(min=1)
 
 
+class Sized(Protocol):
+    """Whatever a percentage of parameters can be of."""
+
+    @property
+    def params(self) -> int:
+        """Number of elements of all its tensors."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The one policy that was asked for, before the adapter it is for is known."""
+    """The one policy that was asked for, before the input that it is for is known."""
 
     name: str
     value: Any
     per_module: bool
 
-    def policy(self, adapter: Adapter) -> "RankPolicy":
-        """Return the policy for an adapter: a percentage is of its own parameters."""
+    def policy(self, source: Sized) -> "RankPolicy":
+        """Return the policy for an adapter or a model: a percentage is of its own parameters."""
         from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
 
         match self.name:
@@ -38,7 +46,7 @@ class Wish:
             case "max_error":
                 return MaxError(self.value, per_module=self.per_module)
             case "max_params" if isinstance(self.value, float):
-                return MaxParams(int(self.value * adapter.params))
+                return MaxParams(int(self.value * source.params))
             case "max_params":
                 return MaxParams(self.value)
             case _:
@@ -77,7 +85,7 @@ POLICIES = (
         "--max-params",
         type=Share(),
         metavar="N|P%",
-        help="Least error with at most N parameters, or P percent of SOURCE's.",
+        help="Least error with at most N parameters, or P percent of the input's.",
     ),
     click.option(
         "--max-size",

@@ -47,7 +47,7 @@ def truncate(
     b, a = held or hold(update)
     new_b = b.times(left[..., :rank] * math.sqrt(share), dtypes[0])
     own, cross = new_b.dot(new_b), new_b.dot(b)
-    fit = math.copysign(share, new_scale) * update.scale * _solve(own, cross)
+    fit = math.copysign(share, new_scale) * update.scale * least_squares(own, cross)
     new_a = a.times(fit.swapaxes(-1, -2), dtypes[1])
     squared = (
         float(np.square(s).sum())
@@ -60,7 +60,7 @@ def truncate(
     return Truncated(LowRank(*factors, alpha, rslora, update.groups), max(squared, 0.0))
 
 
-def _solve(
+def least_squares(
     own: Float[Small, "*stack k k"], cross: Float[Small, "*stack k rank"]
 ) -> Float[Small, "*stack k rank"]:
     """Return the least-squares solution X of ``b' @ X = b`` from b'tb' and b'tb.

@@ -46,6 +46,16 @@ class TensorWriter:
         self._write(_bytes(tensor), slot.start)
         self._missing.discard(name)
 
+    def put(self, name: str, data: memoryview) -> None:
+        """Write a tensor's elements as the bytes that they are in the file."""
+        slot = self._plan.slots[name]
+        if data.nbytes != slot.stop - slot.start:
+            raise CheckpointError(
+                f"{self._path}: {name} has {data.nbytes} bytes where {slot.spec} was laid out"
+            )
+        self._write(data, slot.start)
+        self._missing.discard(name)
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         os.close(self._descriptor)
         if kind is None and self._missing:

@@ -383,10 +383,17 @@ def test_card_only_writes_the_card_and_sends_nothing(hub, alice, mine):
     assert (mine / "README.md").read_text() == text
 
 
-def test_an_interrupted_push_has_published_nothing_and_is_resumed(hub, alice, mine):
-    alice.settings |= LFS
-    slow = hub.fail("PUT", "/objects/", status=500, delay=60)
-    process = alice.start("push", mine, "alice/x", "--public")
+@pytest.mark.parametrize(
+    ("way", "method", "path"),
+    [(LFS, "PUT", "/objects/"), (LFS, "POST", "/commit/"), (XET, "POST", "/commit/")],
+)
+def test_an_interrupted_push_has_published_nothing_and_is_resumed(
+    way, method, path, hub, alice, mine
+):
+    alice.settings |= way
+    (mine / "extra.safetensors").write_bytes((mine / "adapter_model.safetensors").read_bytes())
+    slow = hub.fail(method, path, status=500, delay=60)
+    process = alice.start("push", mine, "alice/x", "--public", "--no-picture")
     while slow.times and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.2)

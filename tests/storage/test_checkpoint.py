@@ -330,3 +330,48 @@ def test_memory_follows_the_tensors_in_flight_and_not_the_file(tmp_path):
     # One tensor is read while the one before is still held.
     assert peak(file, "stream") - tiny < 2 * TENSOR + 4 * MIB
     assert peak(file, "hoard") - tiny > 25 * TENSOR  # else the line above measures nothing
+
+
+def pickled_shards(folder: Path, missing: tuple[str, ...] = ()) -> Path:
+    """Write `TENSORS` as PyTorch's own shards, in Hugging Face's old way."""
+    where = {}
+    for number, (name, tensor) in enumerate(TENSORS.items()):
+        file = f"pytorch_model-{number}.bin"
+        where[name] = file
+        torch.save({} if name in missing else {name: tensor}, folder / file)
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return index
+
+
+@pytest.mark.parametrize("by", ["index", "folder"])
+def test_pickled_shards_read_alike(by, tmp_path):
+    index = pickled_shards(tmp_path)
+    found = open_checkpoint(index if by == "index" else tmp_path)
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert_same(found[name], tensor)
+
+
+def test_a_tensor_that_no_pickled_shard_holds_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="the shards do not hold h"):
+        open_checkpoint(pickled_shards(tmp_path, missing=("h",)))
+
+
+@pytest.mark.parametrize("how", ["safetensors", "pickle"])
+def test_parts_of_a_tensor_are_read(how, tmp_path):
+    if how == "pickle":
+        pickled_shards(tmp_path)
+    else:
+        shard(tmp_path)
+    found = open_checkpoint(tmp_path)
+    whole = bytes(found.bytes_of("w"))
+    assert whole == TENSORS["w"].numpy().tobytes()
+    assert bytes(found.bytes_of("w", 4, 12)) == whole[4:12]
+    assert found.bytes_of("e").size == 0
+
+
+def test_files_and_positions_of_shards(tmp_path):
+    found = open_checkpoint(shard(tmp_path))
+    assert [file.name for file in found.files] == list(SHARDS)
+    assert sorted(found, key=found.position) == list(found)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from lora_tools.errors import CheckpointError, OutputError
-from lora_tools.storage.header import spec_of
+from lora_tools.storage.header import Spec, spec_of
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.writer import TensorWriter, check_output, staged, staged_file
 
@@ -425,3 +425,13 @@ def test_a_file_is_replaced_only_when_its_successor_is_whole(tmp_path):
     with pytest.raises(OutputError, match="is a folder"), staged_file(tmp_path, force=True):
         pass
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    file = tmp_path / "x.safetensors"
+    bits = np.array([0x3F80, 0x4000], np.uint16)
+    with TensorWriter(file, layout({"x": Spec("BF16", (2,))})) as writer:
+        with pytest.raises(CheckpointError, match="has 2 bytes where"):
+            writer.put("x", memoryview(bits[:1].tobytes()))
+        writer.put("x", memoryview(bits.tobytes()))
+    assert load_file(file)["x"].tolist() == [1.0, 2.0]

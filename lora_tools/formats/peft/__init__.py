@@ -1,7 +1,7 @@
 """Hugging Face PEFT: ``base_model.model.<module>.lora_A.weight`` and adapter_config.json."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,9 +25,10 @@ from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     PeftConfig,
     base_model,
-    fresh,
+    config_of,
     write_config,
 )
+from lora_tools.formats.peft.fresh import extra_key, fresh_config, stems
 from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX, Found, collect, path_of
 from lora_tools.formats.peft.modules import module_of, parameters
 from lora_tools.scaling import alpha_for
@@ -120,6 +121,27 @@ class Peft:
             tuple(problems),
         )
 
+    def start(
+        self,
+        modules: Sequence[Module],
+        others: Collection[str],
+        full: Sequence[Extra] = (),
+        base_model: str | None = None,
+    ) -> Manifest:
+        """Describe a new adapter of these modules, in the safe profile.
+
+        ``others`` are the modules of the base that it leaves alone; ``full`` are tensors of the
+        base, by name, that it replaces: of kind ``bias`` or ``modules_to_save``.
+        """
+        names = stems(modules)
+        named = tuple(replace(module, stem=names[module.name]) for module in modules)
+        adapted = {module.name for module in modules}
+        extras = tuple(
+            extra._replace(key=extra_key(extra.key, extra.kind, adapted)) for extra in full
+        )
+        config = fresh_config(modules, others, extras, base_model)
+        return self.write(Manifest(self.name, named, extras, config, {}, base_model))
+
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as `peft.save_pretrained` would, with the configuration that fits them."""
         modules = tuple(_spelled(module) for module in manifest.modules)
@@ -127,7 +149,7 @@ class Peft:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
         config = write_config(
-            manifest.config or fresh(modules, manifest.base_model),
+            manifest.config or config_of(modules, manifest.base_model),
             {module.owner: module.r for module in modules},
             {module.owner: _alpha(module, rslora=rslora) for module in modules},
             rslora=rslora,

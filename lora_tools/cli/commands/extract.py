@@ -1,0 +1,153 @@
+"""lora-tools extract: an adapter from a full fine-tune."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tabulate import tabulate
+
+from lora_tools.adapter import REPORT
+from lora_tools.cli.console import say
+from lora_tools.cli.extraction import extraction_options
+from lora_tools.cli.options import (
+    LocalOrHub,
+    engine_options,
+    json_option,
+    make_engine,
+    out_argument,
+)
+from lora_tools.cli.ranks import Wish, policy_options
+from lora_tools.model import open_model
+from lora_tools.names import collapse, template
+from lora_tools.report import size
+from lora_tools.storage.writer import check_output, staged
+
+if TYPE_CHECKING:
+    from lora_tools.ops.extract import Options, Plan
+    from lora_tools.ops.extract.plan import Item
+
+
+@click.command(short_help="Extract an adapter from a full fine-tune.")
+@click.argument("base", type=LocalOrHub())
+@click.argument("tuned", type=LocalOrHub())
+@out_argument
+@policy_options
+@extraction_options
+@engine_options
+@click.option("--dry-run", is_flag=True, help="Show what would be extracted, and write nothing.")
+@click.option(
+    "--no-resume", is_flag=True, help="Start over instead of going on where a run stopped."
+)
+@json_option
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+def command(
+    base: Path,
+    tuned: Path,
+    out: Path,
+    wish: Wish | None,
+    wanted: "Callable[[str], Options]",
+    device: str,
+    jobs: int | None,
+    dry_run: bool,
+    no_resume: bool,
+    as_json: bool,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write the best adapter that turns the model BASE into TUNED to the folder OUT.
+
+    BASE and TUNED are folders or files of the same architecture. Give one of --rank, --energy,
+    --max-error, --max-params and --max-size; the last three share ranks out among the modules
+    optimally. Errors are relative Frobenius errors of the update, measured on the bytes written,
+    beside a certified lower bound of what any adapter of the same ranks can reach. What is
+    finished is kept in OUT.partial: after an interruption the same command goes on from there.
+    """
+    if wish is None and not dry_run:
+        raise click.UsageError(
+            "give one of --rank, --energy, --max-error, --max-params, --max-size"
+        )
+    began = time.monotonic()
+    if not dry_run:
+        check_output(out, {"base": base, "tuned model": tuned}, force=force)
+    old, new = open_model(base), open_model(tuned)
+    engine = make_engine(device, jobs)
+    from lora_tools.ops.extract import extract, plan  # imports numpy
+
+    found = plan(old, new, wanted(device))
+    if dry_run:
+        _show(found, wish, as_json=as_json, quiet=quiet)
+        return
+    assert wish is not None
+    with _progress(found, quiet=quiet) as seen:
+        extraction = extract(found, wish.policy(old), out, engine, resume=not no_resume, seen=seen)
+        with staged(out, force=force) as place:
+            report = extraction.run(place)
+            report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
+            report.save(place / REPORT)
+    extraction.keep.drop()
+    report.seconds = time.monotonic() - began
+    if as_json:
+        click.echo(report.to_json())
+    elif not quiet:
+        click.echo(report.to_text())
+        click.echo(f"written to {out}")
+
+
+@contextmanager
+def _progress(plan: "Plan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]":
+    """Show bytes per second and the time left on a terminal, for what takes over a second."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda item: None
+        return
+    from tqdm import tqdm  # only a terminal needs it
+
+    with tqdm(
+        total=plan.nbytes, unit="B", unit_scale=True, desc="extract", delay=1, leave=False
+    ) as bar:
+
+        def seen(item: "Item") -> None:
+            # A policy that needs spectra reads twice: the bar stays full the second time.
+            bar.update(min(item.pair.nbytes, plan.nbytes - int(bar.n)))
+
+        yield seen
+
+
+def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> None:
+    """Show what would be extracted."""
+    from lora_tools.ops.extract.estimate import estimate  # imports numpy
+
+    rank = wish.value if wish and wish.name == "rank" else plan.options.max_rank
+    lines = estimate(plan, rank)
+    if as_json:
+        click.echo(json.dumps(lines.to_dict(), indent=2, ensure_ascii=False))
+        return
+    if quiet:
+        return
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for module in lines.modules:
+        shape = "×".join(map(str, module.shape))
+        key = (template(module.name), shape, module.what, str(module.rank or "–"))
+        groups.setdefault(key, []).append(module.name)
+    table = [(collapse(names), len(names), *key[1:]) for key, names in groups.items()]
+    headers = ("module", "count", "shape", "what becomes of it", "rank")
+    click.echo(tabulate(table, headers, disable_numparse=True))
+    click.echo("")
+    click.echo(
+        f"at most {lines.params:,} parameters, {size(lines.nbytes)}; {size(plan.nbytes)} to read,"
+        f" about {lines.seconds:.0f} s"
+    )
+    for note in plan.pairs.notes:
+        say(f"note: {note}")
+    click.echo("nothing written (--dry-run)")
+
+
+def _lasting(arguments: list[str]) -> list[str]:
+    """Leave out what only says how to run, so that an interrupted run gives the same bytes."""
+    return [argument for argument in arguments if argument not in ("--no-resume", "--force")]

@@ -1,0 +1,134 @@
+"""The options that say what an extraction takes and how sure it is, gathered into one value."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_tools.cli.options import DTYPES
+
+if TYPE_CHECKING:
+    from lora_tools.ops.extract import Options
+
+Command = Callable[..., Any]
+POSITIVE = click.IntRange(min=1)
+
+SELECTION = (
+    click.option(
+        "--include",
+        metavar="PATTERN",
+        multiple=True,
+        help="Extract matching modules only. Repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        metavar="PATTERN",
+        multiple=True,
+        help="Leave matching modules out. Repeatable.",
+    ),
+    click.option(
+        "--embeddings",
+        type=click.Choice(["lora", "full", "skip"]),
+        default="lora",
+        show_default=True,
+        help="What becomes of embeddings and lm_head that changed: low-rank updates, whole tables"
+        " (modules_to_save), or nothing. A vocabulary that grew asks for full or skip.",
+    ),
+    click.option(
+        "--small",
+        type=click.Choice(["full", "skip"]),
+        default="skip",
+        show_default=True,
+        help="What becomes of norms, biases and the like that changed: stored whole, or listed.",
+    ),
+    click.option(
+        "--min-rank",
+        type=POSITIVE,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="No module goes below rank N; not with --rank.",
+    ),
+    click.option(
+        "--max-rank",
+        type=POSITIVE,
+        metavar="N",
+        default=128,
+        show_default=True,
+        help="No module goes above rank N; not with --rank.",
+    ),
+    click.option(
+        "--multiple-of",
+        type=POSITIVE,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Ranks are multiples of N; not with --rank.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(list(DTYPES)),
+        default="keep",
+        show_default=True,
+        help="Element type of the factors written; keep: that of TUNED.",
+    ),
+    click.option(
+        "--for",
+        "consumer",
+        type=click.Choice(["vllm"]),
+        help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
+    ),
+    click.option(
+        "--base-model",
+        metavar="ID",
+        help="What the adapter calls its base: a name on the Hub, as a rule.",
+    ),
+)
+METHOD = (
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        metavar="F",
+        default=1e-3,
+        show_default=True,
+        help="How far an error may lie above the certified bound, relative to the bound.",
+    ),
+    click.option(
+        "--exact", is_flag=True, help="Decompose in full at once: no chance, and much slower."
+    ),
+    click.option(
+        "--skip-bad",
+        is_flag=True,
+        help="Go on without tensors that hold NaN or Inf, and list them.",
+    ),
+)
+NAMES = ("include", "exclude", "embeddings", "small", "min_rank", "max_rank", "multiple_of")
+
+
+def extraction_options(function: Command) -> Command:
+    """Add the options; pass them on as ``wanted``, which makes the library's from a device."""
+
+    @wraps(function)
+    def command(*arguments: Any, **options: Any) -> Any:
+        values = {name: options.pop(name) for name in (*NAMES, "skip_bad", "base_model")}
+        values["dtype"] = DTYPES[options.pop("dtype")]
+        tolerance, exact = options.pop("tolerance"), options.pop("exact")
+        consumer = options.pop("consumer")
+
+        def wanted(device: str) -> "Options":
+            from lora_tools.consumers import VLLM
+            from lora_tools.ops.extract import Options, Precision  # imports numpy
+
+            return Options(
+                **values,
+                precision=Precision(tolerance=tolerance, exact=exact),
+                consumer=VLLM if consumer else None,
+                device=device,
+            )
+
+        return function(*arguments, wanted=wanted, **options)
+
+    for option in reversed((*SELECTION, *METHOD)):
+        command = option(command)
+    return command

@@ -1,0 +1,90 @@
+"""The configuration of an adapter that PEFT did not make: the safe profile, and exact targets."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from lora_tools.formats.base import Experts, Extra, Linear, Module
+from lora_tools.formats.peft.keys import PREFIX, WRAPPED
+from lora_tools.formats.peft.modules import PARAMETER_ORDER
+
+
+def fresh_config(
+    modules: Sequence[Module],
+    others: Collection[str],
+    extras: Sequence[Extra],
+    base_model: str | None,
+) -> dict[str, Any]:
+    """Return the configuration under which PEFT adapts these modules of a base, and no others.
+
+    ``others`` are the base's further modules. Ranks and alphas are not in it yet.
+    """
+    names = [module.name for module in modules if not isinstance(module.site, Experts)]
+    targets = target_modules(names, others)
+    excluded = [other for other in others if _selected(other, targets)]
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model,
+        "target_modules": targets,
+        "exclude_modules": sorted(excluded) or None,
+        "target_parameters": sorted(m.name for m in modules if isinstance(m.site, Experts)) or None,
+        "modules_to_save": _saved(extras) or None,
+        "bias": "all" if any(extra.kind == "bias" for extra in extras) else "none",
+        "fan_in_fan_out": any(m.site == Linear(transposed=True) for m in modules),
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "task_type": None,
+    }
+
+
+def target_modules(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """Return last names where all modules of that name are meant, and full names elsewhere.
+
+    A number is no name: beside the layers that have weights, others may have it that have none.
+
+    >>> target_modules(["l.0.q", "l.1.q", "l.0.v", "mlp.2"], ["l.1.v"])
+    ['l.0.v', 'mlp.2', 'q']
+    """
+    foreign = {_leaf(other) for other in others}
+    leaves = {_leaf(name) for name in names}
+    short = {leaf for leaf in leaves - foreign if not leaf.isdigit()}
+    return sorted({_leaf(name) if _leaf(name) in short else name for name in names})
+
+
+def stems(modules: Sequence[Module]) -> dict[str, str]:
+    """Return what PEFT puts before ``.lora_A`` for each module.
+
+    Wrappers of several parameters of one module nest, the first parameter innermost.
+    """
+    result = {module.name: PREFIX + module.name for module in modules}
+    owners: dict[str, list[str]] = {}
+    for module in modules:
+        if isinstance(module.site, Experts):
+            owner, _, parameter = module.name.rpartition(".")
+            owners.setdefault(owner, []).append(parameter)
+    for owner, parameters in owners.items():
+        ordered = sorted(parameters, key=lambda name: (*PARAMETER_ORDER, name).index(name))
+        for depth, parameter in enumerate(reversed(ordered)):
+            result[f"{owner}.{parameter}"] = PREFIX + owner + WRAPPED * depth
+    return result
+
+
+def extra_key(name: str, kind: str, adapted: Collection[str]) -> str:
+    """Return how PEFT calls a tensor that is stored in full."""
+    module, _, parameter = name.rpartition(".")
+    wrapped = WRAPPED if kind == "bias" and module in adapted else ""
+    return f"{PREFIX}{module}{wrapped}.{parameter}"
+
+
+def _saved(extras: Sequence[Extra]) -> list[str]:
+    kept = (extra.key for extra in extras if extra.kind == "modules_to_save")
+    return sorted({re.escape(key.removeprefix(PREFIX).rpartition(".")[0]) for key in kept})
+
+
+def _selected(name: str, targets: Collection[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

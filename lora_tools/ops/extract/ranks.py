@@ -1,0 +1,70 @@
+"""Choose ranks from the spectra of a survey, for every policy."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lora_tools.errors import BoundError
+from lora_tools.linalg import rank as policies
+from lora_tools.linalg.rank import Fixed, RankPolicy, Rest, choices, uniform
+from lora_tools.ops.extract.plan import Item, Plan
+from lora_tools.ops.extract.tasks import Spectrum
+from lora_tools.storage.dtypes import DTYPES
+from lora_tools.storage.header import Spec
+
+
+class Chosen(NamedTuple):
+    """The rank of each module, and the one that all are filled up to; 0: none."""
+
+    ranks: tuple[int, ...]
+    stored: int = 0
+
+
+def headroom(plan: Plan, item: Item) -> int:
+    """Return the largest rank that a policy may choose for an item."""
+    place = item.pair.place
+    assert place is not None
+    return min(plan.options.max_rank, place.rows, place.columns)
+
+
+def fixed(plan: Plan, policy: Fixed, items: Sequence[Item]) -> Chosen:
+    """Return the ranks that need no spectrum."""
+    places = [item.pair.place for item in items]
+    ranks = tuple(min(policy.rank, p.rows, p.columns) for p in places if p)
+    consumer = plan.options.consumer
+    if consumer is None:
+        return Chosen(ranks)
+    sizes = [size for size in consumer.ranks if size >= max(ranks, default=1)]
+    if not sizes:
+        raise BoundError(
+            f"rank {policy.rank} is more than {consumer.name} allows ({max(consumer.ranks)})"
+        )
+    return Chosen(ranks, min(sizes))
+
+
+def choose(
+    plan: Plan, policy: RankPolicy, items: Sequence[Item], found: Sequence[Spectrum], rest: Rest
+) -> Chosen:
+    """Return the ranks that a policy chooses; raise `BoundError` if none keep its bound."""
+    spectra = [_view(plan, item, one) for item, one in zip(items, found, strict=True)]
+    consumer = plan.options.consumer
+    if consumer:
+        sizes = [size for size in consumer.ranks if size <= plan.options.max_rank]
+        stored, ranks = uniform(policy, spectra, sizes, rest)
+        return Chosen(tuple(ranks), stored)
+    return Chosen(tuple(policy.ranks(spectra, rest)))
+
+
+def _view(plan: Plan, item: Item, found: Spectrum) -> policies.Spectrum:
+    module = plan.module(item, 1)
+    spec: Spec = module.parts["b"].spec
+    return policies.Spectrum(
+        item.name,
+        found.tail,
+        module.cost,
+        DTYPES[spec.dtype].bits / 8,
+        choices(
+            len(found.tail) - 1,
+            least=plan.options.min_rank,
+            multiple=plan.options.multiple_of,
+        ),
+    )

@@ -1,0 +1,226 @@
+"""What became of each tensor, and the report of all of them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from lora_tools.names import collapse, template
+from lora_tools.report import percent, size
+
+SCHEMA = "lora-tools/extraction/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor of the base. Errors are relative Frobenius norms."""
+
+    module: str
+    shape: tuple[int, ...]
+    outcome: str
+    """``extracted``; ``full``, carried whole; ``left out``; ``equal``, bit for bit; or ``bad``."""
+    nbytes: int
+    """Of the tensor in the tuned model."""
+    reason: str = ""
+    """Why it was left out."""
+    rank: int = 0
+    rank_stored: int = 0
+    norm: float = 0.0
+    """``‖ΔW‖``."""
+    relative_norm: float = 0.0
+    """``‖ΔW‖ / ‖W‖``."""
+    energy: float = 0.0
+    """Share of ``‖ΔW‖²`` in the singular values kept."""
+    error: float = 0.0
+    """``‖ΔW - B·A‖ / ‖ΔW‖``, of the factors as they are stored."""
+    optimal_error_lower_bound: float = 0.0
+    """No update of this rank has a smaller error: certified."""
+    method: str = ""
+    """``krylov float32``, ``krylov float64`` or ``gram``."""
+    steps: int = 0
+    """Passes over ``ΔW`` that the method took."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What an extraction did."""
+
+    base: str
+    tuned: str
+    policy: str
+    tolerance: float
+    chance: float
+    rows: Sequence[Row]
+    params: int = 0
+    nbytes: int = 0
+    """Size of the adapter's tensor file."""
+    notes: Sequence[str] = ()
+    only_base: Sequence[str] = ()
+    only_tuned: Sequence[str] = ()
+    arguments: str = ""
+    seconds: float = 0.0
+    """Not in the file: the same inputs give the same bytes."""
+    extracted: list[Row] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.extracted = [row for row in self.rows if row.outcome == "extracted"]
+
+    @property
+    def error(self) -> float:
+        """Relative error of everything that was extracted, as it is stored."""
+        return _total(self.extracted, [row.error for row in self.extracted])
+
+    @property
+    def bound(self) -> float:
+        """The certified lower bound of that error, at these ranks."""
+        return _total(self.extracted, [row.optimal_error_lower_bound for row in self.extracted])
+
+    @property
+    def model_error(self) -> float:
+        """Relative error of the whole model: what changed and was left out counts in full."""
+        losses = {"extracted": None, "full": 0.0, "left out": 1.0}
+        rows = [row for row in self.rows if row.outcome in losses]
+        errors = [row.error if row.outcome == "extracted" else losses[row.outcome] for row in rows]
+        return _total(rows, [float(error or 0.0) for error in errors])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, in the schema that `docs/extract.md` describes."""
+        named = {name: self._named(name) for name in ("full", "left out", "equal", "bad")}
+        return {
+            "schema": SCHEMA,
+            "command": "extract",
+            "policy": self.policy,
+            "base": self.base,
+            "tuned": self.tuned,
+            "arguments": self.arguments,
+            "tolerance": self.tolerance,
+            "failure_probability": self.chance,
+            "totals": {
+                "modules": len(self.extracted),
+                "error": self.error,
+                "optimal_error_lower_bound": self.bound,
+                "energy": _energy(self.extracted),
+                "whole_model_error": self.model_error,
+                "relative_norm": _relative(self.extracted),
+                "params": self.params,
+                "bytes": self.nbytes,
+            },
+            "modules": [asdict(row) for row in self.extracted],
+            "full": [asdict(row) for row in named["full"]],
+            "left_out": [asdict(row) for row in named["left out"]],
+            "equal": [row.module for row in named["equal"]],
+            "bad": [row.module for row in named["bad"]],
+            "only_in_base": list(self.only_base),
+            "only_in_tuned": list(self.only_tuned),
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def to_text(self) -> str:
+        """Return the report for a terminal."""
+        ordered = sorted(self.extracted, key=_key)
+        groups = [list(rows) for _, rows in groupby(ordered, key=_key)]
+        groups.sort(key=lambda rows: -_total(rows, [row.error for row in rows]))
+        lines = [_line(rows, collapse([row.module for row in rows])) for rows in groups]
+        lines.append(_line(self.extracted, f"total of {len(self.extracted)} modules"))
+        headers = ("module", "shape", "rank", "‖ΔW‖/‖W‖", "energy", "error", "best ≥", "method")
+        table = tabulate(lines, headers, disable_numparse=True)
+        return f"{table}\n\n{self.summary()}"
+
+    def summary(self) -> str:
+        """Return the totals in sentences."""
+        lines = [
+            f"error {percent(self.error)} as written; no adapter of these ranks has less than"
+            f" {percent(self.bound)} (but for a chance of {self.chance:.0e})",
+            f"error of the whole model {percent(self.model_error)}, all that changed counted",
+            f"{self.params:,} parameters, {size(self.nbytes)}, {self.seconds:.1f} s",
+        ]
+        equal = self._named("equal")
+        if equal:
+            lines.append(f"unchanged, bit for bit: {len(equal)} tensors")
+        for outcome, title in (("full", "carried whole"), ("left out", "changed and left out")):
+            rows = self._named(outcome)
+            for reason in dict.fromkeys(row.reason for row in rows):
+                same = [row for row in rows if row.reason == reason]
+                weight = size(sum(row.nbytes for row in same))
+                share = _share(same, self.rows)
+                why = f" ({reason})" if reason else ""
+                lines.append(
+                    f"{title}{why}: {_names(same)}, {weight}, {percent(share)} of ‖ΔW‖² of all"
+                )
+        bad = self._named("bad")
+        if bad:
+            lines.append(f"NaN or Inf, skipped: {_names(bad)}")
+        for title, names in (("base", self.only_base), ("tuned model", self.only_tuned)):
+            if names:
+                lines.append(f"only in the {title}: {len(names)} tensors, such as {names[0]}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _named(self, outcome: str) -> list[Row]:
+        return [row for row in self.rows if row.outcome == outcome]
+
+
+def row_of(data: Mapping[str, Any]) -> Row:
+    """Return a row that was kept as plain data."""
+    return Row(**{**data, "shape": tuple(data["shape"])})
+
+
+def _line(rows: Sequence[Row], title: str) -> list[str]:
+    ranks = sorted({row.rank for row in rows})
+    same = len({row.shape for row in rows}) == 1
+    methods = sorted({row.method for row in rows})
+    return [
+        title,
+        "×".join(map(str, rows[0].shape)) if same and rows else "",
+        "–".join(map(str, dict.fromkeys((ranks[0], ranks[-1])))) if ranks else "–",
+        percent(_relative(rows)),
+        percent(_energy(rows)),
+        percent(_total(rows, [row.error for row in rows])),
+        percent(_total(rows, [row.optimal_error_lower_bound for row in rows])),
+        ", ".join(methods),
+    ]
+
+
+def _key(row: Row) -> tuple[str, tuple[int, ...]]:
+    return template(row.module), row.shape
+
+
+def _total(rows: Sequence[Row], errors: Sequence[float]) -> float:
+    whole = math.fsum(row.norm**2 for row in rows)
+    lost = math.fsum((row.norm * error) ** 2 for row, error in zip(rows, errors, strict=True))
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def _energy(rows: Sequence[Row]) -> float:
+    whole = math.fsum(row.norm**2 for row in rows)
+    return math.fsum(row.norm**2 * row.energy for row in rows) / whole if whole else 1.0
+
+
+def _relative(rows: Sequence[Row]) -> float:
+    bases = [(row.norm / row.relative_norm) ** 2 for row in rows if row.relative_norm]
+    base = math.fsum(bases)
+    return math.sqrt(math.fsum(row.norm**2 for row in rows) / base) if base else 0.0
+
+
+def _share(rows: Sequence[Row], every: Sequence[Row]) -> float:
+    whole = math.fsum(row.norm**2 for row in every)
+    return math.fsum(row.norm**2 for row in rows) / whole if whole else 0.0
+
+
+def _names(rows: Sequence[Row]) -> str:
+    keyed = sorted(rows, key=_key)
+    groups = [collapse([row.module for row in same]) for _, same in groupby(keyed, key=_key)]
+    more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return ", ".join(groups[:5]) + more
