@@ -25,7 +25,7 @@ from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     PeftConfig,
     base_model,
-    fresh,
+    config_of,
     write_config,
 )
 from lora_tools.formats.peft.fresh import extra_key, fresh_config, stems
@@ -149,7 +149,7 @@ class Peft:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
         config = write_config(
-            manifest.config or fresh(modules, manifest.base_model),
+            manifest.config or config_of(modules, manifest.base_model),
             {module.owner: module.r for module in modules},
             {module.owner: _alpha(module, rslora=rslora) for module in modules},
             rslora=rslora,

@@ -113,7 +113,7 @@ def write_config(
     return dict(sorted(written.items()))
 
 
-def fresh(modules: Sequence[Module], base: str | None) -> dict[str, Any]:
+def config_of(modules: Sequence[Module], base: str | None) -> dict[str, Any]:
     """Return a configuration for modules that came without one.
 
     Every target is named in full: an ending such as ``q_proj`` would target layers, too, that
