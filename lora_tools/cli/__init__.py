@@ -10,7 +10,7 @@ import click
 from lora_tools.cli.process import leave, prepare
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
-COMMANDS = ("inspect", "shrink")
+COMMANDS = ("inspect", "merge", "shrink", "verify")
 
 
 class LazyGroup(click.Group):

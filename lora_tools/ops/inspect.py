@@ -35,8 +35,13 @@ class Inspection:
                 for module in manifest.modules
             ],
             "extras": [
-                {"tensor": key, "kind": kind, "dtype": spec.dtype, "shape": list(spec.shape)}
-                for key, spec, kind in manifest.extras
+                {
+                    "tensor": extra.key,
+                    "kind": extra.kind,
+                    "dtype": extra.spec.dtype,
+                    "shape": list(extra.spec.shape),
+                }
+                for extra in manifest.extras
             ],
             "totals": {
                 "modules": len(manifest.modules),

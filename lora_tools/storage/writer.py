@@ -103,12 +103,18 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        if os.path.lexists(out):
-            _replace(out, folder, out.parent / f".{out.name}.old-{token}")
-        else:
-            folder.rename(out)
+        replace_output(out, folder, force=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_output(out: Path, new: Path, *, force: bool) -> None:
+    """Rename a complete folder to ``out``; with ``force``, in place of what is there."""
+    _check_free(out, force=force)
+    if os.path.lexists(out):
+        _replace(out, new, out.parent / f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+    else:
+        new.rename(out)
 
 
 def _check_free(out: Path, *, force: bool) -> None:

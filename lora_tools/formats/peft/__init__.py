@@ -24,7 +24,15 @@ from lora_tools.formats.peft.config import (
     base_model,
     write_config,
 )
-from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX, Found, collect, path_of
+from lora_tools.formats.peft.keys import (
+    LORA_KEY,
+    PREFIX,
+    SUFFIX,
+    Found,
+    base_name,
+    collect,
+    path_of,
+)
 from lora_tools.formats.peft.modules import module_of, parameters
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.header import Spec
@@ -76,7 +84,7 @@ class Peft:
                 problems.append(str(error))
         counts = Counter(module.name for module in modules)
         problems += [f"{name} has two pairs of factors" for name in counts if counts[name] > 1]
-        extras = [Extra(key, specs[key], _kind(key, peft)) for key in rest]
+        extras = [_extra(key, specs[key], peft) for key in rest]
         problems += [f"{extra.key} is not understood" for extra in extras if "lora_" in extra.key]
         if problems:
             more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
@@ -137,6 +145,13 @@ def _alpha(module: Module, *, rslora: bool) -> float:
     if module.alpha is not None and module.rslora == rslora:
         return module.alpha
     return alpha_for(module.scale, module.r, rslora=rslora)
+
+
+def _extra(key: str, spec: Spec, peft: PeftConfig) -> Extra:
+    name = base_name(key)
+    kind = _kind(key, peft)
+    rows = peft.tokens(name.removesuffix(".weight")) if kind == "trainable tokens" else None
+    return Extra(key, spec, kind, name, rows)
 
 
 def _kind(key: str, peft: PeftConfig) -> str:
