@@ -32,7 +32,9 @@ class Threads:
 
 def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:
     # The jobs are many and small: a core each beats all cores on one. Torch counts threads per
-    # thread, and may be imported by the first job that needs it.
-    if torch := sys.modules.get("torch"):
+    # thread, and may be imported by the first job that needs it; another job's import is awaited.
+    if "torch" in sys.modules:
+        import torch
+
         torch.set_num_threads(1)
     return task(job)

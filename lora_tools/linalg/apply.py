@@ -108,12 +108,11 @@ class Host:
         np.not_equal(delta, 0, out=moved)
         update = float(delta @ delta)
         wide += delta
-        out = self.finish(wide)
+        out = self.finish(wide)  # leaves in delta what it has rounded to
         if before is None:
             unit = f"u{WIDTH[self._target]}"
             np.equal(raw.view(unit), out.view(unit), out=same)
-        widen(out, self._target, delta)
-        if before is not None:
+        else:
             np.equal(delta, before, out=same)
         same &= moved
         wide -= delta
@@ -123,7 +122,7 @@ class Host:
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""
         out = self._out[: wide.size * WIDTH[self._target]]
-        rounded(wide, self._target, out)
+        rounded(wide, self._target, out, self._delta[: wide.size])
         return out
 
 

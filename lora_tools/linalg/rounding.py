@@ -37,28 +37,53 @@ def widen(raw: np.ndarray, code: str, out: Float[np.ndarray, "n"]) -> None:
     """Fill ``out`` with the numbers that the bytes ``raw`` hold; exact."""
     if code in NUMPY:
         np.copyto(out, raw.view(NUMPY[code]))
-        return
-    import torch  # the types that numpy lacks
-
-    names = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-    torch.from_numpy(out).copy_(torch.from_numpy(raw).view(getattr(torch, names[code])))
-
-
-def rounded(wide: Float[np.ndarray, "n"], code: str, out: np.ndarray) -> None:
-    """Fill the bytes ``out`` with ``wide``, rounded once: to nearest, ties to even."""
-    if code == "F64" or (code == "F32" and wide.dtype == np.float64):
-        with np.errstate(over="ignore"):  # whoever adds checks for Inf
-            np.copyto(out.view(NUMPY[code]), wide, casting="same_kind")
-        return
-    single = odd(wide) if wide.dtype == np.float64 else wide
-    if code == "F32":
-        np.copyto(out.view(np.float32), single)
-    elif code == "F16":
-        np.copyto(out.view(np.float16), narrow(single))
+    elif code == "BF16":
+        single = out if out.dtype == np.float32 else np.empty(out.size, np.float32)
+        np.left_shift(raw.view(np.uint16), 16, out=single.view(np.uint32), dtype=np.uint32)
+        if single is not out:
+            np.copyto(out, single)
     else:
-        import torch  # numpy has no bfloat16
+        import torch  # float8
 
-        torch.from_numpy(out).view(torch.bfloat16).copy_(torch.from_numpy(single))
+        names = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+        torch.from_numpy(out).copy_(torch.from_numpy(raw).view(getattr(torch, names[code])))
+
+
+def rounded(
+    wide: Float[np.ndarray, "n"], code: str, out: np.ndarray, back: Float[np.ndarray, "n"]
+) -> None:
+    """Fill the bytes ``out`` with ``wide``, rounded once: to nearest, ties to even.
+
+    ``back`` gets the numbers that those bytes hold. It has the type of ``wide``.
+    """
+    single = odd(wide) if wide.dtype == np.float64 and code in ("F16", "BF16") else wide
+    if code == "BF16":
+        bits = back.view(np.uint32) if back.dtype == np.float32 else np.empty(out.size // 2, "u4")
+        _round_bits(single.view(np.uint32), bits)
+        np.right_shift(bits, 16, out=out.view(np.uint16), casting="unsafe")
+        if back.dtype != np.float32:
+            np.copyto(back, bits.view(np.float32))
+        return
+    stored = out.view(NUMPY[code])
+    with np.errstate(over="ignore"):  # whoever adds checks for Inf
+        np.copyto(stored, narrow(single) if code == "F16" else single, casting="same_kind")
+    np.copyto(back, stored)
+
+
+def _round_bits(bits: np.ndarray, out: np.ndarray) -> None:
+    """Round the bits of float32 at the 16th, which is where bfloat16 ends.
+
+    Integer arithmetic in numpy: importing torch for it would take longer than the rounding of ten
+    gigabytes.
+    """
+    np.right_shift(bits, 16, out=out)
+    out &= 1
+    out += 0x7FFF
+    out += bits
+    out &= 0xFFFF0000
+    if np.isnan(bits.view(np.float32).max(initial=0)):  # the carry may turn NaN into zero
+        nan = np.isnan(bits.view(np.float32))
+        out[nan] = bits[nan] & 0xFFFF0000 | 0x400000
 
 
 def odd(wide: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Adder, Device, Host, Tally
 from lora_tools.linalg.rounding import WIDTH, accumulator, rounded
@@ -101,7 +103,7 @@ def _sum(job: Job, target: int) -> Tally:
             total += tally
         put(target, out.data, job.start + strip.first * width)
     for row, values in tokens(entry, job.rows):
-        out = out[: len(values) * WIDTH[code]].copy()
-        rounded(values, code, out)
+        out = np.empty(width, np.uint8)
+        rounded(values, code, out, np.empty_like(values))
         put(target, out.data, job.start + row * width)
     return total
