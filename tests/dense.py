@@ -35,12 +35,10 @@ def merged(folder: Path, state: dict[str, Tensor], weight: float = 1.0) -> dict[
         total = result[name] + update
         magnitude = tensors.get(f"{stem}.lora_magnitude_vector")
         if magnitude is not None:
-            turned = total.T if config.get("fan_in_fan_out") or "embedding" in stem else total
-            rows = turned.flatten(1)
+            flip = config.get("fan_in_fan_out") or "embedding" in stem
+            rows = (total.T if flip else total).flatten(1)
             rows = rows * (magnitude.double().flatten() / rows.norm(dim=1))[:, None]
-            turned = rows.reshape(turned.shape)
-            total = turned.T if turned.shape != total.shape or turned is not total else turned
-            total = total.reshape(result[name].shape)
+            total = rows.T if flip else rows.reshape(total.shape)
         result[name] = total
         bias = tensors.get(f"{stem}.lora_B.bias")
         if bias is not None:

@@ -144,6 +144,8 @@ def _stacked(module: Module, key: str, specs: Specs, config: Mapping[str, Any]) 
     if key not in specs:
         return None
     shape, count = specs[key].shape, module.stack
+    if count == 1 and shape == (module.out, module.inp):  # a parameter that is one matrix
+        return _whole(module, key, transposed=False)
     if shape not in ((count, module.out, module.inp), (count, module.inp, module.out)):
         return Site((), key)
     if module.out != module.inp:

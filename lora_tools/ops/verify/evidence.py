@@ -49,6 +49,8 @@ class Evidence(NamedTuple):
     """``||M - W||_F ** 2``."""
     floor: float = 0.0
     """The sum of squared steps: 12 times what rounding alone leaves."""
+    broken: int = 0
+    """Elements that are NaN or Inf."""
 
     def __add__(self, other: object) -> "Evidence":
         """Return the evidence of both."""
@@ -162,7 +164,8 @@ def _weigh(
     scratch += base
     rounded(scratch, code, np.empty(base.size * WIDTH[code], np.uint8), early)
     change = merged - base
-    change[~np.isfinite(change)] = 0
+    broken = ~np.isfinite(change)
+    change[broken] = 0
     return Evidence(
         right.size,
         same,
@@ -175,6 +178,7 @@ def _weigh(
         float(delta @ delta),
         float(change @ change),
         float(step @ step),
+        int(np.count_nonzero(broken)),
     )
 
 

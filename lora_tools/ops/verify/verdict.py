@@ -77,7 +77,8 @@ def _strength(entry: Entry, e: Evidence) -> Verdict | None:
     """
     off = e.elements - e.equal - e.close - e.near
     few = off < FEW * e.elements  # too few for a strength: somebody changed single numbers
-    if few or not e.update or not e.floor or any(patch.dora for patch in entry.patches):
+    dora = any(patch.dora for patch in entry.patches)
+    if few or dora or e.broken or not e.update or not e.floor:
         return None
     factor = e.dot / e.update
     rest = max(e.change - factor * e.dot, 0.0)
