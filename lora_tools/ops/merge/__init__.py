@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -87,7 +88,7 @@ class Merge:
             report.resumed = len(journal.done)
             self._write(journal, engine or Serial(), finished)
             for shard in self.files.shards:
-                report.rows += [Row(**line) for line in journal.done[shard.name]]
+                report.rows += [_row(line) for line in journal.done[shard.name]]
             report.seconds = time.monotonic() - began
             complete(self.recipe, self.files, report, journal.folder)
         return report
@@ -127,6 +128,10 @@ def merge(recipe: Recipe, *, most: int | None = None, device: str = "cpu") -> Me
 def _close(journal: Journal, shard: Shard, tallies: dict[str, Tally]) -> None:
     rows = [row(entry, tallies[entry.key]) for entry in shard.entries if _counts(entry)]
     journal.finish(shard.name, [asdict(each) for each in rows])
+
+
+def _row(line: dict[str, Any]) -> Row:
+    return Row(**line | {"shape": tuple(line["shape"])})  # JSON has no tuples
 
 
 def _counts(entry: Entry) -> bool:

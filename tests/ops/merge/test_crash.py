@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,10 @@ def test_ten_kills_at_random_moments_and_the_same_bytes(inputs, tmp_path):
 def test_a_failure_keeps_the_finished_shards_and_the_next_call_uses_them(
     inputs, tmp_path, monkeypatch
 ):
-    from lora_tools.ops.merge import jobs
+    jobs = import_module("lora_tools.ops.merge.jobs")
 
     def put(descriptor: int, data: memoryview, position: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(
+        if str(Path(f"/proc/self/fd/{descriptor}").readlink()).endswith(
             "00004-of-00006.safetensors.unfinished"
         ):
             raise OSError(28, "No space left on device")
@@ -113,8 +114,7 @@ def test_a_failure_keeps_the_finished_shards_and_the_next_call_uses_them(
 
 
 def test_another_merge_does_not_take_over_unfinished_shards(inputs, tmp_path, monkeypatch):
-    from lora_tools.ops.merge import jobs
-
+    jobs = import_module("lora_tools.ops.merge.jobs")
     real, count = jobs.put, [0]
 
     def put(descriptor: int, data: memoryview, position: int) -> None:

@@ -17,6 +17,7 @@ from lora_tools.model import open_model
 from lora_tools.ops.merge import Merged, Options, Strong, merge, plan
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+ALIKE = ("minilm-bin", "minilm-rslora", "minilm-patterns")  # minilm-plain in other clothes
 KINDS = [name for name in MADE if name != "minilm-fp16-r32"]  # of a kind with minilm-plain
 
 
@@ -36,8 +37,14 @@ def wrong(got: dict, wanted: dict, dtype: torch.dtype) -> float:
     return bad / total
 
 
-@pytest.mark.parametrize("code", DTYPES)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        pytest.param(name, code, marks=[pytest.mark.slow] if name in ALIKE else [])
+        for name in KINDS
+        for code in DTYPES
+    ],
+)
 def test_every_element_is_the_rounded_sum(name, code, tmp_path):
     folder, state = FIXTURES / name, dense.state_of(BASES[name]())
     base = dense.save_base(tmp_path / "base", state, DTYPES[code])
@@ -70,7 +77,7 @@ def _check_fidelity(report, got, before, wanted):
 
 
 @pytest.mark.parametrize("name", REAL_PEFT)
-@pytest.mark.parametrize("code", ["BF16", "F16"])
+@pytest.mark.parametrize("code", ["BF16", pytest.param("F16", marks=pytest.mark.slow)])
 def test_real_adapters_on_random_bases_of_their_shapes(name, code, tmp_path):
     folder = real(name)
     tensors, config = reference.load(folder)
