@@ -35,6 +35,7 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench_shrink.py
+	$(BIN)/python benchmarks/bench_merge.py
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/generate.py

@@ -81,10 +81,18 @@ def _prefix(adapter: Adapter, specs: Specs) -> Prefix:
     if all(any(name in specs for name in each) for each in wanted):
         return Prefix()
     prefixes = align([name for each in wanted for name in each], specs.keys())
+    # An end that fits anything (".weight") aligns single names: that is no place for an adapter.
+    prefixes = tuple(
+        p for p in prefixes if sum(_among(each, p, specs) for each in wanted) * 2 >= len(wanted)
+    )
     if len(prefixes) > 1:
         places = some(prefix.add or "the top" for prefix in prefixes)
         raise FormatError(f"{adapter.path}: fits the base in several places: {places}")
     return prefixes[0] if prefixes else Prefix()
+
+
+def _among(names: Iterable[str], prefix: Prefix, specs: Specs) -> bool:
+    return any(prefix(name) in specs for name in names)
 
 
 def _model_type(config: Mapping[str, Any]) -> dict[str, Any]:
