@@ -92,7 +92,10 @@ def _prefix(adapter: Adapter, specs: Specs) -> Prefix:
 
 
 def _among(names: Iterable[str], prefix: Prefix, specs: Specs) -> bool:
-    return any(prefix(name) in specs for name in names)
+    return any(
+        prefix(name) in specs and (not prefix.drop or "." in name.removeprefix(prefix.drop))
+        for name in names
+    )
 
 
 def _model_type(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def sources(base: Model) -> tuple[dict[str, Source], frozenset[str]]:
         if not isinstance(place, Place):
             raise UnsupportedError(f"{base.path}: a pickle of quantised weights")
         rows = spec.shape[0] if spec.shape else 1
-        many = place.slot.spec.numel not in (1, rows)
+        numel = place.slot.spec.numel
+        many = numel > 1 and (scale.endswith("_inv") if pair else numel != rows)
         if many and pair is None:
             raise UnsupportedError(
                 f"{base.path}: {scale} of shape {list(place.slot.spec.shape)} for {key} of shape"
