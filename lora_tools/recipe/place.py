@@ -76,7 +76,7 @@ def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
 
 def _prefix(adapter: Adapter, specs: Specs) -> Prefix:
     manifest = adapter.manifest
-    wanted = [[f"{m.name}.weight", *names(m)] for m in manifest.modules]
+    wanted = [[*names(module)] for module in manifest.modules]
     wanted += [[extra.name or extra.key] for extra in manifest.extras]
     if all(any(name in specs for name in each) for each in wanted):
         return Prefix()

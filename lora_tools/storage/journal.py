@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_tools.errors import OutputError
 from lora_tools.storage.transfer import sync
-from lora_tools.storage.writer import replace_output
+from lora_tools.storage.writer import check_free, replace_output
 
 LOG = ".journal"
 
@@ -68,6 +68,7 @@ def journaled(out: Path, purpose: str, *, force: bool = False) -> Iterator[Journ
             if not journal.done:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        check_free(out, force=force)
         (folder / LOG).unlink()
         replace_output(out, folder, force=force)
         sync(out.parent)

@@ -33,7 +33,7 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
         (folder / files.index_name).write_text(files.index, encoding="utf-8")
     left_out = _copy_sides(recipe, folder)
     report.left_out = {**report.left_out, **left_out}
-    if recipe.config:
+    if recipe.base.config or recipe.config:
         _write_config(recipe, folder)
     base = recipe.base.path
     card = base / README if base.is_dir() else base.parent / README

@@ -11,6 +11,7 @@ import reference
 import torch
 from bases import BASES
 from conftest import FIXTURES, MADE, REAL_PEFT, real
+from safetensors.torch import save_file
 
 from lora_tools import Threads, read
 from lora_tools.model import open_model
@@ -211,3 +212,25 @@ def test_a_lossy_merge_is_warned_of(tmp_path):
     assert "--dtype float32" in loud.warning
     assert loud.swallowed > 0.5
     assert run(base, [Strong(read(folder), 5.0)], tmp_path / "large").warning is None
+
+
+def test_an_extracted_adapter_brings_its_fine_tune_back(tmp_path):
+    """merge(svd(W1 - W0)) is W1 within the error that the truncation is known to have."""
+    before = {f"l.{i}.q_proj.weight": torch.randn(64, 48) for i in range(3)}
+    tuned = {key: w + 0.1 * torch.randn(64, 6) @ torch.randn(6, 48) for key, w in before.items()}
+    tuned = {key: w + 0.001 * torch.randn_like(w) for key, w in tuned.items()}
+    factors, lost = {}, {}
+    for key, weight in before.items():
+        u, s, vt = torch.linalg.svd((tuned[key] - weight).double(), full_matrices=False)
+        stem = "base_model.model." + key.removesuffix(".weight")
+        factors[f"{stem}.lora_B.weight"] = (u[:, :6] * s[:6]).float().contiguous()
+        factors[f"{stem}.lora_A.weight"] = vt[:6].float().contiguous()
+        lost[key] = float(s[6:].norm())
+    (tmp_path / "adapter").mkdir()
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 6, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    base = dense.save_base(tmp_path / "base", before, torch.float32)
+    run(base, [tmp_path / "adapter"], tmp_path / "out")
+    for key, weight in dense.load_model(tmp_path / "out").items():
+        assert float((weight - tuned[key]).double().norm()) == pytest.approx(lost[key], rel=1e-3)
