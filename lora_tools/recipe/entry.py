@@ -95,7 +95,7 @@ class Entry:
         if self.patches or self.tokens:
             return "merged"
         if self.source.adapter:
-            return "replaced" if self.plain else "merged"
+            return "replaced"
         return "copied" if self.plain else "cast"
 
     @property

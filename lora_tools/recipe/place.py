@@ -9,7 +9,7 @@ from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Extra, Module
 from lora_tools.names import Prefix, align
 from lora_tools.recipe.entry import Patch, Tokens
-from lora_tools.recipe.grouped import check_groups
+from lora_tools.recipe.grouped import reads_others
 from lora_tools.recipe.pieces import Site, Specs, find, names
 from lora_tools.recipe.tied import EMBEDDINGS, HEADS, is_one_of
 
@@ -56,7 +56,12 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
         if site is None or site.misfit:
             placed.homeless[module.name] = _why(module, site, grown)
             continue
-        check_groups(adapter, module)
+        if reads_others(adapter, module):
+            placed.homeless[module.name] = (
+                "a convolution with groups, each of which reads all channels: its weight has no"
+                " place for those of other groups"
+            )
+            continue
         _place_module(strong, module, site, prefix, grown, placed)
     return placed
 

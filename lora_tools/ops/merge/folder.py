@@ -57,10 +57,11 @@ def purpose(recipe: Recipe, files: Shards) -> str:
         "inputs": [[str(p.resolve()), s.st_size, s.st_mtime_ns] for p, s in stats],
         "weights": [[str(each.adapter.path.resolve()), each.weight] for each in recipe.adapters],
         "modules": [
-            [entry.key, sorted(entry.modules.items()), sorted(recipe.left_out)]
+            [entry.key, sorted(entry.modules.items())]
             for entry in recipe.entries.values()
             if not entry.plain
         ],
+        "left_out": sorted(recipe.left_out),
         "shards": [[shard.name, shard.layout.header.hex()] for shard in files.shards],
     }
     return hashlib.blake2b(json.dumps(document).encode(), digest_size=16).hexdigest()
