@@ -36,6 +36,8 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench_shrink.py
 	$(BIN)/python benchmarks/bench_merge.py
+	$(BIN)/python benchmarks/bench_inspect.py
+	$(BIN)/python benchmarks/bench_diff.py
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/generate.py

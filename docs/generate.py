@@ -1,4 +1,7 @@
-"""Write docs/cli.md from the commands themselves; with ``--check``, only say whether it is old."""
+"""Write docs/cli.md from the commands, and docs/engines.md from the tables of their rules.
+
+With ``--check``, only say whether they are old.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -7,13 +10,37 @@ from pathlib import Path
 import click
 
 from lora_tools.cli import cli
+from lora_tools.consumers import CONSUMERS, to_markdown
 
 PAGE = Path(__file__).parent / "cli.md"
+ENGINES = Path(__file__).parent / "engines.md"
 WIDTH = 88
 HEAD = """\
 # Command line
 
 Written by `python docs/generate.py` from the commands themselves.
+"""
+ENGINES_HEAD = """\
+# Engines
+
+Written by `python docs/generate.py` from the tables in `lora_tools/consumers`.
+
+What an engine makes of an adapter is one of four verdicts: it **loads**; it **loads at the wrong
+strength**, when some of its updates are multiplied by another factor than the one they were trained
+with, or are left out; it **loads and does nothing**; or it is **refused**. It is the worst of the
+rules below that the adapter breaks. A rule that only older versions have (*before*) makes a remark,
+and so does what depends on the base model; remarks do not change the verdict. `NAME@VERSION` asks
+for an older version.
+
+Verdicts come from the names, shapes and alphas of the tensors, from the configuration and from the
+names of the files beside them. Whether the base model has modules of these names and shapes is not
+among them. The rules were read in the engines' own code, of the version that is named; the tests
+hold those of peft and diffusers against the real packages.
+
+Where `shrink` mends it, the command is `lora-tools shrink SRC OUT --rank R`, with R the largest
+rank that the adapter has: its error is that of rounding. `--for vllm` is added where one rank for
+all modules is needed. For vLLM's `max-rank` R is the rank that the server takes, and the error is
+that of the truncation.
 """
 
 
@@ -37,13 +64,19 @@ def page() -> str:
     return "\n".join([HEAD, *sections])
 
 
+def engines() -> str:
+    """Return the page that fits the engines' rules as they are."""
+    return "\n".join([ENGINES_HEAD, to_markdown(CONSUMERS)])
+
+
 def main() -> int:
-    """Write or check the page and return the exit status."""
-    if "--check" not in sys.argv:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
-        print("docs/cli.md is stale: run `python docs/generate.py`", file=sys.stderr)
-        return 1
+    """Write or check the pages and return the exit status."""
+    for path, text in ((PAGE, page()), (ENGINES, engines())):
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            print(f"docs/{path.name} is stale: run `python docs/generate.py`", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from lora_tools.errors import LoraToolsError
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
-    from lora_tools.ops.inspect import inspect
+    from lora_tools.model import Model, open_model
+    from lora_tools.ops.diff import diff
+    from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
+    from lora_tools.remote import locate
     from lora_tools.report import Report
     from lora_tools.storage.writer import staged
     from lora_tools.update import Biased, DoRA, LowRank, Update
@@ -26,8 +29,11 @@ _HOMES = {
     "errors": ("LoraToolsError",),
     "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
     "linalg.svd": ("SVD", "svd"),
-    "ops.inspect": ("inspect",),
+    "model": ("Model", "open_model"),
+    "ops.diff": ("diff",),
+    "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
+    "remote": ("locate",),
     "report": ("Report",),
     "storage.writer": ("staged",),
     "update": ("Biased", "DoRA", "LowRank", "Update"),
@@ -48,13 +54,18 @@ __all__ = [
     "MaxBytes",
     "MaxError",
     "MaxParams",
+    "Model",
     "Options",
     "RankPolicy",
     "Report",
     "Serial",
     "Threads",
     "Update",
+    "diff",
     "inspect",
+    "locate",
+    "look",
+    "open_model",
     "read",
     "shrink",
     "staged",

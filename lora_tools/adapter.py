@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, some
 from lora_tools.formats.base import Format, Manifest, Module
 from lora_tools.formats.peft import Peft
-from lora_tools.storage.checkpoint import PICKLES, Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import INDEX, PICKLES, Checkpoint, open_checkpoint
 from lora_tools.storage.layout import layout
 from lora_tools.storage.writer import TensorWriter
 
@@ -76,8 +76,8 @@ class Adapter(Mapping[str, "Update"]):
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensor file on disk."""
-        return self.tensors.path.stat().st_size
+        """Size of its tensors' files on disk."""
+        return self.tensors.nbytes
 
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
@@ -101,14 +101,17 @@ class Adapter(Mapping[str, "Update"]):
         return SideFiles(tuple(carried), left_out)
 
 
-def read(path: str | Path) -> Adapter:
+def read(path: str | Path, *, strict: bool = True) -> Adapter:
     """Read an adapter's header and configuration; no tensor is read before it is used.
 
-    ``path`` is a folder or a file. Raises `CheckpointError` if the file is missing or damaged,
-    `FormatError` if the adapter contradicts itself or is in no known format, and
-    `UnsupportedError` if it is not a sum of matrices.
+    ``path`` is a folder or a file. An adapter whose tensors contradict its configuration is read
+    only if not ``strict``, to be looked at: its manifest lists the problems.
+
+    Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the adapter
+    contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum of
+    matrices.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     file = _tensor_file(path)
     tensors = open_checkpoint(file)
     config = _config(file.parent)
@@ -118,6 +121,8 @@ def read(path: str | Path) -> Adapter:
                 manifest = format.read(tensors.specs, config, tensors.metadata)
             except LoraToolsError as error:
                 raise _located(error, path) from error
+            if strict and manifest.problems:
+                raise _contradiction(path, manifest.problems)
             return Adapter(path, format, manifest, tensors)
     raise FormatError(
         f"{path}: in no known adapter format; its tensors are named {some(tensors.specs)}"
@@ -157,7 +162,7 @@ def _tensor_file(path: Path) -> Path:
         for name in format.files:
             if (path / name).is_file():
                 return path / name
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
     if found:
@@ -182,6 +187,14 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
                 raise FormatError(f"{file}: not a JSON object")
             return config
     return None
+
+
+def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    lines = "\n  ".join([*problems[:5], *more])
+    return FormatError(f"{path}: configuration and tensors do not fit together:\n  {lines}").hint(
+        f"`lora-tools inspect {path}` shows all that is in it."
+    )
 
 
 def _located(error: LoraToolsError, path: Path) -> LoraToolsError:

@@ -1,6 +1,13 @@
-"""Our section of an adapter's README: kept between markers, so that the rest stays its author's."""
+"""Our part of an adapter's README: a section between markers, and fields of its front matter.
+
+The rest stays its author's, to the letter.
+"""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from lora_tools.errors import FormatError
 
 BEGIN = "<!-- lora-tools: begin -->"
 END = "<!-- lora-tools: end -->"
@@ -23,3 +30,61 @@ def with_section(text: str, section: str) -> str:
     if found := SECTION.search(text):
         return f"{text[: found.start()]}{ours}{text[found.end() :]}"
     return f"{text.rstrip()}\n\n{ours}"
+
+
+FRONT = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
+KEY = re.compile(r"^(?=[^\s-])", re.MULTILINE)
+"""Where a field of the outermost level begins, or a comment."""
+
+
+def metadata(text: str) -> dict[str, Any]:
+    """Return the front matter of a README; `FormatError` if it is no YAML mapping."""
+    import yaml  # only publishing needs it
+
+    found = FRONT.match(text)
+    try:
+        fields = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError as error:
+        raise FormatError(f"README.md: the front matter is not valid YAML ({error})") from error
+    if not isinstance(fields or {}, dict):
+        raise FormatError("README.md: the front matter is not a list of fields")
+    return fields or {}
+
+
+def with_metadata(text: str, fields: Mapping[str, Any]) -> str:
+    r"""Return ``text`` with these fields in its front matter, the lines of the others untouched.
+
+    >>> print(with_metadata("---\nlicense: mit  # mine\n---\n# Cat", {"tags": ["lora"]}))
+    ---
+    license: mit  # mine
+    tags:
+    - lora
+    ---
+    # Cat
+    """
+    import yaml
+
+    old = metadata(text)
+    found = FRONT.match(text)
+    front, rest = (found[1], text[found.end() :]) if found else ("", text)
+    blocks = [block for block in KEY.split(front) if block]
+    for name, value in fields.items():
+        if name in old and old[name] == value:
+            continue
+        new = yaml.safe_dump({name: value}, allow_unicode=True, sort_keys=False)
+        mine = [i for i, block in enumerate(blocks) if re.match(rf"[\"']?{name}[\"']?\s*:", block)]
+        if mine:
+            blocks[mine[0]] = new
+        else:
+            blocks.append(new)
+    if not blocks:
+        return text
+    lines = "".join(block if block.endswith("\n") else f"{block}\n" for block in blocks)
+    wanted = {**old, **fields}
+    try:
+        sound = yaml.safe_load(lines) == wanted
+    except yaml.YAMLError:
+        sound = False
+    if not sound:  # spelled in a way that lines do not tell apart
+        lines = yaml.safe_dump(wanted, allow_unicode=True, sort_keys=False)
+    return f"---\n{lines}---\n{rest}"

@@ -10,7 +10,10 @@
     ├── PolicyError       (ValueError)           a request that cannot mean anything
     ├── BoundError        (ValueError)           a bound that no result can keep
     ├── OutputError       (FileExistsError)      an output path that must not be written
-    └── DeviceError       (RuntimeError)         a device that is not there
+    ├── DeviceError       (RuntimeError)         a device that is not there
+    ├── PackageError      (ImportError)          an optional package that is not installed
+    ├── HubError          (OSError)              the Hub cannot be asked, or refuses
+    └── RefusedError      (PermissionError)      what must not be published
 
 Messages read *file: what is wrong*, with names and shapes; what to do about it is a note.
 """
@@ -58,6 +61,18 @@ class OutputError(LoraToolsError, FileExistsError):
 
 class DeviceError(LoraToolsError, RuntimeError):
     """A device was asked for that this machine does not have."""
+
+
+class PackageError(LoraToolsError, ImportError):
+    """A request needs a package that comes with an extra of lora-tools."""
+
+
+class HubError(LoraToolsError, OSError):
+    """The Hub cannot be reached, lacks what is asked for, or may not give or take it."""
+
+
+class RefusedError(LoraToolsError, PermissionError):
+    """Files hold what their owner would not want to publish."""
 
 
 def some(items: Iterable[object], most: int = 5) -> str:

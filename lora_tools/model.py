@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,32 @@ class Model:
         configs = (self.config, text if isinstance(text, Mapping) else {})
         return any(bool(config.get("tie_word_embeddings")) for config in configs)
 
+    @property
+    def params(self) -> int:
+        """Elements of all its tensors."""
+        return sum(spec.numel for spec in self.tensors.specs.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(spec.nbytes for spec in self.tensors.specs.values())
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path looks like a model, rather than an adapter: by its files' names alone."""
+    if not path.is_dir():
+        return path.name.endswith(INDEX)
+    if (path / ADAPTER).is_file():
+        return False
+    return (path / CONFIG).is_file() or any(path.glob(f"*{INDEX}"))
+
 
 def open_model(path: str | Path) -> Model:
     """Open a model's headers and configuration: a folder, an index of shards, or one file.
 
     Raises `CheckpointError` if the weights are missing, damaged, or more than one checkpoint.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     tensors = open_checkpoint(path)
     return Model(path, tensors, _config(tensors.path.parent / CONFIG))
 

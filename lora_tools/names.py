@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+"""A number that is a word of its own, as in layers.11, blocks_0_attn and unet:3:up."""
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -37,20 +38,24 @@ def collapse(names: Sequence[str]) -> str:
     numbers = [NUMBER.findall(name) for name in names]
     text = template(names[0])
     for column in zip(*numbers, strict=True):
+        width = len(column[0]) if column[0].startswith("0") else 0  # 007 stays 007
         values = sorted({int(value) for value in column})
-        shown = str(values[0]) if len(values) == 1 else f"[{_ranges(values)}]"
+        shown = f"{values[0]:0{width}}" if len(values) == 1 else f"[{_ranges(values, width)}]"
         text = text.replace("[]", shown, 1)
     return text
 
 
-def _ranges(values: Iterable[int]) -> str:
+def _ranges(values: Iterable[int], width: int) -> str:
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
             runs[-1].append(value)
         else:
             runs.append([value])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+    return ",".join(
+        f"{run[0]:0{width}}" if len(run) == 1 else f"{run[0]:0{width}}..{run[-1]:0{width}}"
+        for run in runs
+    )
 
 
 class Prefix(NamedTuple):
@@ -86,9 +91,12 @@ def align(names: Sequence[str], others: Collection[str]) -> tuple[Prefix, ...]:
 
 
 def _prefixes(name: str, others: Collection[str]) -> Iterator[Prefix]:
-    """Yield the prefixes under which the longest possible end of a name is among others."""
+    """Yield the prefixes under which the longest possible end of a name is among others.
+
+    The last word alone, which is ``weight`` of most names, says nothing.
+    """
     starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
-    for start in starts:
+    for start in starts[:-1] or starts:
         end = name[start:]
         adds = [
             other.removesuffix(end)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ REAL = Path(os.environ.get("LORA_TOOLS_REAL", ROOT.parent / "shared" / "real"))
 # Tests import each other's judges (`reference`, `judges`) and the fixtures' base models.
 sys.path[:0] = [str(ROOT / "tests"), str(FIXTURES)]
 
+from hub_person import Person  # noqa: E402 - found since the line above
+from hub_server import HubServer  # noqa: E402
+
 # Every call of the mathematics is checked against the shapes in its signature.
 install_import_hook(["lora_tools.linalg", "lora_tools.update"], "checker.checked")
 
@@ -25,6 +29,22 @@ REAL_PEFT = ("peft-gptneo125m-movies", "peft-opencalm1b-r1-fusedqkv")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on loopback, with the base model that `make_adapter` names."""
+    server = HubServer(tmp_path / "hub")
+    server.publish("org/tiny-base", {"README.md": b"---\nlicense: apache-2.0\n---\n# Base\n"})
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def alice(hub: HubServer, tmp_path: Path) -> Person:
+    """Somebody with a token, an empty folder and an empty cache."""
+    (tmp_path / "alice").mkdir()
+    return Person(hub, tmp_path / "alice")
 
 
 @pytest.fixture(params=MADE)

@@ -320,3 +320,27 @@ def test_the_source_is_never_touched(furnished, tmp_path):
     before = state()
     copy(furnished, tmp_path / "out")
     assert state() == before
+
+
+def test_many_contradictions_are_cut_and_counted(tmp_path):
+    path = make(tmp_path / "adapter", CONFIG | {"r": 3})
+    factors = {
+        f"base_model.model.h.{i}.q.lora_{part}.weight": torch.randn(2, 2)
+        for i in range(9)
+        for part in "AB"
+    }
+    save_file(factors, path / "adapter_model.safetensors")
+    with pytest.raises(FormatError) as caught:
+        read(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1] == "  and 4 more"
+    assert "lora-tools inspect" in caught.value.__notes__[0]
+
+
+def test_an_adapter_that_contradicts_itself_can_be_looked_at(tmp_path):
+    path = make(tmp_path / "adapter", CONFIG | {"target_modules": ["q"]})
+    adapter = read(path, strict=False)
+    assert list(adapter) == ["h.0.q", "h.1.q"]
+    assert len(adapter.manifest.problems) == 2
+    assert adapter.manifest.specs.keys() == adapter.tensors.keys()

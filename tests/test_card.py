@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_tools.card import BEGIN, END, with_section
+from lora_tools.card import BEGIN, END, metadata, with_metadata, with_section
+from lora_tools.errors import FormatError
 
 OURS = f"{BEGIN}\nnew\n{END}\n"
 
@@ -49,3 +50,47 @@ def test_there_is_one_section_of_ours_and_writing_it_again_changes_nothing_else(
     assert once.replace("old", "new") == again
     mine = [line for line in text.split(BEGIN)[0].splitlines() if line]
     assert [line for line in again.splitlines() if line][: len(mine)] == mine
+
+
+FRONT = "---\nlicense: mit  # mine\ntags:\n- cats\n# about the base\nbase_model: x/y\n---\n# Cat\n"
+
+
+def test_front_matter_is_read():
+    assert metadata(FRONT) == {"license": "mit", "tags": ["cats"], "base_model": "x/y"}
+    assert metadata("# no front matter\n---\na: b\n---\n") == {}
+    assert metadata("---\n---\n# Cat") == {}
+
+
+@pytest.mark.parametrize("front", ["a: [", "just text", "- a\n- b"])
+def test_front_matter_that_is_none_is_refused(front):
+    with pytest.raises(FormatError, match=r"README\.md: the front matter"):
+        metadata(f"---\n{front}\n---\n")
+
+
+def test_fields_are_set_and_the_other_lines_stay():
+    text = with_metadata(FRONT, {"tags": ["cats", "lora"], "library_name": "peft"})
+    assert text == (
+        "---\nlicense: mit  # mine\ntags:\n- cats\n- lora\n# about the base\nbase_model: x/y\n"
+        "library_name: peft\n---\n# Cat\n"
+    )
+    assert metadata(text)["tags"] == ["cats", "lora"]
+
+
+def test_what_is_as_it_should_be_is_left_to_the_letter():
+    assert with_metadata(FRONT, {"license": "mit", "tags": ["cats"]}) == FRONT
+    assert with_metadata("# Cat\n", {}) == "# Cat\n"
+
+
+def test_front_matter_is_made_where_there_is_none():
+    assert with_metadata("# Cat\n", {"license": "mit"}) == "---\nlicense: mit\n---\n# Cat\n"
+
+
+def test_odd_spellings_are_rewritten_rather_than_broken():
+    for front in (
+        "{tags: [cats], license: mit}",
+        "tags:\n- cats\n# and\n- dogs",
+        "? tags\n: [cats]",
+    ):
+        text = with_metadata(f"---\n{front}\n---\n# Cat\n", {"tags": ["lora"]})
+        assert metadata(text)["tags"] == ["lora"]
+        assert text.endswith("---\n# Cat\n")

@@ -2,7 +2,10 @@
 
 import re
 import runpy
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -26,6 +29,8 @@ EXAMPLES = [
     for number, (language, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))
     if language == "python"
 ]
+SESSIONS = ("tutorial.md", "inspect.md")
+"""Pages whose console blocks can be followed from the repository's root, in order."""
 OPTIONS = [
     pytest.param(context.command_path, option, id=f"{context.info_name}{option.opts[-1]}")
     for context in GENERATE["contexts"]()
@@ -49,11 +54,17 @@ def test_the_commands_page_is_up_to_date() -> None:
     assert GENERATE["page"]() == CLI, "run `python docs/generate.py`"
 
 
+def test_the_engines_page_is_up_to_date() -> None:
+    page = (DOCS / "engines.md").read_text(encoding="utf-8")
+    assert GENERATE["engines"]() == page, "run `python docs/generate.py`"
+
+
 def test_check_tells_a_stale_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "cli.md"
     monkeypatch.setitem(GENERATE["main"].__globals__, "PAGE", page)
+    monkeypatch.setitem(GENERATE["main"].__globals__, "ENGINES", tmp_path / "engines.md")
     monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
     assert GENERATE["main"]() == 1
     assert "stale" in capsys.readouterr().err
@@ -97,3 +108,22 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, DOCS / "generate.py"], ids=names)
 def test_pages_name_no_path_of_a_machine(page: Path) -> None:
     assert not MACHINE.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_page_shows_what_its_commands_print(name: str, tmp_path: Path) -> None:
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    text = (DOCS / name).read_text(encoding="utf-8")
+    blocks = [block for language, block in BLOCK.findall(text) if language == "console"]
+    assert blocks
+    for block in blocks:
+        for session in re.findall(r"^\$ lora-tools (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            arguments, shown = session
+            command = [sys.executable, "-m", "lora_tools", *shlex.split(arguments)]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+            assert timeless(done.stdout + done.stderr) == timeless(shown), arguments
+
+
+def timeless(text: str) -> str:
+    """Blank what no two runs have in common."""
+    return re.sub(r"\d+\.\d s\b", "? s", text)

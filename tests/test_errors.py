@@ -19,6 +19,9 @@ STANDARD = {
     "BoundError": ValueError,
     "OutputError": FileExistsError,
     "DeviceError": RuntimeError,
+    "PackageError": ImportError,
+    "HubError": OSError,
+    "RefusedError": PermissionError,
 }
 
 

@@ -40,6 +40,9 @@ def test_patterns(pattern, name, expected):
         ("up_blocks1.x", "up_blocks1.x"),
         ("7", "[]"),
         ("q", "q"),
+        ("lora_unet_down_blocks_0_attn1_to_q", "lora_unet_down_blocks_[]_attn1_to_q"),
+        ("unet:3:up", "unet:[]:up"),
+        ("w_a_003", "w_a_[]"),
     ],
 )
 def test_templates_blank_whole_numbers_only(name, expected):
@@ -55,6 +58,8 @@ def test_templates_blank_whole_numbers_only(name, expected):
         (["layers.0.q", "layers.2.q"], "layers.[0,2].q"),
         (["layers.0.q", "layers.1.q", "layers.2.q", "layers.5.q"], "layers.[0..2,5].q"),
         (["layers.10.q", "layers.9.q", "layers.8.q"], "layers.[8..10].q"),
+        (["w_000", "w_001", "w_011"], "w_[000..001,011]"),
+        (["blocks_9_q", "blocks_10_q"], "blocks_[9..10]_q"),
         (["h.0.e.3.w", "h.1.e.3.w"], "h.[0..1].e.3.w"),
         (["h.0.e.0.w", "h.0.e.1.w", "h.1.e.0.w", "h.1.e.1.w"], "h.[0..1].e.[0..1].w"),
     ],
@@ -103,5 +108,6 @@ def test_names_that_fit_twice_are_not_decided():
 
 def test_strangers_do_not_align():
     assert align(["layers.0.q"], {"layers.0.v", "layers.0.xq"}) == ()
+    assert align(["layers.0.q.weight"], {"norm.weight", "head.weight"}) == ()
     assert align([], {"a"}) == ()
     assert Prefix("model.", "")("layers.0.q") is None

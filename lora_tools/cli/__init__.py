@@ -8,9 +8,10 @@ from typing import NoReturn
 import click
 
 from lora_tools.cli.process import leave, prepare
+from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
-COMMANDS = ("inspect", "merge", "shrink", "verify")
+COMMANDS = ("diff", "inspect", "merge", "push", "shrink", "verify")
 
 
 class LazyGroup(click.Group):
@@ -33,10 +34,15 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """See, shrink and check LoRA adapters, file to file, on the CPU or a GPU.
+    """See, shrink, check and publish LoRA adapters, file to file, on the CPU or a GPU.
+
+    SOURCE may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file], or
+    org/name[@revision] where there is no such path.
 
     Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
-    command line, 3 a bound on rank, size or error that cannot be kept.
+    command line, 3 a bound on rank, size or error that cannot be kept, 4 an engine that would not
+    load an adapter as it is meant. Of diff: 0 same, 1
+    different, 2 an error.
     """
     context.obj = debug
 
@@ -51,6 +57,11 @@ def _run() -> int:
     """Run the command line and return the exit status; the boundary of every error."""
     try:
         result = cli.main(standalone_mode=False)
+    except UnansweredError as trouble:
+        if not isinstance(trouble.cause, LoraToolsError | OSError):
+            traceback.print_exception(trouble.cause)
+            return STATUS
+        return _complain(trouble.cause, STATUS)
     except BoundError as error:
         return _complain(error, 3)
     except PolicyError as error:

@@ -2,13 +2,16 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lora_tools.cli.console import say
 from lora_tools.errors import DeviceError
+from lora_tools.remote import RemotePath, is_remote, locate
 
 if TYPE_CHECKING:
     from lora_tools.engine import Engine
@@ -86,7 +89,30 @@ class Device(click.ParamType[str]):
         return str(value)
 
 
-source_argument = click.argument("source", type=click.Path(path_type=Path))
+class LocalOrHub(click.ParamType[Path]):
+    """A path here, or one on the Hub, whose files are fetched when they are opened."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, context: Any) -> Path:
+        """Return the path; one on the Hub is pinned to its commit, and stderr says to which."""
+        if isinstance(value, Path):
+            return value
+        if not is_remote(value):
+            return Path(value)
+        from lora_tools import hub  # local paths need no huggingface_hub
+
+        quiet = "--quiet" in sys.argv
+        if quiet or not sys.stderr.isatty():
+            hub.hide_progress()
+        path = locate(value)
+        if not quiet and isinstance(path, RemotePath):
+            offline = " (offline: as much of it as the cache has)" if path.snapshot.partial else ""
+            say(f"{value}: {path}{offline}")
+        return path
+
+
+source_argument = click.argument("source", type=LocalOrHub())
 out_argument = click.argument("out", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 

@@ -32,7 +32,7 @@ class Threads:
 
 def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:
     # The jobs are many and small: a core each beats all cores on one. Torch counts threads per
-    # thread, and may be imported by the first job that needs it; another job's import is awaited.
+    # thread, and may be imported by the first job that needs it: this waits until it is.
     if "torch" in sys.modules:
         import torch
 

@@ -153,6 +153,10 @@ class Module:
         return replace(self, rank=rank, parts=parts)
 
 
+MISFIT = "not understood"
+"""The kind of a tensor that should belong to a module and does not."""
+
+
 class Extra(NamedTuple):
     """A tensor that is not part of a low-rank update, and what it is."""
 
@@ -179,6 +183,8 @@ class Manifest:
     base_model: str | None = None
     notes: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
+    problems: tuple[str, ...] = ()
+    """How configuration and tensors contradict each other; only `inspect` goes on from here."""
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -206,7 +212,10 @@ class Format(Protocol):
         config: Mapping[str, Any] | None,
         metadata: Mapping[str, str],
     ) -> Manifest:
-        """Describe the adapter; raise `FormatError` or `UnsupportedError`."""
+        """Describe the adapter, its contradictions among the problems.
+
+        Raises `FormatError` or `UnsupportedError` where there is nothing to describe.
+        """
         ...
 
     def write(self, manifest: Manifest) -> Manifest:

@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.dtypes import numpy_dtype, torch_dtype
+from lora_tools.storage.guests import Guests, reading
 from lora_tools.storage.header import Slot, Spec, read_header
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".safetensors.index.json"
+READERS = 8
+"""Headers that are read at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,20 @@ class Checkpoint(Mapping[str, "Tensor"]):
         places: Mapping[str, "Place | Tensor"],
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
+        guests: Guests | None = None,
     ) -> None:
         self.path = path
         self.specs = specs
         self.metadata = metadata
         self._places = places
+        self._guests = guests
 
     def __getitem__(self, name: str) -> "Tensor":
         place = self._places[name]
-        return read_tensor(place) if isinstance(place, Place) else place
+        if not isinstance(place, Place):
+            return place
+        with reading(place.path, self._guests):
+            return read_tensor(place)
 
     def __contains__(self, name: object) -> bool:
         return name in self._places  # Mapping's own would read the tensor
@@ -62,9 +71,25 @@ class Checkpoint(Mapping[str, "Tensor"]):
         return len(self._places)
 
     @property
+    def nbytes(self) -> int:
+        """Size of its files on disk, without an index."""
+        files = {place.path for place in self._places.values() if isinstance(place, Place)}
+        return sum(file.stat().st_size for file in files or {self.path})
+
+    @property
     def arrays(self) -> "Arrays":
         """The same tensors as arrays of numpy, where numpy has their type: torch stays unloaded."""
-        return Arrays(self._places)
+        return Arrays(self._places, self._guests)
+
+    def evicting(self, names: Iterable[str]) -> "Checkpoint":
+        """Return the same tensors, of which each of ``names`` will be read once.
+
+        A file that had to be fetched for it is removed after the last of them; a name that occurs
+        twice is read twice. Local files stay. For threads, not for processes: they share a count.
+        """
+        places = (self._places[name] for name in names)
+        guests = Guests(place.path for place in places if isinstance(place, Place))
+        return Checkpoint(self.path, self._places, self.specs, self.metadata, guests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +97,14 @@ class Arrays(Mapping[str, "Array"]):
     """The tensors of a checkpoint, as arrays of numpy where numpy has their type."""
 
     places: Mapping[str, "Place | Tensor"]
+    guests: Guests | None = None
 
     def __getitem__(self, name: str) -> "Array":
         place = self.places[name]
-        return read_array(place) if isinstance(place, Place) else place
+        if not isinstance(place, Place):
+            return place
+        with reading(place.path, self.guests):
+            return read_array(place)
 
     def __contains__(self, name: object) -> bool:
         return name in self.places
@@ -205,8 +234,9 @@ def _open_shards(index: Path, absent: frozenset[str] = frozenset()) -> Checkpoin
     places: dict[str, Place] = {}
     metadata: dict[str, str] = {}
     unnamed = []
-    for file in files:
-        header = read_header(index.parent / file)
+    with ThreadPoolExecutor(READERS) as pool:  # those of a remote checkpoint take their time
+        headers = list(pool.map(lambda file: read_header(index.parent / file), files))
+    for file, header in zip(files, headers, strict=True):
         metadata.update(header.metadata)
         for name, slot in header.slots.items():
             if weight_map.get(name) == file:

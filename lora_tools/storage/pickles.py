@@ -11,10 +11,10 @@ from lora_tools.storage.header import LFS_POINTER, spec_of
 
 
 def load_pickle(path: Path) -> Checkpoint:
-    """Load a ``.bin`` or ``.pt`` file that holds a flat dictionary of tensors.
+    """Load a ``.bin`` or ``.pt`` file that holds a flat dictionary of tensors, or a list of them.
 
-    Only tensors and plain containers are unpickled, so a hostile file cannot run code. Raises
-    `CheckpointError` for anything else.
+    The tensors of a list are called #0, #1, … in its order. Only tensors and plain containers are
+    unpickled, so a hostile file cannot run code. Raises `CheckpointError` for anything else.
     """
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -29,6 +29,8 @@ def load_pickle(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read as tensors only ({reason})").hint(
             "lora-tools never unpickles objects. Save the state dict as safetensors instead."
         ) from error
+    if isinstance(loaded, list) and loaded:
+        loaded = {f"#{number}": value for number, value in enumerate(loaded)}
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not named tensors")
     others = [name for name, value in loaded.items() if not _is_named_tensor(name, value)]

@@ -108,6 +108,30 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def staged_file(file: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a path beside ``file``, of the same ending, that becomes it when the block succeeds.
+
+    Raises `OutputError` if ``file`` exists (without ``force``) or there is no folder for it.
+    """
+    check_file(file, force=force)
+    place = file.with_name(f".{file.stem}.partial-{uuid.uuid4().hex[:8]}{file.suffix}")
+    try:
+        yield place
+        place.replace(file)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def check_file(file: Path, *, force: bool) -> None:
+    """Raise `OutputError` if a file cannot be written, before work is done for it."""
+    if not file.parent.is_dir():
+        raise OutputError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise OutputError(f"{file}: is a folder").hint("Choose another output path.")
+    check_free(file, force=force)
+
+
 def replace_output(out: Path, new: Path, *, force: bool) -> None:
     """Rename a complete folder to ``out``; with ``force``, in place of what is there."""
     check_free(out, force=force)

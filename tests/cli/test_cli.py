@@ -38,30 +38,6 @@ def test_help_lists_every_command():
     assert all(f"\n  {name} " in text for name in COMMANDS)
 
 
-def test_inspect_shows_the_whole_adapter():
-    done = run("inspect", "minilm-patterns", cwd=FIXTURES)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert done.stdout == INSPECTED
-
-
-INSPECTED = """\
-minilm-patterns: peft adapter of sentence-transformers/all-MiniLM-L6-v2
-
-module                                       count    shape    rank    alpha    scale    dtype
--------------------------------------------  -------  -------  ------  -------  -------  -------
-encoder.layer.[0..5].attention.output.dense  6        384×384  2       3        1.5      F16
-encoder.layer.5.attention.self.key           1        384×384  6       10       1.667    F16
-encoder.layer.4.attention.self.key           1        384×384  6       12       2        F16
-encoder.layer.[0..3].attention.self.key      4        384×384  8       12       1.5      F16
-encoder.layer.[1..5].attention.self.query    5        384×384  8       9        1.125    F16
-encoder.layer.0.attention.self.query         1        384×384  16      20       1.25     F16
-encoder.layer.[0..5].attention.self.value    6        384×384  5       7        1.4      F16
-
-24 modules, 109,056 parameters, 224.5 kB
-"""
-
-
 def test_shrink_writes_a_complete_adapter(tmp_path):
     out = tmp_path / "small"
     done = run("shrink", PLAIN, out, "--rank", 4)

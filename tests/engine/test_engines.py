@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 
@@ -64,3 +66,19 @@ def test_an_abandoned_map_ends_its_threads():
     next(results)
     results.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_job_may_import_torch_while_others_begin(tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import time\ntime.sleep(0.5)\ndef set_num_threads(count): pass\n"
+    )
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]);"
+        "from lora_tools.engine import Threads;"
+        "task = lambda job: __import__('torch') and 0 if job == 0 else time.sleep(0.1);"
+        "list(Threads(2).map(task, range(4)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -76,7 +76,8 @@ def test_a_bare_hostile_pickle_is_refused_and_does_nothing(tmp_path):
 
 
 CONTENTS = {
-    "a list": ([torch.ones(1)], "holds a list, not named tensors"),
+    "an empty list": ([], "holds a list, not named tensors"),
+    "a list of numbers": ([1.0], "not named, dense tensors: #0"),
     "a tensor": (torch.ones(1), "holds a Tensor, not named tensors"),
     "nested": ({"state_dict": {"a": torch.ones(1)}, "epoch": 3}, "state_dict, epoch"),
     "numbered": ({0: torch.ones(1)}, "not named, dense tensors: 0"),
@@ -152,3 +153,11 @@ def test_corruption_is_an_error_or_a_valid_read(valid, changes, kept, tmp_path):
         name: Spec({4: "F32", 2: "BF16"}[tensor.itemsize], tuple(tensor.shape))
         for name, tensor in read.items()
     }
+
+
+def test_tensors_of_a_list_are_numbered(tmp_path):
+    file = tmp_path / "lora.pt"
+    torch.save([torch.zeros(2), torch.ones(3, 1)], file)
+    checkpoint = load_pickle(file)
+    assert list(checkpoint) == ["#0", "#1"]
+    assert torch.equal(checkpoint["#1"], torch.ones(3, 1))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import Layout, layout
-from lora_tools.storage.writer import TensorWriter, check_output, staged
+from lora_tools.storage.writer import TensorWriter, check_output, staged, staged_file
 
 TENSORS = {
     "b": torch.arange(6.0).reshape(2, 3),
@@ -407,3 +407,21 @@ def test_an_existing_output_needs_force(source, old):
     with pytest.raises(OutputError, match="exists already"):
         check_output(old, {"adapter": source}, force=False)
     check_output(old, {"adapter": source}, force=True)
+
+
+def test_a_file_is_replaced_only_when_its_successor_is_whole(tmp_path):
+    file = tmp_path / "a.txt"
+    with staged_file(file) as place:
+        assert place.suffix == ".txt"
+        place.write_text("one")
+    assert file.read_text() == "one"
+    with pytest.raises(OutputError, match="exists already"), staged_file(file):
+        pass
+    with pytest.raises(FileNotFoundError), staged_file(file, force=True) as place:
+        (tmp_path / "nothing").rename(place)
+    assert file.read_text() == "one"
+    with pytest.raises(OutputError, match="there is no folder"), staged_file(tmp_path / "b" / "c"):
+        pass
+    with pytest.raises(OutputError, match="is a folder"), staged_file(tmp_path, force=True):
+        pass
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,74 +1,176 @@
 """lora-tools inspect: show what is in an adapter."""
 
 import json
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-from tabulate import tabulate
 
-from lora_tools.adapter import Adapter, read
-from lora_tools.cli.options import json_option, source_argument
-from lora_tools.formats.base import Module
-from lora_tools.names import collapse, template
-from lora_tools.ops.inspect import inspect
-from lora_tools.report import size
+from lora_tools.cli.console import Visible, say
+from lora_tools.cli.options import (
+    LocalOrHub,
+    engine_options,
+    json_option,
+    make_engine,
+    source_argument,
+)
+from lora_tools.consumers import Judgement, Verdict, named
+from lora_tools.consumers import to_text as verdicts_text
+from lora_tools.errors import UnsupportedError
+from lora_tools.model import open_model
+from lora_tools.ops.inspect import Listing, inspect, look
+from lora_tools.ops.inspect.text import listing_text, to_text
+from lora_tools.plot import FORMATS
+from lora_tools.storage.writer import check_file, staged_file
+
+
+class Picture(click.Path):
+    """A file whose ending says what kind of picture it is."""
+
+    def convert(self, value: Any, param: Any, context: Any) -> Any:
+        """Return the path."""
+        path = Path(str(super().convert(value, param, context)))
+        if path.suffix.lower() not in FORMATS:
+            self.fail(f"{path}: the name of a picture ends in {', '.join(FORMATS)}", param, context)
+        return path
 
 
 @click.command(short_help="Show what is in an adapter.")
 @source_argument
+@click.option(
+    "--spectrum",
+    is_flag=True,
+    help="Read the factors: norms, singular values, ranks that are enough, what each rank costs.",
+)
+@click.option(
+    "--base",
+    type=LocalOrHub(),
+    help="Compare with the base model: a folder, an index or a file. Implies --spectrum.",
+)
+@click.option(
+    "--for",
+    "engines",
+    metavar="ENGINE",
+    multiple=True,
+    help="Say what an engine makes of it: peft, vllm, sglang, llama.cpp, diffusers, comfyui, mlx,"
+    " or all; ENGINE@VERSION for an older one. Repeatable.",
+)
+@click.option(
+    "--max-lora-rank",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="What the vLLM server is started with, for --for vllm.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page that opens offline: tables, heat map, spectra. Needs lora-tools[report].",
+)
+@click.option(
+    "--plot",
+    type=Picture(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw heat map and spectra: .png, .svg or .pdf. Needs lora-tools[report].",
+)
+@click.option("--force", is_flag=True, help="Replace the FILEs if they exist.")
+@click.option("--full", is_flag=True, help="A line for each module, not for each pattern.")
+@engine_options
 @json_option
-def command(source: Path, as_json: bool) -> None:
+def command(
+    source: Path,
+    spectrum: bool,
+    base: Path | None,
+    engines: tuple[str, ...],
+    max_lora_rank: int,
+    html: Path | None,
+    plot: Path | None,
+    force: bool,
+    full: bool,
+    device: str,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
     """Show what is in the adapter SOURCE, a folder or a file.
 
-    Reads only the header and the configuration: format, base model, and for each module its
-    shape, rank, alpha, scale and element type, repeated layers in one line.
+    Reads only the header and the configuration, unless asked for more: format, base model, what
+    trained it, and for each pattern of modules shape, rank, alpha, scale and element type. A
+    checkpoint that is no adapter is listed by its tensors.
+
+    Exit status: 1 if the adapter has problems or is not understood; 4 if an engine asked for with
+    --for would refuse it, load it at the wrong strength, or load it and do nothing.
     """
-    adapter = read(source)
+    for file in filter(None, (html, plot)):
+        check_file(file, force=force)
+    consumers = named(engines, max_lora_rank=max_lora_rank)
+    found = look(source, consumers)
+    if isinstance(found, Listing):
+        if html or plot:
+            raise _nothing_to_draw(found)
+        status = _list(found, as_json=as_json)
+        return _verdict(found.judgements) or status
+    wanted = spectrum or base is not None
+    result = inspect(
+        found,
+        spectrum=spectrum,
+        base=open_model(base) if base else None,
+        consumers=consumers,
+        engine=Visible(make_engine(device, jobs)) if wanted else None,
+        device=device,
+    )
+    document = result.to_dict()
+    if html:
+        _write_page(document, html, force=force)
+    if plot:
+        _draw(document, plot, force=force)
+    _show(document, to_text(document, full=full), result.judgements, as_json=as_json)
+    return _verdict(result.judgements) or (1 if document["problems"] else 0)
+
+
+def _write_page(document: dict[str, Any], file: Path, *, force: bool) -> None:
+    from lora_tools.page import render
+
+    page = render(document)
+    with staged_file(file, force=force) as place:
+        place.write_text(page, encoding="utf-8")
+
+
+def _draw(document: dict[str, Any], file: Path, *, force: bool) -> None:
+    from lora_tools.plot import draw
+
+    with staged_file(file, force=force) as place:
+        draw(document, place)
+
+
+def _nothing_to_draw(listing: Listing) -> UnsupportedError:
+    return UnsupportedError(
+        f"{listing.model.path}: not understood as an adapter, so there is nothing to draw"
+    ).hint("Without --html and --plot its tensors are listed.")
+
+
+def _show(
+    document: dict[str, Any], text: str, judgements: Sequence[Judgement], *, as_json: bool
+) -> None:
     if as_json:
-        click.echo(json.dumps(inspect(adapter).to_dict(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        click.echo(_text(adapter))
+        click.echo("\n\n".join(filter(None, [text, verdicts_text(judgements)])))
 
 
-def _text(adapter: Adapter) -> str:
-    manifest = adapter.manifest
-    modules = sorted(manifest.modules, key=_key)
-    lines = [
-        (
-            collapse([module.name for module in group]),
-            len(group),
-            "×".join(map(str, group[0].shape)),
-            group[0].r,
-            f"{group[0].alpha:g}" if group[0].alpha is not None else "–",
-            f"{group[0].scale:.4g}",
-            group[0].parts["b"].spec.dtype,
-        )
-        for group in (list(found) for _, found in groupby(modules, key=_key))
-    ]
-    headers = ("module", "count", "shape", "rank", "alpha", "scale", "dtype")
-    extras = [extra.kind for extra in manifest.extras]
-    base = manifest.base_model or "an unnamed base"
-    count = len(manifest.modules)
-    return "\n".join(
-        [
-            f"{adapter.path}: {manifest.format} adapter of {base}",
-            "",
-            tabulate(lines, headers, disable_numparse=True),
-            "",
-            f"{count} modules, {adapter.params:,} parameters, {size(adapter.nbytes)}",
-            *(f"also: {extras.count(kind)} × {kind}" for kind in dict.fromkeys(extras)),
-            *(f"note: {note}" for note in manifest.notes),
-        ]
-    )
+def _verdict(judgements: Sequence[Judgement]) -> int:
+    """Return the status of what the engines make of it: 4 if one does not load it as it is."""
+    return 0 if all(judgement.verdict is Verdict.LOADS for judgement in judgements) else 4
 
 
-def _key(module: Module) -> tuple[object, ...]:
-    return (
-        template(module.name),
-        module.shape,
-        module.r,
-        module.alpha or 0.0,
-        module.rslora,
-        module.parts["b"].spec.dtype,
-    )
+def _list(listing: Listing, *, as_json: bool) -> int:
+    document = listing.to_dict()
+    _show(document, listing_text(document), listing.judgements, as_json=as_json)
+    if not listing.is_adapter:
+        return 0
+    say(f"{click.style('error:', fg='red')} not understood: {document['reason']}")
+    for note in () if listing.stranger else getattr(listing.reason, "__notes__", ()):
+        say(f"{click.style('hint:', fg='cyan')} {note}")
+    return 1

@@ -12,6 +12,7 @@ from lora_tools.adapter import read
 from lora_tools.cli.console import say
 from lora_tools.cli.options import (
     DTYPES,
+    LocalOrHub,
     Size,
     engine_options,
     json_option,
@@ -24,8 +25,8 @@ from lora_tools.storage.writer import check_output
 
 
 @click.command(short_help="Merge adapters into their base model.")
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("adapters", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("base", type=LocalOrHub())
+@click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
 @out_argument
 @click.option(
     "--weight",

@@ -20,11 +20,11 @@ from lora_tools.cli.options import (
     out_argument,
     source_argument,
 )
+from lora_tools.cli.publish import Publication, push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
-from lora_tools.errors import OutputError
 from lora_tools.report import Report, percent, size
-from lora_tools.storage.writer import check_output, staged
+from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @policy_options
 @limit_options
 @engine_options
+@push_to_option
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -59,6 +60,7 @@ def command(
     limits: Limits,
     device: str,
     jobs: int | None,
+    push_to: Publication | None,
     dry_run: bool,
     as_json: bool,
     report_file: Path | None,
@@ -79,9 +81,13 @@ def command(
         )
     if wish is None and report_file:
         raise click.UsageError("--report goes with a policy")
+    if push_to and dry_run:
+        raise click.UsageError("--push-to publishes OUT, which --dry-run does not write")
     began = time.monotonic()
+    if push_to:
+        push_to.check()
     if report_file:
-        _check_report(report_file, force=force)
+        check_file(report_file, force=force)
     if not dry_run:
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
@@ -105,12 +111,15 @@ def command(
             _write_readme(adapter, place, report)
             report.save(place / REPORT)
     if report_file:
-        report.save(report_file)
+        with staged_file(report_file, force=force) as place:
+            report.save(place)
     if as_json:
         click.echo(report.to_json())
     elif not quiet:
         click.echo(report.to_text())
         click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+    if push_to:
+        push_to.run(out, quiet=quiet)
 
 
 def _survey(
@@ -124,20 +133,25 @@ def _survey(
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
     table = survey.table()
     if as_json:
-        rows = [dict(zip(("rank", "bytes", "optimal_error"), row, strict=True)) for row in table]
+        rows = [
+            {
+                "rank": offer.rank,
+                "bytes": offer.bytes,
+                "optimal_error": offer.error,
+                "allocated_error": offer.allocated_error,
+            }
+            for offer in table
+        ]
         click.echo(json.dumps({"schema": "lora-tools/ranks/1", "ranks": rows}, indent=2))
         return
     if not quiet:
-        lines = [(rank, size(nbytes), percent(error)) for rank, nbytes, error in table]
-        click.echo(tabulate(lines, ("--rank", "file", "best error"), disable_numparse=True))
+        lines = [
+            (offer.rank, size(offer.bytes), percent(offer.error), percent(offer.allocated_error))
+            for offer in table
+        ]
+        headers = ("--rank", "file", "best error", "shared out")
+        click.echo(tabulate(lines, headers, disable_numparse=True))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")
-
-
-def _check_report(file: Path, *, force: bool) -> None:
-    if not file.parent.is_dir():
-        raise OutputError(f"{file}: there is no folder {file.parent}")
-    if file.exists() and not force:
-        raise OutputError(f"{file}: exists already").hint("Pass --force to replace it.")
 
 
 def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:

@@ -7,16 +7,16 @@ import click
 
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
-from lora_tools.cli.options import DTYPES, engine_options, json_option, make_engine
+from lora_tools.cli.options import DTYPES, LocalOrHub, engine_options, json_option, make_engine
 from lora_tools.errors import PolicyError
 from lora_tools.model import open_model
 from lora_tools.storage.checkpoint import open_partly
 
 
 @click.command(short_help="Prove that a merged model is its base and its adapters.")
-@click.argument("merged", type=click.Path(path_type=Path))
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("adapters", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("merged", type=LocalOrHub())
+@click.argument("base", type=LocalOrHub())
+@click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
 @click.option(
     "--weight",
     "weights",

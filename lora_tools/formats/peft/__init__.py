@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError
 from lora_tools.formats.base import (
+    MISFIT,
     Embedding,
     Experts,
     Extra,
@@ -62,8 +63,8 @@ class Peft:
     ) -> Manifest:
         """Describe a PEFT adapter.
 
-        Raises `UnsupportedError` for variants that are not sums of matrices, and `FormatError`,
-        with a list, where the configuration and the tensors contradict each other.
+        Raises `UnsupportedError` for variants that are not sums of matrices, and `FormatError`
+        where the configuration is none. Tensors that contradict it are among the extras.
         """
         if config is None:
             raise FormatError(
@@ -75,24 +76,32 @@ class Peft:
         found, rest = collect(specs)
         if not found:
             raise FormatError("no tensor is named like a LoRA factor of PEFT")
-        modules, problems = [], []
+        modules, problems, misfits = [], [], []
         adapted = parameters(found, peft)
         for stem, (parts, embedding) in found.items():
             try:
                 modules.append(module_of(stem, parts, embedding, adapted.get(stem), peft))
             except FormatError as error:
                 problems.append(str(error))
+                misfits += [part.key for part in parts.values()]
         counts = Counter(module.name for module in modules)
         problems += [f"{name} has two pairs of factors" for name in counts if counts[name] > 1]
-        extras = [_extra(key, specs[key], peft) for key in rest]
-        problems += [f"{extra.key} is not understood" for extra in extras if "lora_" in extra.key]
-        if problems:
-            more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-            lines = "\n  ".join([*problems[:5], *more])
-            raise FormatError(f"configuration and tensors do not fit together:\n  {lines}")
-        notes = tuple(_notes(modules, found))
+        orphans = [key for key in rest if "lora_" in key]
+        problems += [f"{key} is not understood" for key in orphans]
+        unknown = {*orphans, *misfits}
+        extras = tuple(
+            Extra(key, specs[key], MISFIT) if key in unknown else _extra(key, specs[key], peft)
+            for key in [*misfits, *rest]
+        )
         return Manifest(
-            self.name, tuple(modules), tuple(extras), config, metadata, base_model(config), notes
+            self.name,
+            tuple(modules),
+            extras,
+            config,
+            metadata,
+            base_model(config),
+            tuple(_notes(modules, found)),
+            tuple(problems),
         )
 
     def write(self, manifest: Manifest) -> Manifest:

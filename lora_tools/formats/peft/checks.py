@@ -125,6 +125,9 @@ def check_types(config: Mapping[str, Any]) -> None:
             _check_expression(field, value)
         else:
             _check_entries(field, value)
+    layers = config.get("layers_to_transform")
+    if not all(isinstance(n, int) for n in (layers if isinstance(layers, list) else [layers or 0])):
+        raise FormatError(f"adapter_config.json: layers_to_transform is {layers!r}")
     for rank in [config.get("r", DEFAULT_RANK), *(config.get("rank_pattern") or {}).values()]:
         if not _is_number(rank) or rank != int(rank):
             raise FormatError(f"adapter_config.json: {rank!r} is not a rank")

@@ -4,28 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lora_tools.adapter import Adapter
+from lora_tools.consumers import Consumer
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Module
 from lora_tools.names import matches
 from lora_tools.scaling import alpha_for
-
-
-@dataclass(frozen=True, slots=True)
-class Consumer:
-    """A server that wants one rank, out of a list, for a whole adapter."""
-
-    name: str
-    ranks: tuple[int, ...]
-    refuses: frozenset[str]
-    """Kinds of tensors that it does not load."""
-
-
-# config/lora.py (MaxLoRARanks), lora/peft_helper.py and lora/lora_model.py of vLLM 0.11.
-VLLM = Consumer(
-    "vllm",
-    (1, 8, 16, 32, 64, 128, 256, 320, 512),
-    frozenset({"modules_to_save", "trainable tokens", "bias", "full weight", "DoRA magnitude"}),
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
@@ -11,6 +12,7 @@ from lora_tools.linalg.rank import (
     Fixed,
     MaxBytes,
     MaxError,
+    MaxParams,
     RankPolicy,
     Rest,
     Spectrum,
@@ -32,6 +34,16 @@ class Ranks:
 
     kept: tuple[int, ...]
     padded: int | None = None
+
+
+class Offer(NamedTuple):
+    """What a uniform rank would cost. Errors are relative, and the least possible ones."""
+
+    rank: int
+    bytes: int
+    error: float
+    allocated_error: float
+    """With the same number of parameters, shared out among the modules as `MaxParams` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +80,12 @@ class Survey:
         )
         return Shrunk(self.adapter, manifest, jobs, self.engine)
 
-    def table(self) -> list[tuple[int, int, float]]:
-        """Return (rank, size in bytes, least relative error) of uniform ranks to choose from."""
-        rows = []
+    def table(self) -> list[Offer]:
+        """Return what uniform ranks to choose from would cost, up to the adapter's own.
+
+        Beside each stands what its parameters can do if they are shared out optimally.
+        """
+        offers = []
         top = max(unit.head.r for unit in self.units)
         consumer = self.options.consumer
         steps = consumer.ranks if consumer else tuple(2**i for i in range(top.bit_length()))
@@ -79,12 +94,19 @@ class Survey:
                 ranks = self._ranks(Fixed(rank))
             except BoundError:
                 continue  # a grouped convolution or a limit needs more
-            views = self._views()
-            whole = math.fsum(view.tail[0] for view in views)
-            kept = zip(views, ranks.kept, strict=True)
-            lost = math.fsum(view.tail[r // view.groups] for view, r in kept)
-            rows.append((rank, self.at(ranks).layout.size, math.sqrt(lost / whole) if whole else 0))
-        return rows
+            error, plan = self._error(ranks), self.at(ranks)
+            params = sum(spec.numel for spec in plan.manifest.specs.values())
+            allocated = error if consumer else self._error(self._ranks(MaxParams(params)))
+            offers.append(Offer(rank, plan.layout.size, error, min(allocated, error)))
+        return offers
+
+    def _error(self, ranks: Ranks) -> float:
+        """Return the least relative error of the whole adapter at these ranks."""
+        views = self._views()
+        whole = math.fsum(view.tail[0] for view in views)
+        kept = zip(views, ranks.kept, strict=True)
+        lost = math.fsum(view.tail[r // view.groups] for view, r in kept)
+        return math.sqrt(lost / whole) if whole else 0.0
 
     def _ranks(self, policy: RankPolicy, least: Sequence[int] | None = None) -> Ranks:
         views = self._views(least)

@@ -271,6 +271,8 @@ def test_a_variant_of_the_future_is_refused_by_name(field):
         ("exclude_modules", "[q"),
         ("modules_to_save", ["head("]),
         ("layers_pattern", ["h)"]),
+        ("layers_to_transform", "0"),
+        ("layers_to_transform", ["0"]),
         ("target_parameters", "experts.w1"),
     ],
 )

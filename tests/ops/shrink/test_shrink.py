@@ -276,10 +276,10 @@ def test_vllm_refuses_by_name_what_it_would_refuse(name, kind):
 
 def test_the_table_of_ranks_is_what_those_ranks_cost(tmp_path):
     found = survey(read(PLAIN))
-    for rank, nbytes, error in found.table():
-        report = save(PLAIN, tmp_path / "out", Fixed(rank))
-        assert report["totals"]["bytes_after"] == nbytes
-        assert report["totals"]["optimal_error"] == pytest.approx(error, abs=1e-12)
+    for offer in found.table():
+        report = save(PLAIN, tmp_path / "out", Fixed(offer.rank))
+        assert report["totals"]["bytes_after"] == offer.bytes
+        assert report["totals"]["optimal_error"] == pytest.approx(offer.error, abs=1e-12)
 
 
 def test_a_regex_of_targets_becomes_a_list(tmp_path):

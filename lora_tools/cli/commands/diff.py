@@ -1,0 +1,72 @@
+"""lora-tools diff: compare two adapters."""
+
+import json
+from pathlib import Path
+
+import click
+
+from lora_tools.adapter import read
+from lora_tools.cli.console import Visible
+from lora_tools.cli.options import LocalOrHub, engine_options, json_option, make_engine
+from lora_tools.cli.question import Question
+
+
+@click.command(cls=Question, short_help="Compare two adapters.")
+@click.argument("a", type=LocalOrHub())
+@click.argument("b", type=LocalOrHub())
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-6,
+    show_default=True,
+    metavar="F",
+    help="Relative difference up to which a module or tensor is the same; 0: equal numbers.",
+)
+@click.option(
+    "--include",
+    metavar="PATTERN",
+    multiple=True,
+    help="Compare matching modules and tensors only. Repeatable.",
+)
+@click.option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave matching modules and tensors out. Repeatable.",
+)
+@click.option("--full", is_flag=True, help="One line per module: no layers in one line.")
+@engine_options
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+def command(
+    a: Path,
+    b: Path,
+    tolerance: float,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    full: bool,
+    device: str,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compare the adapters A and B: folders or files, of any formats.
+
+    Compared are the updates ΔW, with their scales, whatever their factors are: for each module
+    and in total ‖ΔW_A − ΔW_B‖/‖ΔW_A‖, the cosine, and the principal angles between the column
+    and row spaces (smallest and largest, in degrees); and every other tensor. PATTERNs are shell
+    patterns for a name, or for its end from a dot on.
+
+    Exit status: 0 the same, 1 different, 2 an error.
+    """
+    engine = make_engine(device, jobs)
+    first, second = read(a), read(b)
+    from lora_tools.ops.diff import Options, diff, text  # imports numpy
+
+    options = Options(tolerance, include, exclude, device)
+    found = diff(first, second, options, engine if quiet else Visible(engine))
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    elif not quiet:
+        click.echo(text(found, full=full))
+    return 0 if found.same else 1

@@ -1,0 +1,140 @@
+"""lora-tools push: publish an adapter or a model on the Hub."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_tools.adapter import README
+from lora_tools.cli.console import say
+from lora_tools.cli.options import json_option
+from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
+
+if TYPE_CHECKING:
+    from lora_tools.hub import Publisher
+    from lora_tools.ops.push import Wish
+
+
+@click.command(short_help="Publish an adapter or a model on the Hub.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo", type=Repo())
+@visibility_option
+@click.option(
+    "--revision", metavar="BRANCH", help="Push to this branch, made if it is missing, or refs/pr/N."
+)
+@click.option("--create-pr", is_flag=True, help="Propose it as a pull request.")
+@click.option("--commit-message", "message", metavar="TEXT", help="First line of the commit.")
+@click.option("--commit-description", "description", metavar="TEXT", default="", help="The rest.")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    help="A token with write access.  [default: HF_TOKEN, or that of `hf auth login`]",
+)
+@click.option(
+    "--base-model",
+    metavar="ORG/NAME",
+    help="The base model on the Hub, for the card and in place of a path in the configuration.",
+)
+@click.option(
+    "--license", metavar="ID", help="License for the card.  [default: the base model's, if known]"
+)
+@click.option(
+    "--strip-metadata",
+    is_flag=True,
+    help="Publish a copy of tensor files without metadata that holds secrets or private paths.",
+)
+@click.option(
+    "--include",
+    metavar="PATTERN",
+    multiple=True,
+    help="Publish matching files too, besides those of adapters and models. Repeatable.",
+)
+@click.option(
+    "--exclude", metavar="PATTERN", multiple=True, help="Leave matching files out. Repeatable."
+)
+@click.option(
+    "--picture/--no-picture",
+    default=True,
+    help="Draw the spectra for the card, where lora-tools[report] is installed.  [default: draw]",
+)
+@click.option(
+    "--card-only", is_flag=True, help="Write the card to FOLDER/README.md and send nothing."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show what is new, changed or unchanged, and the card."
+)
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+def command(
+    folder: Path,
+    repo: str,
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    description: str,
+    token: str | None,
+    base_model: str | None,
+    license: str | None,
+    strip_metadata: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    picture: bool,
+    card_only: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish the adapter or merged model in FOLDER as ORG/NAME on the Hugging Face Hub.
+
+    The files are checked as inspect would, searched for secrets and private paths, and sent in
+    one commit, with a card that says what they are; your own README stays, our section in it is
+    replaced. Afterwards the Hub's checksums are compared with those here. Run it again to resume.
+    """
+    from lora_tools.hub import Publisher
+    from lora_tools.ops.push import Wish
+
+    if create_pr and revision not in (None, "main"):
+        raise click.UsageError("--create-pr proposes changes to main: leave --revision out")
+    wish = Wish(
+        repo,
+        private,
+        None if revision == "main" else revision,
+        create_pr,
+        message,
+        description,
+        base_model,
+        license,
+        strip_metadata,
+        include,
+        exclude,
+        picture and not card_only,  # which would be the only file beside it
+    )
+    publisher = Publisher(token)
+    if card_only:
+        _write_card(folder, wish, publisher, quiet=quiet)
+        return
+    if not dry_run:
+        publisher.check()
+        if not create_pr and publisher.is_private(repo) is None:
+            wish = wish.seen_by(private=visibility(repo, private))
+    plan, pushed = push(folder, wish, publisher, dry_run=dry_run, quiet=quiet)
+    if as_json:
+        click.echo(to_json(plan, pushed))
+    elif not quiet:
+        click.echo(outcome(plan, pushed))
+        if dry_run:
+            click.echo(f"\n{README}:\n\n{plan.package.card}")
+
+
+def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bool) -> None:
+    from lora_tools.ops.push import card_only
+
+    with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
+        text = card_only(folder, wish, publisher, Path(place))
+    part = folder / f".{README}.partial"
+    part.write_text(text, encoding="utf-8")
+    part.replace(folder / README)
+    if not quiet:
+        say(f"written to {folder / README}; nothing was sent (--card-only)")

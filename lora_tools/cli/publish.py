@@ -1,0 +1,140 @@
+"""Publishing, from whichever command: the options, the question, the conversation."""
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tabulate import tabulate
+
+from lora_tools.cli.console import say
+from lora_tools.report import size
+
+if TYPE_CHECKING:
+    from lora_tools.hub import Publisher
+    from lora_tools.ops.push import Plan, Pushed, Wish
+
+REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class Repo(click.ParamType[str]):
+    """A repository on the Hub to write to."""
+
+    name = "org/name"
+
+    def convert(self, value: Any, param: Any, context: Any) -> str:
+        """Return ``org/name``."""
+        name = str(value).removeprefix("hf://")
+        if not REPO.fullmatch(name):
+            self.fail(f"{value!r} is not ORG/NAME.", param, context)
+        return name
+
+
+visibility_option = click.option(
+    "--private/--public",
+    "private",
+    default=None,
+    help="Who may see a new repository; one of the two must be said.",
+)
+
+
+def push_to_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--push-to`` and ``--private/--public``; pass them on as ``push_to``.
+
+    The command gets None, or a `Publication` to `check` before it works and `run` afterwards.
+    """
+
+    @wraps(function)
+    def command(*arguments: Any, push_to: str | None, private: bool | None, **options: Any) -> Any:
+        if push_to is None and private is not None:
+            raise click.UsageError("--private and --public go with --push-to")
+        publication = Publication(push_to, private) if push_to else None
+        return function(*arguments, push_to=publication, **options)
+
+    option = click.option(
+        "--push-to", type=Repo(), metavar="ORG/NAME", help="Publish OUT on the Hub when it is done."
+    )
+    return option(visibility_option(command))
+
+
+class Publication:
+    """A push that follows another command: asked for beforehand, done afterwards."""
+
+    def __init__(self, repo: str, private: bool | None) -> None:
+        self._repo, self._private = repo, private
+
+    def check(self) -> None:
+        """Refuse now what would be refused after all the work: no token, nobody said for whom."""
+        from lora_tools.hub import Publisher
+
+        publisher = Publisher()
+        publisher.check()
+        if publisher.is_private(self._repo) is None:
+            self._private = visibility(self._repo, self._private)
+
+    def run(self, folder: Path, *, quiet: bool) -> None:
+        """Publish a folder; what there is to say goes to stderr."""
+        from lora_tools.hub import Publisher
+        from lora_tools.ops.push import Wish
+
+        plan, pushed = push(folder, Wish(self._repo, self._private), Publisher(), quiet=quiet)
+        if not quiet and pushed:
+            say(outcome(plan, pushed))
+
+
+def push(
+    folder: Path, wish: "Wish", publisher: "Publisher", *, dry_run: bool = False, quiet: bool
+) -> tuple["Plan", "Pushed | None"]:
+    """Publish a folder unless it is a dry run, and return what was planned and done."""
+    from lora_tools import hub
+    from lora_tools.ops.push import plan, publish
+
+    if quiet or not sys.stderr.isatty():
+        hub.hide_progress()
+    if not dry_run:
+        publisher.check()
+    with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
+        made = plan(folder, wish, publisher, Path(place))
+        if not quiet:
+            for note in made.package.notes:
+                say(f"note: {note}")
+        return made, None if dry_run else publish(made, publisher)
+
+
+def visibility(repo: str, private: bool | None) -> bool:
+    """Return whether a new repository is to be private: as was said, or as the person answers."""
+    if private is not None:
+        return private
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{repo} is new: say --private or --public")
+    choice = click.Choice(["private", "public"])
+    answer = click.prompt(f"{repo} is new. Who may see it?", type=choice, err=True)
+    return bool(answer == "private")
+
+
+def outcome(plan: "Plan", pushed: "Pushed | None") -> str:
+    """Return what was done, or would be, for people."""
+    package = plan.package
+    lines = [(state, name, size(package.digests[name].size)) for name, state in plan.states.items()]
+    text = [tabulate(lines, ("", "file", "size"), disable_numparse=True), ""]
+    text += [f"left out: {name} ({why})" for name, why in package.left_out.items()]
+    where = f"{plan.wish.repo}" + (f"@{plan.wish.revision}" if plan.wish.revision else "")
+    if pushed is None:
+        new = "" if plan.exists else ", which would be new"
+        would = f"would send {len(plan.sends)} files, {size(plan.nbytes)}, to {where}{new}"
+        return "\n".join([*text, f"{would}; nothing was sent (--dry-run)"])
+    if not pushed.sent:
+        return "\n".join([*text, f"{where} has all of it already: nothing was sent"])
+    sent = f"sent {len(pushed.sent)} files, {size(plan.nbytes)}, and compared all on the Hub"
+    url = pushed.commit.pull_request or pushed.commit.url
+    return "\n".join([*text, sent, f"published: {url}"])
+
+
+def to_json(plan: "Plan", pushed: "Pushed | None") -> str:
+    """Return plan and outcome for machines."""
+    return json.dumps(plan.to_dict(pushed), indent=2, ensure_ascii=False)

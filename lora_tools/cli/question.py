@@ -1,0 +1,29 @@
+"""Commands whose exit status 1 is an answer, and which therefore say otherwise that they failed."""
+
+from typing import Any
+
+import click
+
+STATUS = 2
+"""What diff(1), cmp(1) and grep(1) exit with when they can say neither 0 nor 1."""
+
+
+class UnansweredError(Exception):
+    """An error of a command whose status 1 is taken; its cause is the error itself."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Question(click.Command):
+    """A command that answers with its status: 0 yes, 1 no, and 2 for every kind of error."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; errors, even those of our own making, come out as `UnansweredError`."""
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            raise UnansweredError(error) from error

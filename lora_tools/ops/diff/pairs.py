@@ -1,0 +1,87 @@
+"""Pairs: which module of one adapter is which of the other, and which has no partner."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lora_tools.adapter import Adapter
+from lora_tools.errors import FormatError, some
+from lora_tools.formats.base import Extra, Module
+from lora_tools.names import Prefix, align
+
+Thing: TypeAlias = Module | Extra
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One adapter's module or other tensor."""
+
+    adapter: Adapter
+    thing: Thing
+    device: str
+
+    @property
+    def name(self) -> str:
+        """The module's name, or the tensor's."""
+        return self.thing.name if isinstance(self.thing, Module) else self.thing.key
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to compare: the same thing of both adapters, or a thing that only one has."""
+
+    a: Side | None
+    b: Side | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the adapters call it."""
+        return tuple(side.name for side in (self.a, self.b) if side)
+
+
+def pair(a: Adapter, b: Adapter, device: str) -> list[Job]:
+    """Pair modules and other tensors by name: A's in order, then what only B has.
+
+    Names may have a prefix more on one side. Raises `FormatError` if they fit in several ways.
+    """
+    jobs = []
+    for things_a, things_b in (
+        (a.manifest.modules, b.manifest.modules),
+        (a.manifest.extras, b.manifest.extras),
+    ):
+        sides_a = {side.name: side for side in (Side(a, thing, device) for thing in things_a)}
+        sides_b = {side.name: side for side in (Side(b, thing, device) for thing in things_b)}
+        prefix = _prefix(list(sides_a), list(sides_b))
+        pairs = [Job(side, sides_b.pop(prefix(name) or "", None)) for name, side in sides_a.items()]
+        jobs += [*pairs, *(Job(None, side) for side in sides_b.values())]
+    return jobs
+
+
+def notes(a: Adapter, b: Adapter, skipped: int) -> tuple[str, ...]:
+    """Return what a person should know of the comparison, a sentence each."""
+    return tuple(_notes(a, b, skipped))
+
+
+def _notes(a: Adapter, b: Adapter, skipped: int) -> Iterator[str]:
+    if a.base_model != b.base_model:
+        bases = " and ".join(adapter.base_model or "an unnamed model" for adapter in (a, b))
+        yield f"The configurations name different base models: {bases}."
+    if any("magnitude" in m.parts for x in (a, b) for m in x.manifest.modules):
+        yield (
+            "DoRA: ΔW is the low-rank direction, before the base weight and the magnitude vector"
+            " normalise it; the magnitudes are compared on their own."
+        )
+    if skipped:
+        yield f"{skipped} modules or tensors were left out by the patterns."
+
+
+def _prefix(names: Sequence[str], others: Sequence[str]) -> Prefix:
+    """Return the prefix that one side's names have more than the other's."""
+    if not (names and others):
+        return Prefix()
+    # With one prefix for another, layer 0 would pass for layer 1.
+    found = [prefix for prefix in align(names, others) if not (prefix.drop and prefix.add)]
+    if len(found) > 1:
+        ways = some(prefix.drop or prefix.add for prefix in found)
+        raise FormatError(f"the names of one adapter fit the other's in several places: {ways}")
+    return found[0] if found else Prefix()

@@ -1,0 +1,78 @@
+"""Files that stay for as long as they are read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Barrier, Thread
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.guests import Guest, Guests, reading
+
+
+@dataclass(eq=False)
+class Visitor:
+    here: bool = False
+    evicted: list[bool] = field(default_factory=list)
+
+    def is_here(self) -> bool:
+        return self.here
+
+    def evict(self) -> None:
+        self.evicted.append(True)
+
+
+def test_a_file_is_evicted_after_its_last_reading_and_once():
+    visitor = Visitor()
+    guests = Guests([visitor, visitor])
+    guests.done(visitor)
+    assert visitor.evicted == []
+    guests.done(visitor)
+    guests.done(visitor)
+    assert visitor.evicted == [True]
+
+
+def test_what_was_here_before_stays():
+    visitor = Visitor(here=True)
+    guests = Guests([visitor])
+    guests.done(visitor)
+    assert visitor.evicted == []
+
+
+def test_a_reading_that_fails_does_not_count():
+    visitor = Visitor()
+    guests = Guests([visitor])
+    try:
+        with reading(visitor, guests):
+            raise OSError
+    except OSError:
+        pass
+    assert visitor.evicted == []
+
+
+def test_local_paths_are_no_guests(tmp_path):
+    assert not isinstance(Path("x"), Guest)
+    file = tmp_path / "model.safetensors"
+    save_file({"a": np.ones(3, np.float32), "b": np.zeros(2, np.float32)}, file)
+    tensors = open_checkpoint(file).evicting(["a", "b"])
+    assert tensors.arrays["a"].sum() == 3
+    assert tensors["b"].sum() == 0
+    assert file.exists()
+
+
+def test_threads_share_the_count():
+    for _ in range(50):
+        visitor = Visitor()
+        guests, start = Guests([visitor] * 8), Barrier(8)
+
+        def read(guests=guests, start=start, visitor=visitor):
+            start.wait()
+            guests.done(visitor)
+
+        threads = [Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert visitor.evicted == [True]
