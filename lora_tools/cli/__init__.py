@@ -11,7 +11,17 @@ from lora_tools.cli.process import leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
-COMMANDS = ("convert", "diff", "extract", "formats", "inspect", "push", "shrink")
+COMMANDS = (
+    "convert",
+    "diff",
+    "extract",
+    "formats",
+    "inspect",
+    "merge",
+    "push",
+    "shrink",
+    "verify",
+)
 
 
 class LazyGroup(click.Group):

@@ -198,6 +198,10 @@ class Extra(NamedTuple):
     key: str
     spec: Spec
     kind: str
+    name: str = ""
+    """The tensor of the base that it replaces, wholly or in some rows; "" if it is its key."""
+    rows: tuple[int, ...] | None = None
+    """The rows of that tensor which it holds; None: all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, places, _specs(places), header.metadata)
 
 
+def open_partly(path: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Open a checkpoint of which shards may be missing; return their names, too."""
+    index = path if path.name.endswith(INDEX) else None
+    if path.is_dir():
+        found = sorted(path.glob(f"*{INDEX}"))
+        index = found[0] if len(found) == 1 else None
+    if index is None or not index.is_file():
+        return open_checkpoint(path), ()
+    files = _files(index)
+    missing = tuple(name for name in sorted(files) if not (index.parent / name).is_file())
+    return _open_shards(index, absent=frozenset(missing)), missing
+
+
 def read_tensor(place: Place) -> "Tensor":
     """Read one tensor by position into memory of its own."""
     import torch  # headers are read without it
@@ -282,14 +295,27 @@ def _file_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no safetensors file and no {INDEX[1:]}")
 
 
-def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
-    """Return the file of each tensor that an index names, and the files."""
+def _files(index: Path) -> dict[str, list[str]]:
+    """Return the tensors that an index names, by the file that it says they are in."""
+    files: dict[str, list[str]] = {}
     try:
         weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        files = sorted(set(weight_map.values()))
-        missing = [name for name in files if not (index.parent / name).is_file()]
+        for name, file in weight_map.items():
+            files.setdefault(file, []).append(name)
+            (index.parent / file).is_file()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors shards") from error
+    return files
+
+
+def _weight_map(
+    index: Path, absent: frozenset[str] = frozenset()
+) -> tuple[dict[str, str], list[str]]:
+    """Return the file of each tensor that an index names, and the files, but for absent ones."""
+    contents = _files(index)
+    files = sorted(contents.keys() - absent)
+    weight_map = {name: file for file in files for name in contents[file]}
+    missing = [name for name in files if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index}: missing shards: {some(missing)}")
     return weight_map, files
@@ -309,8 +335,8 @@ def _open_pickled_shards(index: Path) -> Checkpoint:
     return Checkpoint(index, places, specs, {})
 
 
-def _open_shards(index: Path) -> Checkpoint:
-    weight_map, files = _weight_map(index)
+def _open_shards(index: Path, absent: frozenset[str] = frozenset()) -> Checkpoint:
+    weight_map, files = _weight_map(index, absent)
     places: dict[str, Place] = {}
     metadata: dict[str, str] = {}
     unnamed = []
@@ -323,9 +349,9 @@ def _open_shards(index: Path) -> Checkpoint:
                 places[name] = Place(index.parent / file, slot)
             elif name not in weight_map:
                 unnamed.append(f"{name} of {file}")
-    absent = sorted(weight_map.keys() - places.keys())
-    if absent:
-        raise CheckpointError(f"{index}: the shards do not hold {some(absent)}")
+    unheld = sorted(weight_map.keys() - places.keys())
+    if unheld:
+        raise CheckpointError(f"{index}: the shards do not hold {some(unheld)}")
     if unnamed:
         raise CheckpointError(f"{index}: does not name {some(unnamed)}").hint(
             "Index and shards are of different checkpoints; download them again."

@@ -96,7 +96,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
             raise OutputError(f"{out}: holds the {name}, {path}, and would be replaced").hint(
                 "Choose another output path."
             )
-    _check_free(out, force=force)
+    check_free(out, force=force)
 
 
 @contextmanager
@@ -106,17 +106,14 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
     On any failure it is removed; a kill leaves at most a hidden folder under another name. With
     ``force`` an existing ``out`` is replaced, and only once its successor is complete.
     """
-    _check_free(out, force=force)
+    check_free(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     folder = out.parent / f".{out.name}.partial-{token}"
     folder.mkdir()
     try:
         yield folder
-        if os.path.lexists(out):
-            _replace(out, folder, out.parent / f".{out.name}.old-{token}")
-        else:
-            folder.rename(out)
+        replace_output(out, folder, force=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -142,10 +139,20 @@ def check_file(file: Path, *, force: bool) -> None:
         raise OutputError(f"{file}: there is no folder {file.parent}")
     if file.is_dir():
         raise OutputError(f"{file}: is a folder").hint("Choose another output path.")
-    _check_free(file, force=force)
+    check_free(file, force=force)
 
 
-def _check_free(out: Path, *, force: bool) -> None:
+def replace_output(out: Path, new: Path, *, force: bool) -> None:
+    """Rename a complete folder to ``out``; with ``force``, in place of what is there."""
+    check_free(out, force=force)
+    if os.path.lexists(out):
+        _replace(out, new, out.parent / f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+    else:
+        new.rename(out)
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """Raise `OutputError` if ``out`` exists, unless with ``force``."""
     if os.path.lexists(out) and not force:  # a dangling link is in the way, too
         raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
 

@@ -29,7 +29,15 @@ from lora_tools.formats.peft.config import (
     write_config,
 )
 from lora_tools.formats.peft.fresh import extra_key, fresh_config, stems
-from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX, Found, collect, path_of
+from lora_tools.formats.peft.keys import (
+    LORA_KEY,
+    PREFIX,
+    SUFFIX,
+    Found,
+    base_name,
+    collect,
+    path_of,
+)
 from lora_tools.formats.peft.modules import module_of, parameters
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.header import Spec
@@ -107,7 +115,7 @@ class Peft:
         problems += [f"{key} is not understood" for key in orphans]
         unknown = {*orphans, *misfits}
         extras = tuple(
-            Extra(key, specs[key], MISFIT if key in unknown else _kind(key, peft))
+            Extra(key, specs[key], MISFIT) if key in unknown else _extra(key, specs[key], peft)
             for key in [*misfits, *rest]
         )
         return Manifest(
@@ -194,6 +202,13 @@ def _alpha(module: Module, *, rslora: bool) -> float:
     if module.alpha is not None and module.rslora == rslora:
         return module.alpha
     return alpha_for(module.scale, module.r, rslora=rslora)
+
+
+def _extra(key: str, spec: Spec, peft: PeftConfig) -> Extra:
+    name = base_name(key)
+    kind = _kind(key, peft)
+    rows = peft.tokens(name.removesuffix(".weight")) if kind == "trainable tokens" else None
+    return Extra(key, spec, kind, name, rows)
 
 
 def _kind(key: str, peft: PeftConfig) -> str:

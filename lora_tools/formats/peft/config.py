@@ -53,6 +53,13 @@ class PeftConfig:
         default = self.raw.get("lora_alpha", DEFAULT_ALPHA)
         return float(_lookup(self.raw, "alpha_pattern", path, default))
 
+    def tokens(self, path: str) -> tuple[int, ...]:
+        """Return the rows of the embedding at ``path`` that were trained; none if it is silent."""
+        wanted = self.raw.get("trainable_token_indices") or ()
+        if isinstance(wanted, Mapping):
+            wanted = next((wanted[name] for name in wanted if f".{path}".endswith(f".{name}")), ())
+        return tuple(int(row) for row in wanted)
+
     def saves(self, path: str) -> bool:
         """Whether ``path`` is or lies in one of ``modules_to_save``."""
         names = self.raw.get("modules_to_save") or ()

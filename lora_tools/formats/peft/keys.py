@@ -10,6 +10,8 @@ from lora_tools.storage.header import Spec
 
 PREFIX = "base_model.model."
 WRAPPED = ".base_layer"
+TOKENS = ".token_adapter.trainable_tokens_delta"
+SAVED = re.compile(r"\.modules_to_save\.[^.]+")
 
 # The adapter's name ("default") is gone from files that `save_pretrained` wrote and still there
 # in a plain dump of the state dict.
@@ -70,3 +72,15 @@ def _role(match: re.Match[str]) -> Role | None:
 def path_of(stem: str) -> str:
     """Return the module path that PEFT matches its patterns against."""
     return stem.removeprefix(PREFIX).replace(WRAPPED, "")
+
+
+def base_name(key: str) -> str:
+    """Return the tensor of the base that a tensor which is no factor stands for.
+
+    >>> base_name("base_model.model.embed.token_adapter.trainable_tokens_delta")
+    'embed.weight'
+    """
+    path = path_of(key)
+    if TOKENS in path:
+        return path[: path.index(TOKENS)] + ".weight"
+    return SAVED.sub("", path)

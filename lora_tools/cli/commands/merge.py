@@ -1,0 +1,131 @@
+"""lora-tools merge: add adapters to the weights of their base."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from lora_tools.adapter import read
+from lora_tools.cli.console import say
+from lora_tools.cli.options import (
+    DTYPES,
+    LocalOrHub,
+    Size,
+    engine_options,
+    json_option,
+    make_engine,
+    out_argument,
+)
+from lora_tools.errors import DeviceError, PolicyError
+from lora_tools.model import open_model
+from lora_tools.storage.writer import check_output
+
+
+@click.command(short_help="Merge adapters into their base model.")
+@click.argument("base", type=LocalOrHub())
+@click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
+@out_argument
+@click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    metavar="W",
+    help="Multiply the update of an adapter by W: once for each ADAPTER, in order. -1 takes an"
+    " adapter out again.  [default: 1]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="keep",
+    show_default=True,
+    help="Element type of the weights written.",
+)
+@click.option(
+    "--max-shard-size",
+    type=Size(),
+    metavar="SIZE",
+    help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
+)
+@click.option(
+    "--untie",
+    is_flag=True,
+    help="Give tied embeddings a head of their own, where an adapter changes one of the two.",
+)
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Leave out, and list, what has no home in BASE.",
+)
+@engine_options
+@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
+@json_option
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+def command(
+    base: Path,
+    adapters: tuple[Path, ...],
+    out: Path,
+    weights: tuple[float, ...],
+    dtype: str,
+    max_shard_size: int | None,
+    untie: bool,
+    allow_missing: bool,
+    device: str,
+    jobs: int | None,
+    dry_run: bool,
+    as_json: bool,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Add the ADAPTERs to the model BASE and write the result to the folder OUT.
+
+    BASE is a folder, an index of shards or a safetensors file. Every sum is rounded once, to the
+    type that BASE has; tensors that no adapter changes keep their bytes. An interrupted merge
+    goes on where it was if the same command is given again.
+    """
+    if weights and len(weights) != len(adapters):
+        raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
+    if device == "mps":
+        raise DeviceError("mps: has no float64, in which sums are formed").hint("Use --device cpu.")
+    if not dry_run:
+        inputs = {"base": base, "folder of the base": base if base.is_dir() else base.parent}
+        check_output(out, inputs | {f"adapter {path}": path for path in adapters}, force=force)
+    model, found = open_model(base), [read(path) for path in adapters]
+    engine = make_engine(device, jobs)
+    from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
+
+    strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
+    recipe = plan(model, strong, Options(DTYPES[dtype], untie, allow_missing))
+    made = merge(recipe, most=max_shard_size, device=device)
+    if dry_run:
+        report = made.report
+    else:
+        with _progress(made.files.nbytes, quiet=quiet) as finished:
+            arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+            report = made.write(out, engine, force=force, arguments=arguments, finished=finished)
+    if as_json:
+        click.echo(report.to_json())
+    elif not quiet:
+        click.echo(report.to_text() if not dry_run else made.to_text())
+        click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+    if report.warning and not quiet:
+        say(f"{click.style('warning:', fg='yellow')} {report.warning}")
+
+
+@contextmanager
+def _progress(nbytes: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    if quiet or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm  # only a terminal needs it
+
+    with tqdm(total=nbytes, unit="B", unit_scale=True, desc="merge", delay=1, leave=False) as bar:
+
+        def finished(count: int) -> None:
+            bar.update(count)
+
+        yield finished

@@ -1,0 +1,66 @@
+"""lora-tools verify: prove that a merged model is its base and its adapters."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from lora_tools.adapter import read
+from lora_tools.cli.console import Visible
+from lora_tools.cli.options import DTYPES, LocalOrHub, engine_options, json_option, make_engine
+from lora_tools.errors import PolicyError
+from lora_tools.model import open_model
+from lora_tools.storage.checkpoint import open_partly
+
+
+@click.command(short_help="Prove that a merged model is its base and its adapters.")
+@click.argument("merged", type=LocalOrHub())
+@click.argument("base", type=LocalOrHub())
+@click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
+@click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    metavar="W",
+    help="The weight that each ADAPTER was merged with, in order.  [default: 1]",
+)
+@click.option("--untie", is_flag=True, help="The tied embeddings of BASE were given a head.")
+@click.option("--allow-missing", is_flag=True, help="Leave out what has no home in BASE.")
+@engine_options
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+def command(
+    merged: Path,
+    base: Path,
+    adapters: tuple[Path, ...],
+    weights: tuple[float, ...],
+    untie: bool,
+    allow_missing: bool,
+    device: str,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compare the model MERGED, tensor by tensor, with BASE and the ADAPTERs in float64.
+
+    Each tensor is exact (the rounded sum), rounding (within one step of it), copied, or a failure:
+    not merged, wrong strength, different, untouched changed, missing. Exit status 0 if none fails,
+    else 1. Whoever merged: PEFT's order of rounding is recognised.
+    """
+    if weights and len(weights) != len(adapters):
+        raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
+    model, found = open_model(base), [read(path) for path in adapters]
+    result, missing = open_partly(merged)
+    engine = make_engine(device, jobs)
+    from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy
+
+    strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
+    recipe = plan(model, strong, Options(DTYPES["keep"], untie, allow_missing))
+    proof = verify(result, recipe, engine if quiet else Visible(engine), missing)
+    if as_json:
+        click.echo(proof.to_json())
+    elif not quiet:
+        click.echo(proof.to_text())
+    sys.stdout.flush()
+    return 0 if proof.passed else 1

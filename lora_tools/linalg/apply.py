@@ -1,0 +1,211 @@
+"""W' = round(W + left @ right), a slice of rows at a time, and what the rounding took.
+
+One pass over a slice that stays in the cache: widen, multiply, add, round, compare. The fidelity
+is that of every element, and costs a third of the arithmetic.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lora_tools.linalg.rounding import WIDTH, accumulator, rounded, rounded_tensor, widen
+from lora_tools.shapes import Float
+from lora_tools.update import Array
+
+
+class Tally(NamedTuple):
+    """What an addition did to the elements of a slice, or of a tensor."""
+
+    update: float = 0.0
+    """``||dW||_F ** 2``."""
+    error: float = 0.0
+    """``||(W' - W) - dW||_F ** 2``."""
+    moved: int = 0
+    """Elements whose update is not zero."""
+    swallowed: int = 0
+    """Those of them that kept their value."""
+
+    def __add__(self, other: object) -> "Tally":
+        """Return the tally of both."""
+        if not isinstance(other, Tally):
+            return NotImplemented
+        return Tally(
+            self.update + other.update,
+            self.error + other.error,
+            self.moved + other.moved,
+            self.swallowed + other.swallowed,
+        )
+
+
+class Gain(NamedTuple):
+    """DoRA: what the rows or the columns of ``W + dW`` are multiplied with after their norm."""
+
+    magnitude: Float[np.ndarray, "n"]
+    """Per row; or, where the weight is stored transposed, the finished factor per column."""
+    columns: bool
+
+
+class Adder(Protocol):
+    """Adds updates to slices of stored numbers of one type, and rounds to another."""
+
+    def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
+        """Return the numbers that stored bytes hold, times ``scale``."""
+        ...
+
+    def add(
+        self,
+        raw: np.ndarray,
+        wide: Array,
+        left: Float[np.ndarray, "m r"],
+        right: Float[np.ndarray, "r k"],
+        gain: Gain | None = None,
+    ) -> tuple[np.ndarray, Tally]:
+        """Return the bytes of the rounded sum, good until the next call, and its tally."""
+        ...
+
+    def finish(self, wide: Array) -> np.ndarray:
+        """Return the bytes of rounded numbers, good until the next call."""
+        ...
+
+
+class Host:
+    """Adds on the host. Holds the buffers of one slice, which the next one uses again."""
+
+    def __init__(self, size: int, source: str, target: str) -> None:
+        kind = accumulator(target)
+        self._source, self._target = source, target
+        self._wide = np.empty(size, kind)
+        self._delta = np.empty(size, kind)
+        self._out = np.empty(size * WIDTH[target], np.uint8)
+        self._kept = np.empty(size, kind) if source != target else None
+        self._same, self._moved = np.empty(size, bool), np.empty(size, bool)
+
+    def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
+        """Return the numbers that stored bytes hold, times ``scale``; good until the next call."""
+        wide = self._wide[: raw.size // WIDTH[self._source]]
+        widen(raw, self._source, wide)
+        if scale is not None:
+            wide.reshape(max(len(scale), 1), -1)[...] *= scale
+        return wide
+
+    def add(
+        self,
+        raw: np.ndarray,
+        wide: Array,
+        left: Float[np.ndarray, "m r"],
+        right: Float[np.ndarray, "r k"],
+        gain: Gain | None = None,
+    ) -> tuple[np.ndarray, Tally]:
+        """Return the bytes of the rounded sum, good until the next call, and its tally."""
+        delta, moved, same = (b[: wide.size] for b in (self._delta, self._moved, self._same))
+        before = None
+        if self._kept is not None:
+            before = self._kept[: wide.size]
+            np.copyto(before, wide)
+        np.matmul(left, right, out=delta.reshape(len(left), -1))
+        if gain:
+            normalise(wide, delta, gain, len(left))
+        np.not_equal(delta, 0, out=moved)
+        update = float(delta @ delta)
+        wide += delta
+        out = self.finish(wide)  # leaves in delta what it has rounded to
+        if before is None:
+            unit = f"u{WIDTH[self._target]}"
+            np.equal(raw.view(unit), out.view(unit), out=same)
+        else:
+            np.equal(delta, before, out=same)
+        same &= moved
+        wide -= delta
+        swallowed = int(np.count_nonzero(same))
+        return out, Tally(update, float(wide @ wide), int(np.count_nonzero(moved)), swallowed)
+
+    def finish(self, wide: Array) -> np.ndarray:
+        """Return the bytes of rounded numbers, good until the next call."""
+        out = self._out[: wide.size * WIDTH[self._target]]
+        rounded(wide, self._target, out, self._delta[: wide.size])
+        return out
+
+
+class Device:
+    """Adds on a device of torch. The same results as `Host`, up to the order of products."""
+
+    def __init__(self, device: str, source: str, target: str) -> None:
+        import torch
+
+        self._device, self._target = device, target
+        names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+        names |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+        self._stored: torch.dtype = getattr(torch, names[source])
+        self._kind = torch.float32 if accumulator(target) == np.float32 else torch.float64
+
+    def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
+        """Return the numbers that stored bytes hold, times ``scale``, on the device."""
+        import torch
+
+        wide = torch.from_numpy(raw).to(self._device).view(self._stored).to(self._kind)
+        if scale is not None:
+            wide.view(len(scale), -1).mul_(torch.from_numpy(scale.copy()).to(wide))
+        return wide
+
+    def add(
+        self,
+        raw: np.ndarray,
+        wide: Array,
+        left: Float[np.ndarray, "m r"],
+        right: Float[np.ndarray, "r k"],
+        gain: Gain | None = None,
+    ) -> tuple[np.ndarray, Tally]:
+        """Return the bytes of the rounded sum, and its tally."""
+        import torch
+
+        low, high = (torch.from_numpy(np.ascontiguousarray(x)) for x in (left, right))
+        delta = (low.to(self._device) @ high.to(self._device)).reshape(-1)
+        if gain:
+            normalise(wide, delta, gain, len(left))
+        total = wide + delta
+        result = rounded_tensor(total, self._target)
+        after = result.to(self._kind)
+        moved = delta != 0
+        figures = (
+            delta.square().sum(dtype=torch.float64),
+            (total - after).square().sum(dtype=torch.float64),
+            moved.sum(),
+            (moved & (after == wide)).sum(),
+        )
+        update, error, count, swallowed = (figure.item() for figure in figures)
+        out = result.view(torch.uint8).cpu().numpy()
+        return out, Tally(float(update), float(error), int(count), int(swallowed))
+
+    def finish(self, wide: Array) -> np.ndarray:
+        """Return the bytes of rounded numbers."""
+        import torch
+
+        result: np.ndarray = rounded_tensor(wide, self._target).view(torch.uint8).cpu().numpy()
+        return result
+
+
+def normalise(wide: Array, delta: Array, gain: Gain, rows: int) -> None:
+    """Replace ``delta`` by ``gain * (wide + delta) - wide``, DoRA's update of these rows."""
+    table = (wide + delta).reshape(rows, -1)
+    factor: Array = gain.magnitude
+    if not isinstance(table, np.ndarray):
+        import torch
+
+        factor = torch.from_numpy(np.ascontiguousarray(factor)).to(table)
+    if gain.columns:
+        table *= factor[None, :]
+    else:
+        table *= (factor / (table**2).sum(-1) ** 0.5)[:, None]
+    delta[:] = table.reshape(-1)
+    delta -= wide
+
+
+def column_norms(
+    wide: Float[np.ndarray, "m k"],
+    left: Float[np.ndarray, "m r"],
+    right: Float[np.ndarray, "r k"],
+) -> Float[np.ndarray, "k"]:
+    """Return the squared norms of the columns of ``W + left @ right``, in float64."""
+    total = wide.astype(np.float64) + left.astype(np.float64) @ right.astype(np.float64)
+    squares: Float[np.ndarray, k] = np.square(total, out=total).sum(0)
+    return squares
