@@ -1,6 +1,5 @@
 """Modules laid out as a grid: a row for each layer, a column for each projection."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a key that puts layer 9 before layer 10, however long a number is."""
     return tuple(
         (0, len(part.lstrip("0")), part.lstrip("0")) if _number(part) else (1, 0, part)
-        for part in re.split(r"[._]", name)
+        for part in name.split("." if "." in name else "_")
     )
 
 

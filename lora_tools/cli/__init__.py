@@ -44,15 +44,14 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """See, shrink, extract, convert and publish LoRA adapters, file to file, on the CPU or a GPU.
+    """See, shrink, extract, merge, convert and publish LoRA adapters, file to file.
 
-    SOURCE may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file], or
+    A source may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file], or
     org/name[@revision] where there is no such path.
 
     Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
     command line, 3 a bound on rank, size or error that cannot be kept, 4 an engine that would not
-    load an adapter as it is meant. Of diff: 0 same, 1
-    different, 2 an error.
+    load an adapter as it is meant. Of diff: 0 same, 1 different, 2 an error.
     """
     context.obj = debug
 
