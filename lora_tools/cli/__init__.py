@@ -46,8 +46,8 @@ class LazyGroup(click.Group):
 def cli(context: click.Context, debug: bool) -> None:
     """See, shrink, extract, merge, convert and publish LoRA adapters, file to file.
 
-    A source may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file], or
-    org/name[@revision] where there is no such path.
+    A source may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file],
+    or org/name[@revision] where there is no such path.
 
     Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
     command line, 3 a bound on rank, size or error that cannot be kept, 4 an engine that would not
