@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
+from lora_tools.adapter import WEIGHTS
 from lora_tools.cli.console import say
 from lora_tools.report import size
 
@@ -44,17 +45,26 @@ visibility_option = click.option(
 
 
 def push_to_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--push-to`` and ``--private/--public``; pass them on as ``push_to``.
+    """Add ``--push-to`` and ``--private/--public`` to a command that writes a folder ``out``.
 
-    The command gets None, or a `Publication` to `check` before it works and `run` afterwards.
+    What would be refused is refused before the command begins; OUT is published once it is whole.
     """
 
     @wraps(function)
-    def command(*arguments: Any, push_to: str | None, private: bool | None, **options: Any) -> Any:
-        if push_to is None and private is not None:
-            raise click.UsageError("--private and --public go with --push-to")
-        publication = Publication(push_to, private) if push_to else None
-        return function(*arguments, push_to=publication, **options)
+    def command(push_to: str | None, private: bool | None, **options: Any) -> Any:
+        if push_to is None:
+            if private is not None:
+                raise click.UsageError("--private and --public go with --push-to")
+            return function(**options)
+        if options["dry_run"]:
+            raise click.UsageError("--push-to publishes OUT, which --dry-run does not write")
+        if options["out"].suffix in WEIGHTS:
+            raise click.UsageError("--push-to publishes a folder, and OUT is a file")
+        publication = Publication(push_to, private)
+        publication.check()
+        status = function(**options)
+        publication.run(options["out"], quiet=options["quiet"])
+        return status
 
     option = click.option(
         "--push-to", type=Repo(), metavar="ORG/NAME", help="Publish OUT on the Hub when it is done."

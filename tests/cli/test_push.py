@@ -425,6 +425,37 @@ def test_shrink_publishes_what_it_wrote(hub, alice, mine):
     assert str(alice.folder) not in readme
 
 
+def test_merge_and_convert_publish_what_they_wrote(hub, alice, mine):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from lora_tools import read
+
+    base = alice.folder / "base"
+    base.mkdir()
+    weights = {
+        f"{module.name}.weight": np.zeros(module.shape, np.float32)
+        for module in read(mine).manifest.modules
+    }
+    save_file(weights, base / "model.safetensors")
+    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    for name, arguments in (
+        ("merged", ("merge", "base", "mine", "merged")),
+        ("converted", ("convert", "mine", "converted", "--to", "mlx")),
+        ("extracted", ("extract", "base", "merged", "extracted", "--rank", 2, *TO)),
+    ):
+        done = alice.run(*arguments, "--push-to", f"alice/{name}", "--public")
+        assert done.returncode == 0, done.stderr
+        assert "published: " in done.stderr
+        assert f"alice/{name}" in hub.repositories
+    refused = alice.run("convert", "mine", "a.safetensors", "--to", "kohya", "--push-to", "alice/a")
+    assert refused.returncode == 2
+    assert "OUT is a file" in refused.stderr
+
+
+TO = ("--base-model", "org/tiny-base")
+
+
 def test_the_card_has_a_picture_that_is_not_drawn_anew_each_time(hub, alice, mine):
     done = json.loads(alice.does("push", mine, "alice/x", "--public", "--json", picture=True))
     assert "](lora_tools_spectra.png)" in done["card"]

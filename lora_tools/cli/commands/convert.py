@@ -18,6 +18,7 @@ from lora_tools.cli.options import (
     out_argument,
     source_argument,
 )
+from lora_tools.cli.publish import push_to_option
 from lora_tools.storage.checkpoint import open_checkpoint
 from lora_tools.storage.writer import check_output, staged, staged_file
 
@@ -46,6 +47,7 @@ from lora_tools.storage.writer import check_output, staged, staged_file
     metavar="N",
     help="Modules computed at the same time.  [default: one per core]",
 )
+@push_to_option
 @click.option("--dry-run", is_flag=True, help="Report without writing.")
 @json_option
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")

@@ -22,6 +22,7 @@ from lora_tools.cli.options import (
     make_engine,
     out_argument,
 )
+from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Wish, policy_options
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @policy_options
 @extraction_options
 @engine_options
+@push_to_option
 @click.option("--dry-run", is_flag=True, help="Show what would be extracted, and write nothing.")
 @click.option(
     "--no-resume", is_flag=True, help="Start over instead of going on where a run stopped."

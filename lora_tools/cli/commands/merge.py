@@ -19,6 +19,7 @@ from lora_tools.cli.options import (
     make_engine,
     out_argument,
 )
+from lora_tools.cli.publish import push_to_option
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.model import open_model
 from lora_tools.storage.writer import check_output
@@ -61,6 +62,7 @@ from lora_tools.storage.writer import check_output
     help="Leave out, and list, what has no home in BASE.",
 )
 @engine_options
+@push_to_option
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
 @json_option
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")

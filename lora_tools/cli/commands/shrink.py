@@ -20,7 +20,7 @@ from lora_tools.cli.options import (
     out_argument,
     source_argument,
 )
-from lora_tools.cli.publish import Publication, push_to_option
+from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
 from lora_tools.report import Report, percent, size
@@ -60,7 +60,6 @@ def command(
     limits: Limits,
     device: str,
     jobs: int | None,
-    push_to: Publication | None,
     dry_run: bool,
     as_json: bool,
     report_file: Path | None,
@@ -81,11 +80,7 @@ def command(
         )
     if wish is None and report_file:
         raise click.UsageError("--report goes with a policy")
-    if push_to and dry_run:
-        raise click.UsageError("--push-to publishes OUT, which --dry-run does not write")
     began = time.monotonic()
-    if push_to:
-        push_to.check()
     if report_file:
         check_file(report_file, force=force)
     if not dry_run:
@@ -118,8 +113,6 @@ def command(
     elif not quiet:
         click.echo(report.to_text())
         click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
-    if push_to:
-        push_to.run(out, quiet=quiet)
 
 
 def _survey(
