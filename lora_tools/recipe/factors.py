@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.adapter import Adapter
-from lora_tools.errors import NonFiniteError
+from lora_tools.errors import NonFiniteError, some
 from lora_tools.formats.base import Convolution, Module
 from lora_tools.recipe.entry import Patch
 from lora_tools.shapes import Float
@@ -41,7 +41,8 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> Loaded:
     b, a = (wide(x[piece.part] if x.ndim == 3 else x) for x in (low.b, low.a))
     for name, factor in (("b", b), ("a", a)):
         if not np.isfinite(factor).all():
-            key = module.parts["b" if name == "b" else "a"].key
+            keys = {str(role): part.key for role, part in module.parts.items()}
+            key = keys.get(name) or some(keys.values())
             raise NonFiniteError(f"{patch.adapter.tensors.path}: {key}: NaN or Inf")
     b = b[slice(*piece.rows)] * scale
     if isinstance(module.site, Convolution) and module.site.groups > 1:

@@ -45,6 +45,12 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
         raise UnsupportedError(
             f"{adapter.path}: layer_replication is set: its model has layers that the base shares"
         ).hint("Write the base out with its layers repeated, and point the adapter at that.")
+    sideways = [module.name for module in manifest.modules if "columns" in module.parts]
+    if sideways:
+        raise UnsupportedError(
+            f"{adapter.path}: DoRA by input column, of which a merge is not defined as PEFT's is:"
+            f" {some(sideways)}"
+        ).hint("Merge it with the tool that trained it.")
     prefix = _prefix(adapter, specs)
     for extra in manifest.extras:
         _place_extra(strong, extra, prefix, specs, placed)

@@ -255,3 +255,17 @@ def test_nan_and_overflow_are_named(tmp_path):
         assert said in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
         assert not (tmp_path / "out").exists()
     del large
+
+
+def test_dora_by_column_is_refused_by_name(tmp_path):
+    base = base_of(tmp_path, **{"q.weight": (6, H)})
+    file = tmp_path / "kohya.safetensors"
+    tensors = {
+        "lora_unet_q.lora_down.weight": torch.randn(R, H),
+        "lora_unet_q.lora_up.weight": torch.randn(6, R),
+        "lora_unet_q.alpha": torch.tensor(1.0),
+        "lora_unet_q.dora_scale": torch.ones(1, H),
+    }
+    save_file(tensors, file)
+    with pytest.raises(UnsupportedError, match=r"DoRA by input column.*lora_unet_q"):
+        plan(open_model(base), [Strong(read(file))])

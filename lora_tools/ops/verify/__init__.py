@@ -135,7 +135,7 @@ def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefix) -> Ite
 
 def _cast(entry: Entry) -> str:
     """Return the coarsest type in which an update may have been before it was added."""
-    kinds = {patch.module.parts["b"].spec.dtype for patch in entry.patches}
+    kinds = {patch.module.dtype for patch in entry.patches}
     return coarsest(entry.spec.dtype, *kinds) if kinds else entry.spec.dtype
 
 
