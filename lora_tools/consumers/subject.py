@@ -2,9 +2,7 @@
 
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from lora_tools.errors import LoraToolsError
 from lora_tools.formats.base import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.scaling import scale
-from lora_tools.storage.checkpoint import Checkpoint, Place, open_checkpoint
+from lora_tools.storage.checkpoint import open_checkpoint
 
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
@@ -25,7 +23,6 @@ PREFERRED = (
     "adapter_model.pt",
     "adapters.safetensors",
 )
-CODES = {"F16": "<e", "F32": "<f", "F64": "<d", "BF16": "<f"}
 
 
 def subject(source: Adapter | str | Path) -> Subject:
@@ -44,7 +41,7 @@ def subject(source: Adapter | str | Path) -> Subject:
     sound = adapter is not None and not adapter.manifest.problems
     manifest = adapter.manifest if adapter and sound else None
     pairs, rest = pairs_of(tensors.specs)
-    scalars = Scalars(tensors)
+    scalars = tensors.scalars
     return Subject(
         path,
         tensors.path.name,
@@ -58,32 +55,6 @@ def subject(source: Adapter | str | Path) -> Subject:
         scalars,
         _truths(pairs, config, manifest, tensors.metadata, scalars),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Scalars(Mapping[str, float]):
-    """The values of tensors of one element, read without numpy or torch unless from a pickle."""
-
-    tensors: Checkpoint
-
-    def __getitem__(self, key: str) -> float:
-        place = self.tensors.arrays.places[key]
-        if not isinstance(place, Place):
-            return float(place)
-        dtype = place.slot.spec.dtype
-        if place.slot.spec.numel != 1 or dtype not in CODES:
-            raise KeyError(key)
-        with place.path.open("rb") as file:
-            file.seek(place.slot.start)
-            data = file.read(place.slot.stop - place.slot.start)
-        (value,) = struct.unpack(CODES[dtype], b"\0\0" + data if dtype == "BF16" else data)
-        return float(value)
-
-    def __iter__(self) -> Iterator[str]:
-        return (key for key, spec in self.tensors.specs.items() if spec.numel == 1)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def adapter_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
