@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.dtypes import numpy_dtype, torch_dtype
-from lora_tools.storage.guests import Guests, reading
+from lora_tools.storage.guests import Guest, Guests, reading
 from lora_tools.storage.header import Slot, Spec, read_header
 
 if TYPE_CHECKING:
@@ -84,6 +84,20 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
         flat = place.contiguous().reshape(-1).view(torch.uint8)[start:stop]
         return flat.numpy()
+
+    def expect(self, name: str) -> None:
+        """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
+        place = self._places[name]
+        if not isinstance(place, Place) or isinstance(place.path, Guest):
+            return  # it is in memory, or would be fetched from afar
+        if not hasattr(os, "posix_fadvise"):
+            return  # not every system takes advice
+        descriptor = os.open(place.path, os.O_RDONLY)
+        try:
+            size = place.slot.stop - place.slot.start
+            os.posix_fadvise(descriptor, place.slot.start, size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -375,3 +375,14 @@ def test_files_and_positions_of_shards(tmp_path):
     found = open_checkpoint(shard(tmp_path))
     assert [file.name for file in found.files] == list(SHARDS)
     assert sorted(found, key=found.position) == list(found)
+
+
+def test_what_is_expected_is_read_as_ever(tmp_path):
+    save_file({"a": torch.arange(6.0)}, tmp_path / "a.safetensors")
+    torch.save({"a": torch.arange(6.0)}, tmp_path / "a.bin")
+    for name in ("a.safetensors", "a.bin"):
+        checkpoint = open_checkpoint(tmp_path / name)
+        checkpoint.expect("a")
+        assert checkpoint["a"].tolist() == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(KeyError):
+            checkpoint.expect("b")

@@ -1,7 +1,7 @@
 """Extract: the best adapter of a full fine-tune, with a certificate of how good it can be."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -155,7 +155,7 @@ class Extraction:
     ) -> Iterator[Result]:
         """Map jobs: whole ones side by side on the host; on a device with the next one read."""
         if self.plan.options.device == "cpu":
-            results = self.engine.map(whole, jobs)
+            results = self.engine.map(whole, _expected(jobs))
         else:
             results = Serial().map(second, ahead(load, jobs))
         for job, result in zip(jobs, results, strict=True):
@@ -186,6 +186,15 @@ def extract(
     settings = {**plan.options.describe(), "policy": str(policy)}
     keep = open_keep(out, identity(plan.base, plan.tuned, settings), resume=resume)
     return Extraction(plan, policy, keep, engine or Serial(), seen)
+
+
+def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Pass jobs on to an engine, which takes them ahead of time: their weights are read ahead."""
+    for job in jobs:
+        pair = job.item.pair
+        job.plan.base.tensors.expect(pair.base)
+        job.plan.tuned.tensors.expect(pair.tuned)
+        yield job
 
 
 def _numbers(items: Sequence[Item]) -> Iterator[int]:
