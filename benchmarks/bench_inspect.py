@@ -139,7 +139,7 @@ def report(
     yield from table(("median of pairs (range)", "wall", "cpu", "peak"), rows)
     if SVD in commands:
         yield ""
-        yield f"{SVD} takes minutes, so it ran once."
+        yield f"{SVD} ran once."
     disturbed = sum(run.others > QUIET for runs in usages.values() for run in runs)
     if disturbed:
         yield ""
