@@ -1,6 +1,7 @@
 """What every test may use: shapes checked at run time, and where adapters of others lie."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ from hub_server import HubServer  # noqa: E402
 
 # Every call of the mathematics is checked against the shapes in its signature.
 install_import_hook(["lora_tools.linalg", "lora_tools.update"], "checker.checked")
+
+# Where a shell runs the tests in the background, they begin deaf to Ctrl-C, and the processes that
+# they interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MADE = sorted(path.parent.name for path in FIXTURES.glob("*/adapter_config.json"))
 REAL_PEFT = ("peft-gptneo125m-movies", "peft-opencalm1b-r1-fusedqkv")
