@@ -23,9 +23,10 @@ from lora_tools.formats.kohya import Kohya
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.xlabs import XLabs
-from lora_tools.storage.checkpoint import INDEX, PICKLES, Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.header import Spec
 from lora_tools.storage.layout import layout
+from lora_tools.storage.opening import INDEX, PICKLES, open_checkpoint
 from lora_tools.storage.writer import TensorWriter
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
+from lora_tools.storage.checkpoint import Checkpoint
+from lora_tools.storage.opening import INDEX, open_checkpoint
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"

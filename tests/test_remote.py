@@ -314,7 +314,7 @@ EVICT = """
 import os
 from pathlib import Path
 from lora_tools.remote import locate
-from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint
 
 def disk():
     files = {f.resolve() for f in Path(os.environ["HF_HOME"]).rglob("*") if f.is_file()}

@@ -13,7 +13,7 @@ from lora_tools.errors import LoraToolsError
 from lora_tools.formats.base import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.scaling import scale
-from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint
 
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"

@@ -12,9 +12,9 @@ from lora_tools.recipe.entry import Entry, Patch, Source, Tokens
 from lora_tools.recipe.factors import wide
 from lora_tools.recipe.place import Placed, Strong, check_homes, place
 from lora_tools.recipe.tied import EMBEDDINGS, HEADS, Tie, is_one_of
-from lora_tools.storage.checkpoint import Place, read_array
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
+from lora_tools.storage.place import Place, read_array
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from lora_tools.adapter import Adapter
 from lora_tools.formats.base import Convolution, Extra, Module
 from lora_tools.recipe.pieces import Piece
-from lora_tools.storage.checkpoint import Place
 from lora_tools.storage.header import Spec
+from lora_tools.storage.place import Place
 
 if TYPE_CHECKING:
     from lora_tools.update import Array

@@ -6,7 +6,7 @@ from typing import Any
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.model import Model
 from lora_tools.recipe.entry import Source
-from lora_tools.storage.checkpoint import Place
+from lora_tools.storage.place import Place
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 PACKED = (".qweight", ".qzeros", ".quant_map", ".absmax", ".quant_state", ".weight_packed", ".SCB")

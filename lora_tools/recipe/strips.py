@@ -14,7 +14,7 @@ from lora_tools.linalg.rounding import WIDTH, widen
 from lora_tools.recipe.entry import Entry, Patch, Source
 from lora_tools.recipe.factors import Loaded, load, side_by_side, wide
 from lora_tools.shapes import Float
-from lora_tools.storage.checkpoint import Place, read_array
+from lora_tools.storage.place import Place, read_array
 from lora_tools.storage.transfer import get, opened
 from lora_tools.update import Update
 

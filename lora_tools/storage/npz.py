@@ -5,8 +5,9 @@ import zipfile
 from pathlib import Path
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import Checkpoint, Place
+from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.header import Slot, Spec
+from lora_tools.storage.place import Place
 
 CODES = {
     "<f2": "F16",

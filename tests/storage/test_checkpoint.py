@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import Place, open_checkpoint, read_tensor
 from lora_tools.storage.dtypes import DTYPES, torch_dtype
 from lora_tools.storage.header import Slot, Spec
+from lora_tools.storage.opening import open_checkpoint
+from lora_tools.storage.place import Place, read_tensor
 
 TENSORS = {
     "w": torch.arange(6.0).reshape(2, 3),
@@ -293,7 +294,7 @@ def test_an_index_that_is_none_is_an_error(text, tmp_path):
 READER = """
 import sys
 from pathlib import Path
-from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint
 
 path, hoard = Path(sys.argv[1]), []
 for tensor in open_checkpoint(path).values():

@@ -7,8 +7,8 @@ from threading import Barrier, Thread
 import numpy as np
 from safetensors.numpy import save_file
 
-from lora_tools.storage.checkpoint import open_checkpoint
 from lora_tools.storage.guests import Guest, Guests, reading
+from lora_tools.storage.opening import open_checkpoint
 
 
 @dataclass(eq=False)

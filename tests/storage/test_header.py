@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import open_checkpoint
 from lora_tools.storage.header import Spec, read_header, spec_of
+from lora_tools.storage.opening import open_checkpoint
 
 
 def write(path: Path, header: object, data: bytes = b"") -> Path:

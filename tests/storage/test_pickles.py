@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import open_checkpoint
 from lora_tools.storage.header import Spec
+from lora_tools.storage.opening import open_checkpoint
 from lora_tools.storage.pickles import load_pickle
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(4, dtype=torch.bfloat16)}

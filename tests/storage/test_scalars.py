@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint
 
 NUMBERS = {
     "half": torch.tensor(0.1, dtype=torch.float16),

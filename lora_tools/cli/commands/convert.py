@@ -19,7 +19,7 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint
 from lora_tools.storage.writer import check_output, staged, staged_file
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.model import Model
-from lora_tools.storage.checkpoint import open_checkpoint
 from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import layout
+from lora_tools.storage.opening import open_checkpoint
 from lora_tools.storage.writer import TensorWriter
 
 MANIFEST = "manifest.json"

@@ -12,7 +12,8 @@ from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
 from lora_tools.recipe import Recipe
-from lora_tools.storage.checkpoint import INDEX, Place
+from lora_tools.storage.opening import INDEX
+from lora_tools.storage.place import Place
 
 TOKENIZER = (
     "tokenizer",

@@ -14,7 +14,7 @@ from lora_tools.linalg.rounding import WIDTH, accumulator, rounded
 from lora_tools.ops.merge.shards import Shard
 from lora_tools.recipe import Entry
 from lora_tools.recipe.strips import as_bytes, by_columns, height, strips, tokens
-from lora_tools.storage.checkpoint import Place
+from lora_tools.storage.place import Place
 from lora_tools.storage.transfer import copy, opened, put
 
 CHUNK = 1 << 25

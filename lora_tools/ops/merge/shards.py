@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_tools.recipe import Entry, Recipe
-from lora_tools.storage.checkpoint import INDEX, Place
 from lora_tools.storage.layout import Layout, layout
+from lora_tools.storage.opening import INDEX
+from lora_tools.storage.place import Place
 
 WEIGHTS = "model.safetensors"
 

@@ -11,8 +11,8 @@ from lora_tools.linalg.rounding import DIGITS, WIDTH, rounded, spacing, widen
 from lora_tools.recipe import Entry
 from lora_tools.recipe.strips import Strip, as_bytes, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
-from lora_tools.storage.checkpoint import Place
 from lora_tools.storage.header import Spec
+from lora_tools.storage.place import Place
 from lora_tools.storage.transfer import get, opened
 
 CHUNK = 1 << 23

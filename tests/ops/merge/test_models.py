@@ -25,7 +25,7 @@ from lora_tools.errors import UnsupportedError
 from lora_tools.model import open_model
 from lora_tools.ops.merge import Options, Strong, merge, plan
 from lora_tools.ops.verify import verify
-from lora_tools.storage.checkpoint import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint
 
 SMALL = {"num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 64}
 TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

@@ -16,7 +16,7 @@ from lora_tools import Threads, read
 from lora_tools.model import open_model
 from lora_tools.ops.merge import merge
 from lora_tools.ops.verify import Options, Proof, Strong, plan, verify
-from lora_tools.storage.checkpoint import open_partly
+from lora_tools.storage.opening import open_partly
 
 PLAIN = FIXTURES / "minilm-plain"
 SITE = "encoder.layer.3.attention.self.query.weight"
