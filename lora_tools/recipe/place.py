@@ -7,10 +7,11 @@ from typing import Any
 from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Extra, Module
-from lora_tools.names import Prefix, align
+from lora_tools.names import Prefix
 from lora_tools.recipe.entry import Patch, Tokens
 from lora_tools.recipe.grouped import reads_others
-from lora_tools.recipe.pieces import Site, Specs, find, names
+from lora_tools.recipe.pieces import Site, Specs
+from lora_tools.recipe.sites import prefix_of, sites
 from lora_tools.recipe.tied import EMBEDDINGS, HEADS, is_one_of
 
 
@@ -51,14 +52,14 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
             f"{adapter.path}: DoRA by input column, of which a merge is not defined as PEFT's is:"
             f" {some(sideways)}"
         ).hint("Merge it with the tool that trained it.")
-    prefix = _prefix(adapter, specs)
+    prefix = prefix_of(adapter, specs)
     for extra in manifest.extras:
         _place_extra(strong, extra, prefix, specs, placed)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
     grown = dict(specs) | {key: extra.spec for key, extra in placed.replaced.items()}
-    known = {"peft_version": manifest.config.get("peft_version"), **_model_type(config)}
+    found = sites(adapter, prefix, grown, config)
     for module in manifest.modules:
-        site = find(module, prefix, grown, known)
+        site = found[module.name]
         if site is None or site.misfit:
             placed.homeless[module.name] = _why(module, site, grown)
             continue
@@ -83,36 +84,6 @@ def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
         + (f"\n  and {len(lines) - 5} more" if len(lines) > 5 else "")
         + f"\nThe base has {some(specs)}"
     ).hint("Check that it is the base of this adapter, or pass --allow-missing to go on without.")
-
-
-def _prefix(adapter: Adapter, specs: Specs) -> Prefix:
-    manifest = adapter.manifest
-    wanted = [[*names(module)] for module in manifest.modules]
-    wanted += [[extra.name or extra.key] for extra in manifest.extras]
-    if all(any(name in specs for name in each) for each in wanted):
-        return Prefix()
-    prefixes = align([name for each in wanted for name in each], specs.keys())
-    # An end that fits anything (".weight") aligns single names: that is no place for an adapter.
-    prefixes = tuple(
-        p for p in prefixes if sum(_among(each, p, specs) for each in wanted) * 2 >= len(wanted)
-    )
-    if len(prefixes) > 1:
-        places = some(prefix.add or "the top" for prefix in prefixes)
-        raise FormatError(f"{adapter.path}: fits the base in several places: {places}")
-    return prefixes[0] if prefixes else Prefix()
-
-
-def _among(names: Iterable[str], prefix: Prefix, specs: Specs) -> bool:
-    return any(
-        prefix(name) in specs and (not prefix.drop or "." in name.removeprefix(prefix.drop))
-        for name in names
-    )
-
-
-def _model_type(config: Mapping[str, Any]) -> dict[str, Any]:
-    text = config.get("text_config")
-    inner = text.get("model_type") if isinstance(text, Mapping) else None
-    return {"model_type": inner or config.get("model_type")}
 
 
 def _place_module(

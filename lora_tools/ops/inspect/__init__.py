@@ -9,11 +9,10 @@ from lora_tools.consumers import Consumer, judge, subject
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import LoraToolsError
 from lora_tools.model import Model, open_model
-from lora_tools.ops.inspect.comparison import Comparison
 from lora_tools.ops.inspect.inspection import Inspection
 from lora_tools.ops.inspect.listing import Listing, look
 
-__all__ = ["Comparison", "Inspection", "Listing", "inspect", "look"]
+__all__ = ["Inspection", "Listing", "inspect", "look"]
 
 
 def inspect(

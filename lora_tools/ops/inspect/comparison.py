@@ -1,26 +1,37 @@
 """An adapter beside its base: where each module belongs, and how large it is there."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
-from lora_tools.homes import Home, Homes, homes
+from lora_tools.formats.base import Module
+from lora_tools.linalg.metrics import norm
 from lora_tools.model import Model
+from lora_tools.names import collapse, template
+from lora_tools.recipe.entry import Patch
+from lora_tools.recipe.pieces import Site
+from lora_tools.recipe.sites import prefix_of, sites
 from lora_tools.storage.dtypes import FLOATS
 
 
 class Weight(NamedTuple):
-    """The base weight of a module and its Frobenius norm; None if its numbers are packed."""
+    """What a module is added to: the base weights, or rows of them, and their Frobenius norm."""
 
-    key: str
+    keys: tuple[str, ...]
     norm: float | None
+    """None if the numbers are packed."""
 
     def to_dict(self, update: float | None) -> dict[str, Any]:
         """Return it as plain data, beside the norm of the update."""
+        alike: dict[str, list[str]] = {}
+        for key in self.keys:
+            alike.setdefault(template(key), []).append(key)
         ratio = update / self.norm if self.norm and update is not None else None
-        return {"weight": self.key, "norm": self.norm, "ratio": ratio}
+        weight = " + ".join(collapse(keys) for keys in alike.values())
+        return {"weight": weight, "norm": self.norm, "ratio": ratio}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,53 +40,66 @@ class Comparison:
 
     adapter: Adapter
     base: Model
-    homes: Homes
-    norms: Mapping[str, float | None]
-    """By weight."""
-
-    def module(self, name: str) -> Weight | None:
-        """Return the weight of a module, if it has one of its shape."""
-        home = self.homes.found.get(name)
-        return Weight(home.key, self.norms[home.key]) if home else None
+    sites: Mapping[str, Site | None]
+    weights: Mapping[str, Weight]
+    """Of the modules that have a site of their shape."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what does not fit, as plain data."""
+        specs = self.base.tensors.specs
+        misfits = {name: site.misfit for name, site in self.sites.items() if site and site.misfit}
         return {
             "path": str(self.base.path),
-            "missing": list(self.homes.missing),
+            "missing": [name for name, site in self.sites.items() if site is None],
             "misshapen": [
                 {
                     "module": name,
-                    "weight": home.key,
-                    "shape": list(home.spec.shape),
+                    "weight": key,
+                    "shape": list(specs[key].shape) if key in specs else None,
                     "expected": list(self.adapter.module(name).shape),
                 }
-                for name, home in self.homes.misshapen.items()
+                for name, key in misfits.items()
             ],
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """A base weight to find the norm of."""
+    """A module to find the norm of whose base weights."""
 
     base: Model
-    home: Home
+    adapter: Adapter
+    module: Module
+    site: Site
 
 
 def compare(adapter: Adapter, base: Model, engine: Engine) -> Comparison:
-    """Find the base weight of every module and its norm. Reads each of them once."""
-    found = homes(adapter.manifest.modules, base.tensors.specs)
-    places = list({home.key: home for home in found.found.values()}.values())
-    norms = engine.map(weigh, [Weighing(base, home) for home in places])
-    keys = [home.key for home in places]
-    return Comparison(adapter, base, found, dict(zip(keys, norms, strict=True)))
+    """Find what each module is added to, and its norm. Reads those rows of the base once.
+
+    Raises `FormatError` if the adapter fits in several places or square experts lie either way.
+    """
+    specs = base.tensors.specs
+    found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
+    jobs = [
+        Weighing(base, adapter, module, site)
+        for module in adapter.manifest.modules
+        if (site := found[module.name]) and site.pieces
+    ]
+    weights = zip(jobs, engine.map(weigh, jobs), strict=True)
+    return Comparison(adapter, base, found, {job.module.name: weight for job, weight in weights})
 
 
-def weigh(job: Weighing) -> float | None:
-    """Return the Frobenius norm of a base weight; None where a number is no weight by itself."""
-    if job.home.spec.dtype not in FLOATS:
-        return None
-    from lora_tools.linalg.metrics import norm  # imports numpy
-
-    return norm(job.base.tensors.arrays[job.home.key])
+def weigh(job: Weighing) -> Weight:
+    """Return the base weights of a module and the norm of the rows that it changes."""
+    tensors = job.base.tensors
+    patches = [Patch(job.adapter, job.module, piece, 1.0) for piece in job.site.pieces]
+    keys = tuple(dict.fromkeys(patch.piece.key for patch in patches))
+    if any(tensors.specs[key].dtype not in FLOATS for key in keys):
+        return Weight(keys, None)
+    norms = [
+        norm(
+            tensors.span(patch.piece.key, patch.piece.start * patch.width, patch.stop * patch.width)
+        )
+        for patch in patches
+    ]
+    return Weight(keys, math.hypot(*norms))

@@ -9,11 +9,11 @@ from lora_tools.adapter import Adapter
 from lora_tools.consumers import Judgement
 from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Module, Site
 from lora_tools.model import Model
-from lora_tools.ops.inspect.comparison import Comparison
 from lora_tools.ops.inspect.groups import groups
 from lora_tools.ops.inspect.origin import scale_model, task, trained_by, variants
 
 if TYPE_CHECKING:
+    from lora_tools.ops.inspect.comparison import Comparison
     from lora_tools.ops.inspect.spectra import Spectra
 
 SCHEMA = "lora-tools/inspect/1"
@@ -34,7 +34,7 @@ class Inspection:
     base: Model | None = None
     """The base model, if it was given or lies where the adapter says."""
     spectra: "Spectra | None" = None
-    comparison: Comparison | None = None
+    comparison: "Comparison | None" = None
     judgements: tuple[Judgement, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Inspection:
 
     def _module(self, module: Module) -> dict[str, Any]:
         figures = self.spectra.figures[module.name] if self.spectra else None
-        compared = self.comparison.module(module.name) if self.comparison else None
+        compared = self.comparison.weights.get(module.name) if self.comparison else None
         norm = figures.norm if figures else None
         return {
             "module": module.name,

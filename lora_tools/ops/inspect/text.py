@@ -184,8 +184,8 @@ def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
         (
             "weights of another shape",
             [
-                f"{found['module']} is {_shape(found['expected'])}, its weight"
-                f" {_shape(found['shape'])}"
+                f"{found['module']} is {_shape(found['expected'])}, {found['weight']}"
+                f" {_shape(found['shape']) if found['shape'] else 'is missing'}"
                 for found in (document["base"] or {}).get("misshapen", [])
             ],
         ),
