@@ -1,12 +1,12 @@
 """Each rule of diffusers, broken and kept; what the real diffusers loads, where it is installed."""
 
-import importlib.util
 import json
 
 import pytest
 import torch
 from conftest import FIXTURES, real
 from consumers.craft import craft, file_of, mended, pair
+from judges import judge
 
 from lora_tools import consumers
 from lora_tools.consumers import Verdict
@@ -85,10 +85,6 @@ def test_the_table(case, tmp_path):
     assert rule is not None or not [f for f in judgement.findings if "before" not in f.why]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("diffusers") is None,
-    reason="SKIPPED FOR WANT OF diffusers: pip install diffusers",
-)
 @pytest.mark.parametrize("case", CASES)
 def test_the_real_diffusers_agrees(case, tmp_path):
     path = made(case, tmp_path)
@@ -97,12 +93,12 @@ def test_the_real_diffusers_agrees(case, tmp_path):
 
 def really(path) -> Verdict:
     """Load a file as a pipeline does, into a UNet, and look at what became of its modules."""
-    from diffusers import UNet2DConditionModel
+    diffusers = judge("diffusers")
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
     from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors.torch import load_file
 
-    unet = UNet2DConditionModel(
+    unet = diffusers.UNet2DConditionModel(
         block_out_channels=(4, 8),
         layers_per_block=1,
         sample_size=8,

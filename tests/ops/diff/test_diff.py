@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from marks import needs_gpu
 from safetensors.torch import load_file, save_file
 
 from lora_tools import Fixed, LoraToolsError, Serial, Threads, read, shrink, staged, write
@@ -375,9 +376,7 @@ def test_pickles_and_types_do_not_matter(tmp_path):
     assert np.isfinite(diff(read(source), read(b)).total.norms[0])
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="SKIPPED FOR WANT OF A GPU: diff --device cuda"
-)
+@needs_gpu("diff")
 @pytest.mark.parametrize("name", ["minilm-plain", "minilm-dora", "moe-experts", "conv-mixed"])
 def test_a_gpu_computes_what_the_cpu_does(name, tmp_path):
     pair = read(FIXTURES / name), read(truncated(FIXTURES / name, tmp_path / "b", 2))

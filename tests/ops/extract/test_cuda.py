@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from marks import needs_gpu
 from safetensors.torch import save_file
 
 from lora_tools import Fixed
 from lora_tools.ops.extract import Options, Precision, extract, plan
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="SKIPPED FOR WANT OF A GPU: extract --device cuda"
-)
+pytestmark = needs_gpu("extract")
 
 
 @pytest.mark.parametrize("small", [16, 2048])

@@ -7,17 +7,13 @@ import pytest
 import torch
 from bases import BASES
 from conftest import FIXTURES
+from marks import needs_gpu
 
 from lora_tools import Threads, read
 from lora_tools.model import open_model
 from lora_tools.ops.merge import Options, Strong, merge, plan
 
-GPU = pytest.param(
-    "cuda",
-    marks=pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="SKIPPED FOR WANT OF A GPU: merge --device cuda"
-    ),
-)
+GPU = pytest.param("cuda", marks=needs_gpu("merge"))
 NAMES = ["minilm-plain", "minilm-dora", "minilm-embedding", "gpt2-conv1d", "moe-experts"]
 
 

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
+from marks import needs_gpu
 
 from lora_tools import Fixed, Options, read, shrink
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="SKIPPED FOR WANT OF A GPU: shrink --device cuda"
-)
+pytestmark = needs_gpu("shrink")
 
 
 @pytest.mark.parametrize(
