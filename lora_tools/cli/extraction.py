@@ -1,32 +1,24 @@
 """The options that say what an extraction takes and how sure it is, gathered into one value."""
 
-from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_tools.cli.options import DTYPES
+from lora_tools.cli.options import (
+    Command,
+    dtype_option,
+    pattern_options,
+    rank_limit_options,
+    together,
+    vllm_option,
+)
 
 if TYPE_CHECKING:
     from lora_tools.ops.extract import Options
 
-Command = Callable[..., Any]
-POSITIVE = click.IntRange(min=1)
-
 SELECTION = (
-    click.option(
-        "--include",
-        metavar="PATTERN",
-        multiple=True,
-        help="Extract matching modules only. Repeatable.",
-    ),
-    click.option(
-        "--exclude",
-        metavar="PATTERN",
-        multiple=True,
-        help="Leave matching modules out. Repeatable.",
-    ),
+    pattern_options("Extract matching modules only.", "Leave matching modules out."),
     click.option(
         "--embeddings",
         type=click.Choice(["lora", "full", "skip"]),
@@ -42,43 +34,9 @@ SELECTION = (
         show_default=True,
         help="What becomes of norms, biases and the like that changed: stored whole, or listed.",
     ),
-    click.option(
-        "--min-rank",
-        type=POSITIVE,
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="No module goes below rank N; not with --rank.",
-    ),
-    click.option(
-        "--max-rank",
-        type=POSITIVE,
-        metavar="N",
-        default=128,
-        show_default=True,
-        help="No module goes above rank N; not with --rank.",
-    ),
-    click.option(
-        "--multiple-of",
-        type=POSITIVE,
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="Ranks are multiples of N; not with --rank.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(list(DTYPES)),
-        default="keep",
-        show_default=True,
-        help="Element type of the factors written; keep: that of TUNED.",
-    ),
-    click.option(
-        "--for",
-        "consumer",
-        type=click.Choice(["vllm"]),
-        help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
-    ),
+    rank_limit_options("; not with --rank", most=128),
+    dtype_option("Element type of the factors written; keep: that of TUNED."),
+    vllm_option,
     click.option(
         "--base-model",
         metavar="ID",
@@ -103,7 +61,18 @@ METHOD = (
         help="Go on without tensors that hold NaN or Inf, and list them.",
     ),
 )
-NAMES = ("include", "exclude", "embeddings", "small", "min_rank", "max_rank", "multiple_of")
+NAMES = (
+    "include",
+    "exclude",
+    "embeddings",
+    "small",
+    "min_rank",
+    "max_rank",
+    "multiple_of",
+    "dtype",
+    "skip_bad",
+    "base_model",
+)
 
 
 def extraction_options(function: Command) -> Command:
@@ -111,8 +80,7 @@ def extraction_options(function: Command) -> Command:
 
     @wraps(function)
     def command(*arguments: Any, **options: Any) -> Any:
-        values = {name: options.pop(name) for name in (*NAMES, "skip_bad", "base_model")}
-        values["dtype"] = DTYPES[options.pop("dtype")]
+        values = {name: options.pop(name) for name in NAMES}
         tolerance, exact = options.pop("tolerance"), options.pop("exact")
         consumer = options.pop("consumer")
 
@@ -129,6 +97,4 @@ def extraction_options(function: Command) -> Command:
 
         return function(*arguments, wanted=wanted, **options)
 
-    for option in reversed((*SELECTION, *METHOD)):
-        command = option(command)
-    return command
+    return together(*SELECTION, *METHOD)(command)

@@ -1,141 +1,144 @@
-"""Options that commands share, and the types of their values."""
+"""Options that commands share: values, and functions of the sentences that are a command's own."""
 
 import os
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_tools.cli.console import say
+from lora_tools.cli.types import POSITIVE, Device, LocalOrHub
 from lora_tools.errors import DeviceError
-from lora_tools.remote import RemotePath, is_remote, locate
 
 if TYPE_CHECKING:
     from lora_tools.engine import Engine
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Command = Callable[..., Any]
+Option = Callable[[Command], Command]
 
-UNITS = {"": 1, "B": 1}
-UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMG", 1)}
-UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMG", 1)}
 DTYPES = {"keep": None, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes: 20MB (10^6), 12MiB (2^20), 500000."""
+def together(*options: Option) -> Option:
+    """Return what adds options in the order given, as decorators in lines would."""
 
-    name = "size"
+    def add(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
 
-    def convert(self, value: Any, param: Any, context: Any) -> int:
-        """Return the number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", value)
-        unit = match and next((u for u in UNITS if u.lower() == match[2].lower()), None)
-        try:
-            if match is None or unit is None:
-                raise ValueError
-            return int(float(match[1]) * UNITS[unit])
-        except ValueError:
-            self.fail(f"{value!r} is not a size such as 20MB or 12MiB.", param, context)
-
-
-class Share(click.ParamType["int | float"]):
-    """A whole number, or a share written as a percentage."""
-
-    name = "n|p%"
-
-    def convert(self, value: Any, param: Any, context: Any) -> int | float:
-        """Return an int for a number and a float in (0, 1] for a percentage."""
-        if isinstance(value, int | float):
-            return value
-        try:
-            share = value.endswith("%")
-            number = float(value[:-1]) / 100 if share else int(value.replace(",", ""))
-            if not 0 < number <= (1 if share else number):
-                raise ValueError
-            return number
-        except ValueError:
-            self.fail(f"{value!r} is no number above 0 or percentage to 100.", param, context)
-
-
-class PatternRank(click.ParamType["tuple[str, int]"]):
-    """A pattern of module names and a rank: ``q_proj=8``."""
-
-    name = "pattern=n"
-
-    def convert(self, value: Any, param: Any, context: Any) -> tuple[str, int]:
-        """Return the pattern and the rank."""
-        if isinstance(value, tuple):
-            return value
-        pattern, _, rank = value.rpartition("=")
-        if not pattern or not rank.isdigit() or int(rank) < 1:
-            self.fail(f"{value!r} is not PATTERN=N with N at least 1.", param, context)
-        return pattern, int(rank)
-
-
-class Device(click.ParamType[str]):
-    """A torch device; whether it is there is checked when it is used."""
-
-    name = "device"
-
-    def convert(self, value: Any, param: Any, context: Any) -> str:
-        """Return the name."""
-        if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", value):
-            self.fail(f"{value!r} is not cpu, cuda, cuda:N or mps.", param, context)
-        return str(value)
-
-
-class LocalOrHub(click.ParamType[Path]):
-    """A path here, or one on the Hub, whose files are fetched when they are opened."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: Any, context: Any) -> Path:
-        """Return the path; one on the Hub is pinned to its commit, and stderr says to which."""
-        if isinstance(value, Path):
-            return value
-        if not is_remote(value):
-            return Path(value)
-        from lora_tools import hub  # local paths need no huggingface_hub
-
-        quiet = "--quiet" in sys.argv
-        if quiet or not sys.stderr.isatty():
-            hub.hide_progress()
-        path = locate(value)
-        if not quiet and isinstance(path, RemotePath):
-            offline = " (offline: as much of it as the cache has)" if path.snapshot.partial else ""
-            say(f"{value}: {path}{offline}")
-        return path
+    return add
 
 
 source_argument = click.argument("source", type=LocalOrHub())
+base_argument = click.argument("base", type=LocalOrHub())
+adapters_argument = click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
 out_argument = click.argument("out", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="Print nothing but errors and what --json asks for."
+)
+vllm_option = click.option(
+    "--for",
+    "consumer",
+    type=click.Choice(["vllm"]),
+    help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
+)
 
 
-def engine_options(function: Function) -> Function:
-    """Add ``--device`` and ``--jobs``."""
-    for option in (
-        click.option(
-            "--jobs",
-            type=click.IntRange(min=1),
+def force_option(help: str = "Replace OUT if it exists.") -> Option:
+    """Return ``--force``; what it replaces is the command's to say."""
+    return click.option("--force", is_flag=True, help=help)
+
+
+def dry_run_option(help: str) -> Option:
+    """Return ``--dry-run``; what it shows instead is the command's to say."""
+    return click.option("--dry-run", is_flag=True, help=help)
+
+
+def full_option(help: str) -> Option:
+    """Return ``--full``; what gets lines of its own is the command's to say."""
+    return click.option("--full", is_flag=True, help=help)
+
+
+def base_option(help: str) -> Option:
+    """Return ``--base``; what the base model is for is the command's to say."""
+    return click.option("--base", type=LocalOrHub(), help=help)
+
+
+def weight_option(help: str) -> Option:
+    """Return ``--weight``, passed on as ``weights``: one for each adapter."""
+    return click.option("--weight", "weights", type=float, multiple=True, metavar="W", help=help)
+
+
+def untie_option(help: str) -> Option:
+    """Return ``--untie``; whether it is to be done or was done is the command's to say."""
+    return click.option("--untie", is_flag=True, help=help)
+
+
+def allow_missing_option(help: str) -> Option:
+    """Return ``--allow-missing``; whether what is left out is listed is the command's to say."""
+    return click.option("--allow-missing", is_flag=True, help=help)
+
+
+def dtype_option(help: str = "Element type of the factors written.") -> Option:
+    """Return ``--dtype``, passed on as safetensors names it; None keeps what is there."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(list(DTYPES)),
+        default="keep",
+        show_default=True,
+        callback=lambda context, option, name: DTYPES[name],
+        help=help,
+    )
+
+
+def pattern_options(include: str, exclude: str) -> Option:
+    """Return ``--include`` and ``--exclude``, whose sentences are the command's."""
+    return together(
+        click.option("--include", metavar="PATTERN", multiple=True, help=f"{include} Repeatable."),
+        click.option("--exclude", metavar="PATTERN", multiple=True, help=f"{exclude} Repeatable."),
+    )
+
+
+def rank_limit_options(remark: str = "", most: int | None = None) -> Option:
+    """Return ``--min-rank``, ``--max-rank`` and ``--multiple-of``; each help ends in the remark."""
+
+    def limit(name: str, default: int | None, help: str) -> Option:
+        return click.option(
+            name,
+            type=POSITIVE,
             metavar="N",
-            help="Modules computed at the same time.  [default: one per core; 1 on a GPU]",
-        ),
-        click.option(
-            "--device",
-            type=Device(),
-            default="cpu",
+            default=default,
             show_default=True,
-            help="cpu, cuda, cuda:N or mps.",
-        ),
-    ):
-        function = option(function)
-    return function
+            help=f"{help}{remark}.",
+        )
+
+    return together(
+        limit("--min-rank", 1, "No module goes below rank N"),
+        limit("--max-rank", most, "No module goes above rank N"),
+        limit("--multiple-of", 1, "Ranks are multiples of N"),
+    )
+
+
+def jobs_option(default: str) -> Option:
+    """Return ``--jobs``, whose default is said in words."""
+    return click.option(
+        "--jobs",
+        type=POSITIVE,
+        metavar="N",
+        help=f"Modules computed at the same time.  [default: {default}]",
+    )
+
+
+device_option = click.option(
+    "--device",
+    type=Device(),
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda, cuda:N or mps.",
+)
+engine_options = together(device_option, jobs_option("one per core; 1 on a GPU"))
 
 
 def make_engine(device: str, jobs: int | None) -> "Engine":

@@ -25,5 +25,6 @@ class Question(click.Command):
             return super().invoke(context)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
+        # Status 1 is an answer here, so that even a bug has to leave with 2.
         except Exception as error:
             raise UnansweredError(error) from error

@@ -1,20 +1,24 @@
 """The options that say which ranks a result may have, gathered into the values they mean."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from lora_tools.cli.options import DTYPES, PatternRank, Share, Size
+from lora_tools.cli.options import (
+    Command,
+    dtype_option,
+    pattern_options,
+    rank_limit_options,
+    together,
+    vllm_option,
+)
+from lora_tools.cli.types import POSITIVE, PatternRank, Share, Size
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
     from lora_tools.ops.shrink import Options
-
-Command = Callable[..., Any]
-POSITIVE = click.IntRange(min=1)
 
 
 class Sized(Protocol):
@@ -96,23 +100,7 @@ POLICIES = (
 )
 NAMES = ("rank", "energy", "max_error", "max_params", "max_size")
 LIMITS = (
-    click.option(
-        "--min-rank",
-        type=POSITIVE,
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="No module goes below rank N.",
-    ),
-    click.option("--max-rank", type=POSITIVE, metavar="N", help="No module goes above rank N."),
-    click.option(
-        "--multiple-of",
-        type=POSITIVE,
-        metavar="N",
-        default=1,
-        show_default=True,
-        help="Ranks are multiples of N.",
-    ),
+    rank_limit_options(),
     click.option(
         "--module-rank",
         "module_ranks",
@@ -122,25 +110,10 @@ LIMITS = (
         help="Matching modules keep at most N, whatever the policy. Repeatable, the last match "
         "wins; but what --include and --exclude leave alone keeps its rank.",
     ),
-    click.option(
-        "--include",
-        metavar="PATTERN",
-        multiple=True,
-        help="Change the rank of matching modules only. Repeatable.",
+    pattern_options(
+        "Change the rank of matching modules only.", "Leave matching modules at their rank."
     ),
-    click.option(
-        "--exclude",
-        metavar="PATTERN",
-        multiple=True,
-        help="Leave matching modules at their rank. Repeatable.",
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(list(DTYPES)),
-        default="keep",
-        show_default=True,
-        help="Element type of the factors written.",
-    ),
+    dtype_option(),
     click.option(
         "--scale",
         type=click.Choice(["baked", "keep"]),
@@ -148,12 +121,7 @@ LIMITS = (
         show_default=True,
         help="Fold the scale into the factors (alpha = rank), or leave it to alpha.",
     ),
-    click.option(
-        "--for",
-        "consumer",
-        type=click.Choice(["vllm"]),
-        help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
-    ),
+    vllm_option,
 )
 
 
@@ -173,9 +141,7 @@ def policy_options(function: Command) -> Command:
     flag = click.option(
         "--per-module", is_flag=True, help="Make --max-error a bound on each module."
     )
-    for option in reversed((*POLICIES, flag)):
-        command = option(command)
-    return command
+    return together(*POLICIES, flag)(command)
 
 
 def limit_options(function: Command) -> Command:
@@ -194,13 +160,10 @@ def limit_options(function: Command) -> Command:
     @wraps(function)
     def command(*arguments: Any, consumer: str | None, **options: Any) -> Any:
         values = {name: options.pop(name) for name in names}
-        values["dtype"] = DTYPES[values["dtype"]]
         limits = Limits(values, vllm=consumer == "vllm")
         return function(*arguments, limits=limits, **options)
 
-    for option in reversed(LIMITS):
-        command = option(command)
-    return command
+    return together(*LIMITS)(command)
 
 
 def _flag(name: str) -> str:

@@ -11,11 +11,15 @@ from lora_tools.adapter import README, REPORT, WEIGHTS, Adapter, format_named, r
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
-    DTYPES,
-    LocalOrHub,
+    base_option,
+    dry_run_option,
+    dtype_option,
+    force_option,
+    jobs_option,
     json_option,
     make_engine,
     out_argument,
+    quiet_option,
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
@@ -28,30 +32,15 @@ from lora_tools.storage.writer import check_output, staged, staged_file
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
 @click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
-@click.option(
-    "--base",
-    type=LocalOrHub(),
-    help="Base model, by whose names flattened ones get their dots back.",
-)
+@base_option("Base model, by whose names flattened ones get their dots back.")
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
-@click.option(
-    "--dtype",
-    type=click.Choice(list(DTYPES)),
-    default="keep",
-    show_default=True,
-    help="Element type of the factors written.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Modules computed at the same time.  [default: one per core]",
-)
+@dtype_option()
+@jobs_option("one per core")
 @push_to_option
-@click.option("--dry-run", is_flag=True, help="Report without writing.")
+@dry_run_option("Report without writing.")
 @json_option
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@force_option()
+@quiet_option
 def command(
     source: Path,
     out: Path,
@@ -59,7 +48,7 @@ def command(
     own: str | None,
     base: Path | None,
     drop: tuple[str, ...],
-    dtype: str,
+    dtype: str | None,
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
@@ -93,7 +82,7 @@ def command(
         engine if quiet else Visible(engine),
         drop=drop,
         paths=paths,
-        dtype=DTYPES[dtype],
+        dtype=dtype,
     )
     outcome = converted.outcome(began)
     outcome.arguments = shlex.join(["lora-tools", *sys.argv[1:]])

@@ -7,8 +7,16 @@ import click
 
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
-from lora_tools.cli.options import LocalOrHub, engine_options, json_option, make_engine
+from lora_tools.cli.options import (
+    engine_options,
+    full_option,
+    json_option,
+    make_engine,
+    pattern_options,
+    quiet_option,
+)
 from lora_tools.cli.question import Question
+from lora_tools.cli.types import LocalOrHub
 
 
 @click.command(cls=Question, short_help="Compare two adapters.")
@@ -22,22 +30,13 @@ from lora_tools.cli.question import Question
     metavar="F",
     help="Relative difference up to which a module or tensor is the same; 0: equal numbers.",
 )
-@click.option(
-    "--include",
-    metavar="PATTERN",
-    multiple=True,
-    help="Compare matching modules and tensors only. Repeatable.",
+@pattern_options(
+    "Compare matching modules and tensors only.", "Leave matching modules and tensors out."
 )
-@click.option(
-    "--exclude",
-    metavar="PATTERN",
-    multiple=True,
-    help="Leave matching modules and tensors out. Repeatable.",
-)
-@click.option("--full", is_flag=True, help="One line per module: no layers in one line.")
+@full_option("One line per module: no layers in one line.")
 @engine_options
 @json_option
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@quiet_option
 def command(
     a: Path,
     b: Path,

@@ -16,14 +16,18 @@ from lora_tools.adapter import REPORT
 from lora_tools.cli.console import say
 from lora_tools.cli.extraction import extraction_options
 from lora_tools.cli.options import (
-    LocalOrHub,
+    base_argument,
+    dry_run_option,
     engine_options,
+    force_option,
     json_option,
     make_engine,
     out_argument,
+    quiet_option,
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Wish, policy_options
+from lora_tools.cli.types import LocalOrHub
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
 from lora_tools.report import size
@@ -35,20 +39,20 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Extract an adapter from a full fine-tune.")
-@click.argument("base", type=LocalOrHub())
+@base_argument
 @click.argument("tuned", type=LocalOrHub())
 @out_argument
 @policy_options
 @extraction_options
 @engine_options
 @push_to_option
-@click.option("--dry-run", is_flag=True, help="Show what would be extracted, and write nothing.")
+@dry_run_option("Show what would be extracted, and write nothing.")
 @click.option(
     "--no-resume", is_flag=True, help="Start over instead of going on where a run stopped."
 )
 @json_option
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@force_option()
+@quiet_option
 def command(
     base: Path,
     tuned: Path,

@@ -9,12 +9,15 @@ import click
 
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
-    LocalOrHub,
+    base_option,
     engine_options,
+    force_option,
+    full_option,
     json_option,
     make_engine,
     source_argument,
 )
+from lora_tools.cli.types import POSITIVE
 from lora_tools.consumers import Judgement, Verdict, named
 from lora_tools.consumers import to_text as verdicts_text
 from lora_tools.errors import UnsupportedError
@@ -43,11 +46,7 @@ class Picture(click.Path):
     is_flag=True,
     help="Read the factors: norms, singular values, ranks that are enough, what each rank costs.",
 )
-@click.option(
-    "--base",
-    type=LocalOrHub(),
-    help="Compare with the base model: a folder, an index or a file. Implies --spectrum.",
-)
+@base_option("Compare with the base model: a folder, an index or a file. Implies --spectrum.")
 @click.option(
     "--for",
     "engines",
@@ -58,7 +57,7 @@ class Picture(click.Path):
 )
 @click.option(
     "--max-lora-rank",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     default=16,
     show_default=True,
     metavar="N",
@@ -76,8 +75,8 @@ class Picture(click.Path):
     metavar="FILE",
     help="Draw heat map and spectra: .png, .svg or .pdf. Needs lora-tools[report].",
 )
-@click.option("--force", is_flag=True, help="Replace the FILEs if they exist.")
-@click.option("--full", is_flag=True, help="A line for each module, not for each pattern.")
+@force_option("Replace the FILEs if they exist.")
+@full_option("A line for each module, not for each pattern.")
 @engine_options
 @json_option
 def command(

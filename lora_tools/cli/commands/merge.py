@@ -11,68 +11,56 @@ import click
 from lora_tools.adapter import read
 from lora_tools.cli.console import say
 from lora_tools.cli.options import (
-    DTYPES,
-    LocalOrHub,
-    Size,
+    adapters_argument,
+    allow_missing_option,
+    base_argument,
+    dry_run_option,
+    dtype_option,
     engine_options,
+    force_option,
     json_option,
     make_engine,
     out_argument,
+    quiet_option,
+    untie_option,
+    weight_option,
 )
 from lora_tools.cli.publish import push_to_option
+from lora_tools.cli.types import Size
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.model import open_model
 from lora_tools.storage.writer import check_output
 
 
 @click.command(short_help="Merge adapters into their base model.")
-@click.argument("base", type=LocalOrHub())
-@click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
+@base_argument
+@adapters_argument
 @out_argument
-@click.option(
-    "--weight",
-    "weights",
-    type=float,
-    multiple=True,
-    metavar="W",
-    help="Multiply the update of an adapter by W: once for each ADAPTER, in order. -1 takes an"
-    " adapter out again.  [default: 1]",
+@weight_option(
+    "Multiply the update of an adapter by W: once for each ADAPTER, in order. -1 takes an"
+    " adapter out again.  [default: 1]"
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(list(DTYPES)),
-    default="keep",
-    show_default=True,
-    help="Element type of the weights written.",
-)
+@dtype_option("Element type of the weights written.")
 @click.option(
     "--max-shard-size",
     type=Size(),
     metavar="SIZE",
     help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
 )
-@click.option(
-    "--untie",
-    is_flag=True,
-    help="Give tied embeddings a head of their own, where an adapter changes one of the two.",
-)
-@click.option(
-    "--allow-missing",
-    is_flag=True,
-    help="Leave out, and list, what has no home in BASE.",
-)
+@untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
+@allow_missing_option("Leave out, and list, what has no home in BASE.")
 @engine_options
 @push_to_option
-@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
+@dry_run_option("Check everything and show the plan; write nothing.")
 @json_option
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@force_option()
+@quiet_option
 def command(
     base: Path,
     adapters: tuple[Path, ...],
     out: Path,
     weights: tuple[float, ...],
-    dtype: str,
+    dtype: str | None,
     max_shard_size: int | None,
     untie: bool,
     allow_missing: bool,
@@ -101,7 +89,7 @@ def command(
     from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
 
     strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
-    recipe = plan(model, strong, Options(DTYPES[dtype], untie, allow_missing))
+    recipe = plan(model, strong, Options(dtype, untie, allow_missing))
     made = merge(recipe, most=max_shard_size, device=device)
     if dry_run:
         report = made.report

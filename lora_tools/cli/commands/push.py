@@ -8,7 +8,7 @@ import click
 
 from lora_tools.adapter import README
 from lora_tools.cli.console import say
-from lora_tools.cli.options import json_option
+from lora_tools.cli.options import dry_run_option, json_option, pattern_options, quiet_option
 from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
 
 if TYPE_CHECKING:
@@ -44,14 +44,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Publish a copy of tensor files without metadata that holds secrets or private paths.",
 )
-@click.option(
-    "--include",
-    metavar="PATTERN",
-    multiple=True,
-    help="Publish matching files too, besides those of adapters and models. Repeatable.",
-)
-@click.option(
-    "--exclude", metavar="PATTERN", multiple=True, help="Leave matching files out. Repeatable."
+@pattern_options(
+    "Publish matching files too, besides those of adapters and models.",
+    "Leave matching files out.",
 )
 @click.option(
     "--picture/--no-picture",
@@ -61,11 +56,9 @@ if TYPE_CHECKING:
 @click.option(
     "--card-only", is_flag=True, help="Write the card to FOLDER/README.md and send nothing."
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Show what is new, changed or unchanged, and the card."
-)
+@dry_run_option("Show what is new, changed or unchanged, and the card.")
 @json_option
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@quiet_option
 def command(
     folder: Path,
     repo: str,

@@ -14,10 +14,13 @@ from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
+    dry_run_option,
     engine_options,
+    force_option,
     json_option,
     make_engine,
     out_argument,
+    quiet_option,
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
@@ -38,11 +41,7 @@ if TYPE_CHECKING:
 @limit_options
 @engine_options
 @push_to_option
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Report without writing; with no policy, a table of ranks to choose from.",
-)
+@dry_run_option("Report without writing; with no policy, a table of ranks to choose from.")
 @json_option
 @click.option(
     "--report",
@@ -51,8 +50,8 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the report, as JSON, to FILE too.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT, and the report's FILE, if they exist.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@force_option("Replace OUT, and the report's FILE, if they exist.")
+@quiet_option
 def command(
     source: Path,
     out: Path,

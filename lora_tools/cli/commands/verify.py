@@ -7,29 +7,33 @@ import click
 
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
-from lora_tools.cli.options import DTYPES, LocalOrHub, engine_options, json_option, make_engine
+from lora_tools.cli.options import (
+    adapters_argument,
+    allow_missing_option,
+    base_argument,
+    engine_options,
+    json_option,
+    make_engine,
+    quiet_option,
+    untie_option,
+    weight_option,
+)
+from lora_tools.cli.types import LocalOrHub
 from lora_tools.errors import PolicyError
 from lora_tools.model import open_model
-from lora_tools.storage.checkpoint import open_partly
+from lora_tools.storage.opening import open_partly
 
 
 @click.command(short_help="Prove that a merged model is its base and its adapters.")
 @click.argument("merged", type=LocalOrHub())
-@click.argument("base", type=LocalOrHub())
-@click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
-@click.option(
-    "--weight",
-    "weights",
-    type=float,
-    multiple=True,
-    metavar="W",
-    help="The weight that each ADAPTER was merged with, in order.  [default: 1]",
-)
-@click.option("--untie", is_flag=True, help="The tied embeddings of BASE were given a head.")
-@click.option("--allow-missing", is_flag=True, help="Leave out what has no home in BASE.")
+@base_argument
+@adapters_argument
+@weight_option("The weight that each ADAPTER was merged with, in order.  [default: 1]")
+@untie_option("The tied embeddings of BASE were given a head.")
+@allow_missing_option("Leave out what has no home in BASE.")
 @engine_options
 @json_option
-@click.option("--quiet", is_flag=True, help="Print nothing but errors and what --json asks for.")
+@quiet_option
 def command(
     merged: Path,
     base: Path,
@@ -56,7 +60,7 @@ def command(
     from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy
 
     strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
-    recipe = plan(model, strong, Options(DTYPES["keep"], untie, allow_missing))
+    recipe = plan(model, strong, Options(None, untie, allow_missing))
     proof = verify(result, recipe, engine if quiet else Visible(engine), missing)
     if as_json:
         click.echo(proof.to_json())
