@@ -21,7 +21,8 @@ from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from lora_tools.adapter import format_named, read, write
+from lora_tools.adapter import read, write
+from lora_tools.formats.registry import format_named
 from lora_tools.ops.convert import convert
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

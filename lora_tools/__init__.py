@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_tools.adapter import Adapter, format_named, read, write
+    from lora_tools.adapter import Adapter, read, write
     from lora_tools.engine import Engine, Serial, Threads
     from lora_tools.errors import LoraToolsError
+    from lora_tools.formats.registry import format_named
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
     from lora_tools.model import Model, open_model
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "adapter": ("Adapter", "format_named", "read", "write"),
+    "adapter": ("Adapter", "read", "write"),
     "engine": ("Engine", "Serial", "Threads"),
     "errors": ("LoraToolsError",),
+    "formats.registry": ("format_named",),
     "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
     "linalg.svd": ("SVD", "svd"),
     "model": ("Model", "open_model"),

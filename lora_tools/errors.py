@@ -31,6 +31,13 @@ class LoraToolsError(Exception):
         self.add_note(text)
         return self
 
+    def located(self, place: object) -> Self:
+        """Return the same error with the place where it arose before its words."""
+        error = type(self)(f"{place}: {self}")
+        for note in getattr(self, "__notes__", ()):
+            error.add_note(note)
+        return error
+
 
 class CheckpointError(LoraToolsError, ValueError):
     """A file is not the checkpoint that it should be."""

@@ -1,13 +1,12 @@
 """Models: the weights of a base or of a fine-tune, and what its configuration says of them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_tools.errors import CheckpointError
 from lora_tools.storage.checkpoint import Checkpoint
+from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
 
 CONFIG = "config.json"
@@ -64,16 +63,5 @@ def open_model(path: str | Path) -> Model:
     """
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     tensors = open_checkpoint(path)
-    return Model(path, tensors, _config(tensors.path.parent / CONFIG))
-
-
-def _config(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return config
+    config = tensors.path.parent / CONFIG
+    return Model(path, tensors, read_object(config) if config.is_file() else {})

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
-from lora_tools.adapter import WEIGHTS
 from lora_tools.cli.console import say
 from lora_tools.report import size
+from lora_tools.storage.sides import WEIGHTS
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.consumers.keys import Pair
-from lora_tools.formats.base import Manifest
+from lora_tools.formats.manifest import Manifest
 from lora_tools.storage.header import Spec
 
 MOST_NAMED = 5

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lora_tools.formats.base import Part
+from lora_tools.formats.manifest import Part
 from lora_tools.storage.header import Spec
 
 PREFIX = "base_model.model."

@@ -10,7 +10,7 @@ from lora_tools.adapter import Adapter, read
 from lora_tools.consumers.base import Subject
 from lora_tools.consumers.keys import Pair, pairs_of
 from lora_tools.errors import LoraToolsError
-from lora_tools.formats.base import Manifest
+from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.scaling import scale
 from lora_tools.storage.opening import open_checkpoint

@@ -10,17 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError
-from lora_tools.formats.base import (
-    Convolution,
-    Linear,
-    Module,
-    Part,
-    Role,
-    Site,
-    columns,
-    fold,
-    unfold,
-)
+from lora_tools.formats.folding import fold, unfold
+from lora_tools.formats.manifest import Module, Part, Role
+from lora_tools.formats.sites import Convolution, Linear, Site, columns
 from lora_tools.scaling import alpha_for, scale
 from lora_tools.storage.dtypes import FLOATS
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Manifest, Module, Role
+from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of

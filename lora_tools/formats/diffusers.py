@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Manifest, Module, Part, Role
 from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.paths import component_of, is_denoiser, split
 from lora_tools.formats.patterns import number, pattern_value, write_pattern
 from lora_tools.formats.spelled import described, respelled

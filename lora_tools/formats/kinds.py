@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 
 from lora_tools.errors import UnsupportedError, some
-from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Manifest, Module
+from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear
 
 KINDS = {
     "embedding": "an update of an embedding table",

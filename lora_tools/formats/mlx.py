@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
-from lora_tools.formats.base import Embedding, Experts, Linear, Manifest, Module, Part, Role, Site
 from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.manifest import Manifest, Module, Part, Role
+from lora_tools.formats.sites import Embedding, Experts, Linear, Site
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec

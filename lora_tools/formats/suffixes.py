@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lora_tools.errors import FormatError, UnsupportedError, some
-from lora_tools.formats.base import Extra, Part, Role
+from lora_tools.formats.manifest import Extra, Part, Role
 from lora_tools.storage.header import Spec
 
 LYCORIS: tuple[Role, ...] = (

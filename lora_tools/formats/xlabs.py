@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import describe, update, values_of
-from lora_tools.formats.base import Manifest, Module, Part, Role
+from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.spelled import respelled
 from lora_tools.storage.header import Spec
 

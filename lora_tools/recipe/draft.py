@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lora_tools.errors import UnsupportedError
-from lora_tools.formats.base import Extra
+from lora_tools.formats.manifest import Extra
 from lora_tools.model import Model
 from lora_tools.recipe.entry import Entry, Patch, Source, Tokens
 from lora_tools.recipe.factors import wide

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lora_tools.adapter import Adapter
-from lora_tools.formats.base import Convolution, Extra, Module
+from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.sites import Convolution
 from lora_tools.recipe.pieces import Piece
 from lora_tools.storage.header import Spec
 from lora_tools.storage.place import Place

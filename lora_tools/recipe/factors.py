@@ -7,7 +7,8 @@ import numpy as np
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError, some
-from lora_tools.formats.base import Convolution, Module
+from lora_tools.formats.manifest import Module
+from lora_tools.formats.sites import Convolution
 from lora_tools.recipe.entry import Patch
 from lora_tools.shapes import Float
 from lora_tools.update import Array, Biased, DoRA, Update, factors

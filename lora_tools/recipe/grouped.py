@@ -3,7 +3,8 @@
 import numpy as np
 
 from lora_tools.adapter import Adapter
-from lora_tools.formats.base import Convolution, Module
+from lora_tools.formats.manifest import Module
+from lora_tools.formats.sites import Convolution
 from lora_tools.recipe.factors import dense_factors
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lora_tools.errors import FormatError
-from lora_tools.formats.base import Embedding, Experts, Linear, Module
+from lora_tools.formats.manifest import Module
+from lora_tools.formats.sites import Embedding, Experts, Linear
 from lora_tools.storage.header import Spec
 
 Specs = Mapping[str, Spec]

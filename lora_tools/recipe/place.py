@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, UnsupportedError, some
-from lora_tools.formats.base import Extra, Module
+from lora_tools.formats.manifest import Extra, Module
 from lora_tools.names import Prefix
 from lora_tools.recipe.entry import Patch, Tokens
 from lora_tools.recipe.grouped import reads_others

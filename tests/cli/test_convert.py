@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from lora_tools.adapter import FORMATS
 from lora_tools.formats.kinds import KINDS
+from lora_tools.formats.registry import FORMATS
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PLAIN = FIXTURES / "minilm-plain"

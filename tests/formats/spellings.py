@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
-from lora_tools.formats.base import Convolution, Extra, Linear, Manifest, Module, Part, columns
+from lora_tools.formats.manifest import Extra, Manifest, Module, Part
+from lora_tools.formats.sites import Convolution, Linear, columns
 from lora_tools.storage.header import Spec
 
 PATHS = {

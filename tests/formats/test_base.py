@@ -10,21 +10,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_tools.formats.base import (
-    Convolution,
-    Embedding,
-    Experts,
-    Extra,
-    Linear,
-    Manifest,
-    Module,
-    Part,
-    Site,
-    columns,
-    factor_shapes,
-    fold,
-    unfold,
-)
+from lora_tools.formats.folding import factor_shapes, fold, unfold
+from lora_tools.formats.manifest import Extra, Manifest, Module, Part
+from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
 from lora_tools.storage.header import Spec
 
 

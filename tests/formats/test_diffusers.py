@@ -10,8 +10,9 @@ from conftest import real
 from judges import judge
 from safetensors.torch import save_file
 
-from lora_tools.adapter import format_named, read, write
+from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.registry import format_named
 from lora_tools.ops.convert import convert
 from lora_tools.storage.header import Spec
 

@@ -8,8 +8,9 @@ import torch
 from conftest import real
 from safetensors.torch import load_file, save_file
 
-from lora_tools.adapter import format_named, read, write
+from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Fixed
 from lora_tools.ops.convert import convert
 from lora_tools.ops.shrink import shrink

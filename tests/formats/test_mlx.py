@@ -11,9 +11,10 @@ from judges import judge
 from reference import deltas
 from safetensors.torch import save_file
 
-from lora_tools.adapter import format_named, read, write
+from lora_tools.adapter import read, write
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError
-from lora_tools.formats.base import Experts
+from lora_tools.formats.registry import format_named
+from lora_tools.formats.sites import Experts
 from lora_tools.ops.convert import convert
 from lora_tools.storage.header import Spec
 

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 CODE = """
 from lora_tools.formats.algorithms import describe, update, values_of
-from lora_tools.formats.base import Manifest, Part
+from lora_tools.formats.manifest import Manifest, Part
 
 
 class Mine:

@@ -5,7 +5,7 @@ from bases import BASES
 
 from lora_tools.adapter import read
 from lora_tools.errors import FormatError
-from lora_tools.formats.base import Convolution, Embedding, Experts, Linear
+from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear
 from lora_tools.recipe.pieces import Site
 from lora_tools.recipe.sites import prefix_of, sites
 from lora_tools.storage.header import Spec, spec_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lora_tools.adapter import README, REPORT, WEIGHTS, Adapter, format_named, read, write
+from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
@@ -23,7 +23,9 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
+from lora_tools.formats.registry import format_named
 from lora_tools.storage.opening import open_checkpoint
+from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 
 

@@ -5,9 +5,9 @@ import json
 import click
 from tabulate import tabulate
 
-from lora_tools.adapter import FORMATS, STRANGERS, plugins
 from lora_tools.cli.options import json_option
 from lora_tools.formats.kinds import KINDS
+from lora_tools.formats.registry import FORMATS, STRANGERS, plugins
 
 
 @click.command(short_help="List the formats that can be read and written.")

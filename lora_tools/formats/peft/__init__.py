@@ -6,20 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError
-from lora_tools.formats.base import (
-    MISFIT,
-    Embedding,
-    Experts,
-    Extra,
-    Manifest,
-    Module,
-    Part,
-    Role,
-    factor_shapes,
-    fold,
-    unfold,
-)
+from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.paths import is_denoiser
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
@@ -39,6 +28,7 @@ from lora_tools.formats.peft.keys import (
     path_of,
 )
 from lora_tools.formats.peft.modules import module_of, parameters
+from lora_tools.formats.sites import Embedding, Experts
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.header import Spec
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_tools.formats.base import Experts, Linear, Module
+from lora_tools.formats.manifest import Module
 from lora_tools.formats.patterns import number, pattern_value, write_pattern
+from lora_tools.formats.sites import Experts, Linear
 
 # Read in peft 0.21.2 (`tuners/lora/config.py`, `utils/other.py`, `tuners/tuners_utils.py`).
 DEFAULT_RANK = 8

@@ -4,9 +4,10 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from lora_tools.formats.base import Experts, Extra, Linear, Module
+from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED
 from lora_tools.formats.peft.modules import PARAMETER_ORDER
+from lora_tools.formats.sites import Experts, Linear
 
 
 def fresh_config(

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
-from lora_tools.formats.base import Format, Manifest, Module
+from lora_tools.formats.base import Format
 from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
+from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.ops.convert.naming import steps
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
@@ -90,7 +91,7 @@ def convert(
         )
         written = format.write(fresh)
     except LoraToolsError as error:
-        raise _located(error, adapter) from error
+        raise error.located(adapter.path) from error
     # Those of the file: names and parts of the plan's may be others.
     names = [module.name for module in manifest.modules]
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
@@ -147,10 +148,3 @@ def _bare(module: Module, dtype: str | None, *, new: bool) -> Module:
     """Return a module as a pair of factors, without the spelling of the format it comes from."""
     pair = module.resized(module.r, dtype)
     return replace(pair, stem=pair.name, owner=pair.name) if new else pair
-
-
-def _located(error: LoraToolsError, adapter: Adapter) -> LoraToolsError:
-    located = type(error)(f"{adapter.path}: {error}")
-    for note in getattr(error, "__notes__", ()):
-        located.add_note(note)
-    return located

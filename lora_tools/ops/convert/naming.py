@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lora_tools.errors import UnsupportedError
-from lora_tools.formats.base import Format, Linear, Manifest, Module
+from lora_tools.formats.base import Format
 from lora_tools.formats.flux import Piece, pieces
 from lora_tools.formats.kinds import kinds_of
+from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.paths import is_known, split
+from lora_tools.formats.sites import Linear
 from lora_tools.formats.unet import is_xl, to_authors, to_diffusers
 
 PIPELINES = ("comfyui", "diffusers", "xlabs")

@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.tall import padded

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, some
-from lora_tools.formats.base import Extra, Module
+from lora_tools.formats.manifest import Extra, Module
 from lora_tools.names import Prefix, align
 
 Thing: TypeAlias = Module | Extra

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.formats.base import Extra, Module
+from lora_tools.formats.manifest import Extra, Module
 from lora_tools.linalg.compare import compare as compare_factors
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import refactored

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from lora_tools.consumers import Consumer
 from lora_tools.errors import PolicyError
-from lora_tools.formats.base import Embedding
+from lora_tools.formats.sites import Embedding
 from lora_tools.linalg.krylov import Precision
 from lora_tools.names import matches
 from lora_tools.ops.extract.pairs import Pair

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_tools.adapter import PEFT
 from lora_tools.errors import CheckpointError
-from lora_tools.formats.base import Extra, Manifest, fold
+from lora_tools.formats.folding import fold
+from lora_tools.formats.manifest import Extra, Manifest
+from lora_tools.formats.registry import PEFT
 from lora_tools.ops.extract.keep import Keep
 from lora_tools.ops.extract.plan import BIAS, Item, Plan
 from lora_tools.ops.extract.rows import Row

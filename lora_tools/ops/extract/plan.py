@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
-from lora_tools.formats.base import Module, Part, factor_shapes
+from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.manifest import Module, Part
 from lora_tools.linalg.krylov import Precision
 from lora_tools.model import Model
 from lora_tools.names import matches

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Site
+from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.model import Model
 from lora_tools.storage.header import Spec
 

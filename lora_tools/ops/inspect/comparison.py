@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import norm
 from lora_tools.model import Model
 from lora_tools.names import collapse, template

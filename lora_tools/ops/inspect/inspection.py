@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_tools.adapter import Adapter
 from lora_tools.consumers import Judgement
-from lora_tools.formats.base import Convolution, Embedding, Experts, Linear, Module, Site
+from lora_tools.formats.manifest import Module
+from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.model import Model
 from lora_tools.ops.inspect.groups import groups
 from lora_tools.ops.inspect.origin import scale_model, task, trained_by, variants

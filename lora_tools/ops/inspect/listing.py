@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_tools.adapter import STRANGERS, Adapter, read
+from lora_tools.adapter import Adapter, read
 from lora_tools.consumers import Consumer, Judgement, judge, subject
 from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
+from lora_tools.formats.registry import STRANGERS
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
 from lora_tools.storage.header import Spec

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_tools.formats.base import Experts, Manifest
+from lora_tools.formats.manifest import Manifest
+from lora_tools.formats.sites import Experts
 from lora_tools.report import size
 
 # Of the hundred fields that kohya's scripts write into a header, those that tell one training

@@ -12,7 +12,7 @@ import numpy as np
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
 from lora_tools.errors import NonFiniteError, UnsupportedError
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.linalg.figures import effective_rank, pooled, stable_rank, sufficient
 from lora_tools.ops.shrink import Offer, Options, Survey
 from lora_tools.ops.shrink.tasks import Decomposed, Job, decompose

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lora_tools.adapter import README, REPORT, WEIGHTS
+from lora_tools.adapter import README, REPORT
 from lora_tools.card import with_section
 from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
@@ -14,6 +14,7 @@ from lora_tools.ops.merge.shards import Shards
 from lora_tools.recipe import Recipe
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
+from lora_tools.storage.sides import side_files
 
 TOKENIZER = (
     "tokenizer",
@@ -80,21 +81,16 @@ def _write_config(recipe: Recipe, folder: Path) -> None:
 
 def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:
     base = recipe.base.path
-    left_out: dict[str, str] = {}
     if not base.is_dir():
-        return left_out
-    for file in sorted(base.iterdir()):
-        if file.name in (CONFIG, README, REPORT) or file.name.endswith(INDEX):
-            continue
-        if why := _unwanted(file):
-            if file.suffix != ".safetensors":
-                left_out[file.name] = why
-        else:
-            shutil.copyfile(file, folder / file.name)
+        return {}
+    sides = side_files(base, (CONFIG, README, REPORT))
+    for file in sides.carried:
+        shutil.copyfile(file, folder / file.name)
     if recipe.grown:
         for file in _tokenizers(recipe):
             shutil.copyfile(file, folder / file.name)
-    return left_out
+    ours = (".safetensors", INDEX)  # which the merge replaces
+    return {name: why for name, why in sides.left_out.items() if not name.endswith(ours)}
 
 
 def _tokenizers(recipe: Recipe) -> Iterator[Path]:
@@ -103,13 +99,3 @@ def _tokenizers(recipe: Recipe) -> Iterator[Path]:
         for file in strong.adapter.side_files().carried:
             if file.name.startswith(TOKENIZER):
                 yield file
-
-
-def _unwanted(file: Path) -> str | None:
-    if file.is_dir():
-        return "a folder"
-    if not file.is_file():
-        return "not a file"
-    if file.suffix in WEIGHTS or file.name.endswith(".index.json"):
-        return "other weights"
-    return "hidden" if file.name.startswith(".") else None

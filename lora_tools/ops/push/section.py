@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lora_tools.adapter import Adapter
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
 from lora_tools.ops.push.files import Digest

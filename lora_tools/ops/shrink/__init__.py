@@ -3,7 +3,7 @@
 from lora_tools.adapter import Adapter
 from lora_tools.consumers import VLLM, Consumer
 from lora_tools.engine import Engine, Serial
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.ops.shrink.options import Options
 from lora_tools.ops.shrink.shrunk import Shrunk

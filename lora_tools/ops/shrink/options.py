@@ -6,7 +6,7 @@ from typing import Literal
 from lora_tools.adapter import Adapter
 from lora_tools.consumers import Consumer
 from lora_tools.errors import PolicyError, UnsupportedError, some
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.names import matches
 from lora_tools.scaling import alpha_for
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
-from lora_tools.formats.base import Manifest
+from lora_tools.formats.manifest import Manifest
 from lora_tools.ops.shrink.tasks import Rewrite, rewrite
 from lora_tools.report import Change, Report
 from lora_tools.storage.layout import Layout, layout

@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
-from lora_tools.formats.base import BESIDE, Module, Role
+from lora_tools.formats.manifest import BESIDE, Module, Role
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.tall import Held, Small, Tall, hold, padded

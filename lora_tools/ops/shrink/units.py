@@ -6,7 +6,7 @@ from math import lcm
 
 import numpy as np
 
-from lora_tools.formats.base import Module
+from lora_tools.formats.manifest import Module
 from lora_tools.linalg.rank import Spectrum, choices, tail
 from lora_tools.ops.shrink.options import Options
 from lora_tools.ops.shrink.tasks import Decomposed

@@ -19,21 +19,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.formats.base import (
-    MISFIT,
-    Convolution,
-    Embedding,
-    Experts,
-    Linear,
-    Manifest,
-    Module,
-    Part,
-    Site,
-    columns,
-    factor_shapes,
-)
+from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.manifest import MISFIT, Manifest, Module, Part
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX
+from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
 from lora_tools.storage.header import Spec
 from lora_tools.update import Biased, DoRA, LowRank, factors
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from reference import deltas, relative_error
 from safetensors.torch import load_file, save_file
 
-from lora_tools.adapter import FORMATS, format_named, read, write
+from lora_tools.adapter import read, write
 from lora_tools.errors import PolicyError, UnsupportedError
 from lora_tools.formats.kinds import KINDS, kinds
+from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.ops.convert import convert
 from lora_tools.update import factors
 

@@ -1,0 +1,91 @@
+"""The formats that there are: ours, those of other packages, and spellings that nobody can read."""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.base import Format
+from lora_tools.formats.comfyui import ComfyUI
+from lora_tools.formats.diffusers import Diffusers
+from lora_tools.formats.kohya import Kohya
+from lora_tools.formats.mlx import MLX
+from lora_tools.formats.peft import Peft
+from lora_tools.formats.xlabs import XLabs
+from lora_tools.storage.header import Spec
+
+PEFT = Peft()
+"""What new adapters are written as: every consumer reads it."""
+FORMATS: tuple[Format, ...] = (PEFT, Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs())
+# Spellings that say too little for anyone to use the tensors without the code that made them.
+STRANGERS = (
+    (
+        re.compile(r":(up|down)$"),
+        "lora-diffusion numbers its pairs in the order of the model's layers: which weight a pair"
+        " belongs to is not in the file",
+    ),
+    (
+        re.compile(r"^#\d+$"),
+        "the file is a list of tensors without names: which weight each belongs to is not in it",
+    ),
+    (
+        re.compile(r"^w_[ab]_\d+$"),
+        "numbered pairs of a script's own, as LoRAs of segment-anything have them: neither the"
+        " weight that a pair belongs to nor its scale is in the file",
+    ),
+)
+
+PLUGINS = "lora_tools.formats"
+"""The group of entry points under which other packages offer formats."""
+
+
+def format_named(name: str) -> Format:
+    """Return the format of a name; `FormatError` if there is none."""
+    for format in (*FORMATS, *plugins()):
+        if format.name == name:
+            return format
+    known = _names((*FORMATS, *plugins()))
+    raise FormatError(f"there is no format {name}").hint(f"Known formats: {known}.")
+
+
+@cache
+def plugins() -> tuple[Format, ...]:
+    """Return the formats of other packages: instances, or classes without arguments.
+
+    They are looked for only where ours do not do.
+    """
+    from importlib.metadata import entry_points  # takes as long as a small command
+
+    loaded = (entry.load() for entry in entry_points(group=PLUGINS))
+    return tuple(format() if isinstance(format, type) else format for format in loaded)
+
+
+def detected(specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> Format:
+    """Return the one format that recognises an adapter, by its tensors rather than its folder.
+
+    Raises `FormatError` if none does or several do, `UnsupportedError` for a known stranger.
+    """
+    claims = [format for format in FORMATS if format.detect(specs, config)]
+    claims = claims or [format for format in plugins() if format.detect(specs, config)]
+    if len(claims) > 1:  # the configuration may be that of a neighbour
+        claims = [format for format in claims if format.detect(specs, None)] or claims
+    if len(claims) == 1:
+        return claims[0]
+    if claims:
+        raise FormatError(f"could be in each of these formats: {_names(claims)}").hint(
+            "Say which: --format NAME."
+        )
+    if reason := _known_stranger(specs):
+        raise UnsupportedError(reason)
+    raise FormatError(f"in no known adapter format; its tensors are named {some(specs)}").hint(
+        f"Known formats: {_names((*FORMATS, *plugins()))}."
+    )
+
+
+def _known_stranger(specs: Mapping[str, Spec]) -> str | None:
+    return next((why for form, why in STRANGERS if any(map(form.search, specs))), None)
+
+
+def _names(formats: Iterable[Format]) -> str:
+    return ", ".join(format.name for format in formats)
