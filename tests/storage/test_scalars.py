@@ -44,7 +44,7 @@ def test_neither_numpy_nor_torch_is_loaded(tmp_path):
     save_file(NUMBERS, tmp_path / "x.safetensors")
     code = (
         "import sys; from pathlib import Path;"
-        "from lora_tools.storage.checkpoint import open_checkpoint;"
+        "from lora_tools.storage.opening import open_checkpoint;"
         "assert len(dict(open_checkpoint(Path(sys.argv[1])).scalars)) == 5;"
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
