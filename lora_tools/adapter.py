@@ -13,7 +13,7 @@ from lora_tools.errors import (
     LoraToolsError,
     some,
 )
-from lora_tools.formats.base import Format
+from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.storage.checkpoint import Checkpoint
@@ -87,12 +87,20 @@ class Adapter(Mapping[str, "Update"]):
         return side_files(self.path, ours)
 
 
-def read(path: str | Path, format: str | None = None, *, strict: bool = True) -> Adapter:
+def read(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    strict: bool = True,
+    base: Mapping[str, Any] | None = None,
+    alpha: float | None = None,
+) -> Adapter:
     """Read an adapter's header and configuration; no tensor is read before it is used.
 
     ``path`` is a folder or a file; ``format`` is the name of the format, where it is not to be
-    recognised. An adapter whose tensors contradict its configuration is read only if not
-    ``strict``, to be looked at: its manifest lists the problems.
+    recognised. ``base`` is the configuration of its base model and ``alpha`` its alpha, for formats
+    whose files do not say enough. An adapter whose tensors contradict its configuration is read
+    only if not ``strict``, to be looked at: its manifest lists the problems.
 
     Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the adapter
     contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum of
@@ -105,7 +113,9 @@ def read(path: str | Path, format: str | None = None, *, strict: bool = True) ->
     spelling = format_named(format) if format else None
     try:
         spelling = spelling or detected(tensors.specs, config)
-        manifest = spelling.read(tensors.specs, config, tensors.metadata, tensors.scalars)
+        manifest = spelling.read(
+            Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
+        )
     except LoraToolsError as error:
         raise error.located(path) from error
     if strict and manifest.problems:

@@ -1,6 +1,7 @@
 """What a format is: a spelling of adapters, read from names and shapes and written back to them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lora_tools.formats.manifest import Manifest, Module
@@ -8,6 +9,23 @@ from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What an adapter is read from: what its files hold, and what is known of it besides."""
+
+    specs: Mapping[str, Spec]
+    config: Mapping[str, Any] | None = None
+    """The configuration beside the tensors, if there is one."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The header's metadata."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """The values of the tensors that are single numbers, each read when it is asked for."""
+    base: Mapping[str, Any] | None = None
+    """The configuration of the base model, if it is given: head counts, which some files lack."""
+    alpha: float | None = None
+    """Alpha as a person states it, for files that have none and mean none to be guessed."""
 
 
 class Format(Protocol):
@@ -29,18 +47,10 @@ class Format(Protocol):
         """Whether tensors of these names, with this configuration, are of this format."""
         ...
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float],
-    ) -> Manifest:
+    def read(self, contents: Contents) -> Manifest:
         """Describe the adapter, its contradictions among the problems.
 
-        ``scalars`` has the values of the tensors that are single numbers, such as alphas, and
-        reads each when it is asked for. Raises `FormatError` or `UnsupportedError` where there is
-        nothing to describe.
+        Raises `FormatError` or `UnsupportedError` where there is nothing to describe.
         """
         ...
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
+from lora_tools.formats.base import Contents
 from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, split
 from lora_tools.formats.spelled import described, respelled
@@ -50,18 +51,12 @@ class ComfyUI:
         stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
         return any(_path(stem) is not None for stem in stems)
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float],
-    ) -> Manifest:
+    def read(self, contents: Contents) -> Manifest:
         """Describe the adapter; a module without an alpha has a scale of 1."""
-        found = collect(specs)
-        modules = described(found.modules, _path, scalars)
+        found = collect(contents.specs)
+        modules = described(found.modules, _path, contents.scalars)
         return Manifest(
-            self.name, modules, found.extras, {}, metadata, None, tuple(_notes(modules))
+            self.name, modules, found.extras, {}, contents.metadata, None, tuple(_notes(modules))
         )
 
     def write(self, manifest: Manifest) -> Manifest:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
+from lora_tools.formats.base import Contents
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.paths import component_of, is_denoiser, split
@@ -62,21 +63,16 @@ class Diffusers:
         stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
         return any(_path(stem) is not None for stem in stems)
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float],
-    ) -> Manifest:
+    def read(self, contents: Contents) -> Manifest:
         """Describe the adapter. Without a configuration and without alphas, the scale is 1."""
-        found = collect(specs)
-        configs = _configs(metadata)
+        found = collect(contents.specs)
+        configs = _configs(contents.metadata)
         modules = tuple(
-            _configured(module, configs) for module in described(found.modules, _path, scalars)
+            _configured(module, configs)
+            for module in described(found.modules, _path, contents.scalars)
         )
         notes = tuple(_notes(modules, configs))
-        return Manifest(self.name, modules, found.extras, {}, metadata, None, notes)
+        return Manifest(self.name, modules, found.extras, {}, contents.metadata, None, notes)
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as `save_lora_weights` does, with their alphas in the header."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
+from lora_tools.formats.base import Contents
 from lora_tools.formats.kinds import is_blind
 from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, flatten, split, unflatten
@@ -64,27 +65,23 @@ class Kohya:
             if (suffix := suffix_of(key))
         )
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float],
-    ) -> Manifest:
+    def read(self, contents: Contents) -> Manifest:
         """Describe the adapter: LoRA, LoCon, LoHa, LoKr and full differences, with DoRA or not.
 
         A path is un-flattened where it is one of a known model, or where our own header says it;
         others keep their flattened name.
         """
-        found = collect(specs)
-        said = _said(metadata)
+        found = collect(contents.specs)
+        said = _said(contents.metadata)
         flux = any("double_blocks_" in s or "single_transformer" in s for s in found.modules)
         modules = described(
-            found.modules, lambda stem: said.get(stem) or _path(stem, flux=flux), scalars
+            found.modules, lambda stem: said.get(stem) or _path(stem, flux=flux), contents.scalars
         )
-        base = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version")
+        base = contents.metadata.get("ss_sd_model_name") or contents.metadata.get(
+            "ss_base_model_version"
+        )
         return Manifest(
-            self.name, modules, found.extras, {}, metadata, base, tuple(_notes(modules))
+            self.name, modules, found.extras, {}, contents.metadata, base, tuple(_notes(modules))
         )
 
     def write(self, manifest: Manifest) -> Manifest:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.base import Contents
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
@@ -44,18 +45,12 @@ class MLX:
             return True
         return any(key.endswith((".lora_a", ".lora_b")) and not _is_gguf(key) for key in specs)
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float],
-    ) -> Manifest:
+    def read(self, contents: Contents) -> Manifest:
         """Describe the adapter. Its configuration has a scale, not an alpha.
 
         Raises `UnsupportedError` for full fine-tunes.
         """
-        config = config or {}
+        config = contents.config or {}
         if config.get("fine_tune_type", "lora") not in ("lora", "dora"):
             raise UnsupportedError(
                 f"adapter_config.json: fine_tune_type is {config['fine_tune_type']}, not lora"
@@ -66,7 +61,7 @@ class MLX:
                 "Put the adapter's own adapter_config.json, with lora_parameters.scale, there."
             )
         found: dict[str, dict[Role, Part]] = {}
-        for key, spec in specs.items():
+        for key, spec in contents.specs.items():
             match = KEY.fullmatch(key)
             if match is None or spec.dtype not in FLOATS:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
@@ -74,7 +69,13 @@ class MLX:
         modules = tuple(_module(stem, parts, float(scale)) for stem, parts in found.items())
         base = config.get("model")
         return Manifest(
-            self.name, modules, (), config, metadata, str(base) if base else None, _notes(config)
+            self.name,
+            modules,
+            (),
+            config,
+            contents.metadata,
+            str(base) if base else None,
+            _notes(config),
         )
 
     def write(self, manifest: Manifest) -> Manifest:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import describe, update, values_of
+from lora_tools.formats.base import Contents
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.spelled import respelled
 from lora_tools.storage.header import Spec
@@ -37,20 +38,14 @@ class XLabs:
         """Recognise the processors of Flux's blocks."""
         return any(KEY.fullmatch(key) for key in specs)
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float],
-    ) -> Manifest:
+    def read(self, contents: Contents) -> Manifest:
         """Describe the adapter: stream 1 is the image's, stream 2 the text's.
 
         Raises `UnsupportedError` for single blocks, whose factors cover a part of a weight.
         """
         found: dict[str, dict[Role, Part]] = {}
         strange, single = [], []
-        for key, spec in specs.items():
+        for key, spec in contents.specs.items():
             match = KEY.fullmatch(key)
             if match is None:
                 strange.append(key)
@@ -67,7 +62,7 @@ class XLabs:
                 f"factors that cover a part of a single block's weight: {some(single)}"
             )
         modules = tuple(describe(name, name, parts, None) for name, parts in found.items())
-        return Manifest(self.name, modules, (), {}, metadata)
+        return Manifest(self.name, modules, (), {}, contents.metadata)
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as x-flux does, with a scale of 1."""

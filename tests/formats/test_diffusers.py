@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import format_named
 from lora_tools.ops.convert import convert
 from lora_tools.storage.header import Spec
@@ -219,7 +220,7 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_every_way_of_naming_leads_to_one_name(name):
     assert DIFFUSERS.detect(NAMES[name], None)
-    manifest = DIFFUSERS.read(NAMES[name], None, {}, {})
+    manifest = DIFFUSERS.read(Contents(NAMES[name], None, {}, {}))
     assert [module.name for module in manifest.modules] == [name]
     written = DIFFUSERS.write(manifest)
     assert next(iter(written.specs)).startswith(f"{name}.lora_")
@@ -244,4 +245,4 @@ def with_config(**fields):
 )
 def test_headers_that_contradict_their_tensors_are_refused(metadata, kind, message):
     with pytest.raises(kind, match=message):
-        DIFFUSERS.read(pair("unet.conv_in"), None, metadata, {})
+        DIFFUSERS.read(Contents(pair("unet.conv_in"), None, metadata, {}))

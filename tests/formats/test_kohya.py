@@ -12,6 +12,7 @@ from torch import nn
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import format_named
 from lora_tools.formats.sites import Convolution
 from lora_tools.linalg.rank import Fixed
@@ -186,7 +187,7 @@ def test_a_missing_alpha_and_one_of_0_are_a_scale_of_1(alpha, scale):
     specs = pair(Q)
     if alpha is None:
         del specs[f"{Q}.alpha"]
-    manifest = KOHYA.read(specs, None, {}, {f"{Q}.alpha": alpha})
+    manifest = KOHYA.read(Contents(specs, None, {}, {f"{Q}.alpha": alpha}))
     assert [module.scale for module in manifest.modules] == [scale]
 
 
@@ -210,7 +211,7 @@ PATHS = {
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_get_their_dots_back_where_a_model_is_known(name):
     stem = PATHS[name]
-    manifest = KOHYA.read(pair(stem), None, {}, {f"{stem}.alpha": 4.0})
+    manifest = KOHYA.read(Contents(pair(stem), None, {}, {f"{stem}.alpha": 4.0}))
     (module,) = manifest.modules
     assert module.name == name
     assert bool(manifest.notes) == (name == stem)
@@ -221,7 +222,7 @@ def test_t5_is_the_third_encoder_of_kohyas_flux():
     t5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
     specs = pair("lora_unet_double_blocks_0_img_attn_qkv") | pair(t5)
     scalars = {key: 4.0 for key in specs if key.endswith("alpha")}
-    manifest = KOHYA.read(specs, None, {}, scalars)
+    manifest = KOHYA.read(Contents(specs, None, {}, scalars))
     assert manifest.modules[1].name == "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"
     fresh = [module.name for module in KOHYA.write(manifest).modules]
     assert fresh == [module.name for module in manifest.modules]
@@ -235,7 +236,7 @@ def test_the_header_is_kept_but_for_what_has_changed():
         "ss_tag_frequency": "{}",
         "sshs_model_hash": "0123",
     }
-    manifest = KOHYA.read(pair(Q), None, metadata, {f"{Q}.alpha": 2.0})
+    manifest = KOHYA.read(Contents(pair(Q), None, metadata, {f"{Q}.alpha": 2.0}))
     assert KOHYA.write(manifest).metadata == {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
@@ -275,7 +276,9 @@ def test_a_tucker_core_is_folded_into_down(tmp_path):
 )
 def test_what_is_no_sum_of_matrices_is_refused_by_name(key, reason):
     with pytest.raises(UnsupportedError, match=f"{reason}.*{Q}.{key}"):
-        KOHYA.read({f"{Q}.{key}": Spec("F32", (2, 2))} | pair(Q), None, {}, {f"{Q}.alpha": 1.0})
+        KOHYA.read(
+            Contents({f"{Q}.{key}": Spec("F32", (2, 2))} | pair(Q), None, {}, {f"{Q}.alpha": 1.0})
+        )
 
 
 @pytest.mark.parametrize(
@@ -293,28 +296,30 @@ def test_what_is_no_sum_of_matrices_is_refused_by_name(key, reason):
 def test_tensors_that_do_not_fit_are_refused(specs, message):
     scalars = {key: 4.0 for key in specs if key.endswith(".alpha")}
     with pytest.raises(FormatError, match=message):
-        KOHYA.read(specs, None, {}, scalars)
+        KOHYA.read(Contents(specs, None, {}, scalars))
 
 
 def test_an_alpha_that_is_infinite_is_refused():
     with pytest.raises(FormatError, match="alpha is inf"):
-        KOHYA.read(pair(Q), None, {}, {f"{Q}.alpha": math.inf})
+        KOHYA.read(Contents(pair(Q), None, {}, {f"{Q}.alpha": math.inf}))
 
 
 def test_names_of_an_unknown_model_are_kept_in_our_own_field(tmp_path):
     metadata = {"lora_tools.names": json.dumps({"lycoris_a_b_c": "a.b_c"})}
-    manifest = KOHYA.read(pair("lycoris_a_b_c"), None, metadata, {"lycoris_a_b_c.alpha": 4.0})
+    manifest = KOHYA.read(
+        Contents(pair("lycoris_a_b_c"), None, metadata, {"lycoris_a_b_c.alpha": 4.0})
+    )
     assert [module.name for module in manifest.modules] == ["a.b_c"]
     assert json.loads(KOHYA.write(manifest).metadata["lora_tools.names"]) == {
         "lycoris_a_b_c": "a.b_c"
     }
     with pytest.raises(FormatError, match="not a JSON object of names"):
-        KOHYA.read(pair(Q), None, {"lora_tools.names": "["}, {f"{Q}.alpha": 4.0})
+        KOHYA.read(Contents(pair(Q), None, {"lora_tools.names": "["}, {f"{Q}.alpha": 4.0}))
 
 
 def test_the_header_names_the_algorithm_that_is_written():
     old = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha", "x": 1}'}
-    manifest = KOHYA.read(pair(Q), None, old, {f"{Q}.alpha": 4.0})
+    manifest = KOHYA.read(Contents(pair(Q), None, old, {f"{Q}.alpha": 4.0}))
     assert json.loads(KOHYA.write(manifest).metadata["ss_network_args"]) == {
         "algo": "locon",
         "x": 1,

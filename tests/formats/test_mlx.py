@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError
+from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import format_named
 from lora_tools.formats.sites import Experts
 from lora_tools.ops.convert import convert
@@ -110,7 +111,7 @@ CONFIG = {"fine_tune_type": "lora", "lora_parameters": {"scale": 2.0}}
 def test_layers_of_experts_are_stacks():
     specs = {"h.switch_mlp.up.lora_a": Spec("F32", (3, 2, 5))}
     specs["h.switch_mlp.up.lora_b"] = Spec("F32", (3, 4, 2))
-    manifest = MLX.read(specs, CONFIG, {}, {})
+    manifest = MLX.read(Contents(specs, CONFIG, {}, {}))
     (module,) = manifest.modules
     assert (module.name, module.site) == ("h.switch_mlp.up.weight", Experts("weight", 3))
     assert MLX.write(manifest).specs == specs
@@ -131,7 +132,7 @@ def test_layers_of_experts_are_stacks():
 def test_what_has_no_scale_is_refused(config, kind, message):
     specs = {"q.lora_a": Spec("F32", (2, 1)), "q.lora_b": Spec("F32", (1, 2))}
     with pytest.raises(kind, match=message):
-        MLX.read(specs, config, {}, {})
+        MLX.read(Contents(specs, config, {}, {}))
 
 
 @pytest.mark.parametrize(
@@ -146,12 +147,12 @@ def test_shapes_that_do_not_fit_are_refused(a, b, message):
     shapes = {"q.lora_a": a, "q.lora_b": b}
     specs = {key: Spec("F32", shape) for key, shape in shapes.items() if shape}
     with pytest.raises(FormatError, match=message):
-        MLX.read(specs, CONFIG, {}, {})
+        MLX.read(Contents(specs, CONFIG, {}, {}))
 
 
 def test_a_layer_that_mlx_takes_for_a_table_is_refused():
     specs = {"q.lora_a": Spec("F32", (2, 1)), "q.lora_b": Spec("F32", (1, 2))}
-    manifest = MLX.read(specs, CONFIG, {}, {})
+    manifest = MLX.read(Contents(specs, CONFIG, {}, {}))
     named = replace(manifest.modules[0], name="model.embed_tokens")
     with pytest.raises(UnsupportedError, match=r"other layers in the place of model\.embed_tokens"):
         MLX.write(replace(manifest, modules=(named,)))

@@ -22,8 +22,8 @@ class Mine:
     def detect(self, specs, config):
         return "mine.a" in specs
 
-    def read(self, specs, config, metadata, scalars):
-        parts = {key[-1]: Part(key, spec) for key, spec in specs.items()}
+    def read(self, contents):
+        parts = {key[-1]: Part(key, spec) for key, spec in contents.specs.items()}
         return Manifest(self.name, (describe("m", "mine", parts, None),))
 
     def update(self, module, tensors):

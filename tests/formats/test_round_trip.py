@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from spellings import alphas, filled, manifests, without_parts
 
 from lora_tools.errors import UnsupportedError
+from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.storage.dtypes import torch_dtype
 from lora_tools.update import factors
@@ -44,7 +45,7 @@ def test_what_is_written_is_read_again(name, component, data):
     assert [f.name for f in FORMATS if f.detect(written.specs, config)] == [name]
     backwards = dict(reversed(written.specs.items()))
     assert spelling.detect(backwards, config)
-    again = spelling.read(written.specs, config, written.metadata, alphas(written))
+    again = spelling.read(Contents(written.specs, config, written.metadata, alphas(written)))
     assert again.modules == written.modules
     assert [m.scale for m in again.modules] == [m.scale for m in written.modules]
     assert again.extras == ()
@@ -98,4 +99,4 @@ def test_a_neighbours_configuration_does_not_decide():
     peft = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
     assert [f.name for f in FORMATS if f.detect(specs, None)] == ["kohya"]
     assert kohya.detect(specs, peft)
-    assert replace(kohya.read(specs, None, {}, {}).modules[0], parts={}).alpha is None
+    assert replace(kohya.read(Contents(specs, None, {}, {})).modules[0], parts={}).alpha is None

@@ -84,7 +84,8 @@ def command(
     if not dry_run:
         inputs = {"base": base, "folder of the base": base if base.is_dir() else base.parent}
         check_output(out, inputs | {f"adapter {path}": path for path in adapters}, force=force)
-    model, found = open_model(base), [read(path) for path in adapters]
+    model = open_model(base)
+    found = [read(path, base=model.config) for path in adapters]
     engine = make_engine(device, jobs)
     from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
 

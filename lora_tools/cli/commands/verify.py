@@ -54,7 +54,8 @@ def command(
     """
     if weights and len(weights) != len(adapters):
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
-    model, found = open_model(base), [read(path) for path in adapters]
+    model = open_model(base)
+    found = [read(path, base=model.config) for path in adapters]
     result, missing = open_partly(merged)
     engine = make_engine(device, jobs)
     from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy

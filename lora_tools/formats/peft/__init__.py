@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import FormatError
+from lora_tools.formats.base import Contents
 from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
@@ -69,18 +70,13 @@ class Peft:
         ]
         return any(not is_denoiser(path) for path in paths)
 
-    def read(
-        self,
-        specs: Mapping[str, Spec],
-        config: Mapping[str, Any] | None,
-        metadata: Mapping[str, str],
-        scalars: Mapping[str, float] | None = None,
-    ) -> Manifest:
-        """Describe a PEFT adapter; its alphas are in the configuration, not in ``scalars``.
+    def read(self, contents: Contents) -> Manifest:
+        """Describe a PEFT adapter; its alphas are in the configuration, in no tensor.
 
         Raises `UnsupportedError` for variants that are not sums of matrices, and `FormatError`
         where the configuration is none. Tensors that contradict it are among the extras.
         """
+        config, specs = contents.config, contents.specs
         if config is None:
             raise FormatError(
                 "no adapter_config.json beside the tensors, so alpha is unknown"
@@ -113,7 +109,7 @@ class Peft:
             tuple(modules),
             extras,
             config,
-            metadata,
+            contents.metadata,
             base_model(config),
             tuple(_notes(modules, found)),
             tuple(problems),

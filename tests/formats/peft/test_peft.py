@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.base import Contents
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import MISFIT, Manifest, Module, Part
 from lora_tools.formats.peft import Peft
@@ -366,7 +367,7 @@ def test_a_fixture_that_is_spelled_anew_reads_the_same(folder):
     manifest = read(folder).manifest
     written = Peft().write(manifest)
     assert written.specs == manifest.specs
-    again = Peft().read(written.specs, on_disk(written.config), written.metadata)
+    again = Peft().read(Contents(written.specs, on_disk(written.config), written.metadata))
     assert again.modules == manifest.modules
     assert again.extras == manifest.extras
 
@@ -416,7 +417,7 @@ CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q", 
 
 
 def describe(specs: dict[str, Spec], **fields: Any) -> Manifest:
-    return Peft().read(specs, CONFIG | fields, {})
+    return Peft().read(Contents(specs, CONFIG | fields, {}))
 
 
 segments = st.text("abcxyz_0123", min_size=1, max_size=4)
@@ -468,7 +469,7 @@ def test_what_is_written_is_read_again(manifest):
     assert written.format == "peft"
     assert written.modules == manifest.modules
     assert written.config["unknown"] == [1]
-    again = Peft().read(written.specs, on_disk(written.config), written.metadata)
+    again = Peft().read(Contents(written.specs, on_disk(written.config), written.metadata))
     assert sorted(again.modules, key=lambda m: m.name) == sorted(
         manifest.modules, key=lambda m: m.name
     )
@@ -484,7 +485,7 @@ def test_a_module_of_another_format_keeps_its_scale(alpha, rslora):
     q, k = manifest.modules
     mixed = replace(manifest, modules=(replace(q, alpha=alpha, rslora=rslora), k))
     written = Peft().write(mixed)
-    again = Peft().read(written.specs, on_disk(written.config), {})
+    again = Peft().read(Contents(written.specs, on_disk(written.config), {}))
     for before, after in zip(mixed.modules, again.modules, strict=True):
         assert after.scale == pytest.approx(before.scale, rel=1e-15)
 
@@ -570,14 +571,14 @@ CONFIGS = {
 @pytest.mark.parametrize("year", CONFIGS)
 def test_configurations_of_every_year_are_read_and_kept(year):
     config = CONFIGS[year]
-    manifest = Peft().read(pair("m.q") | pair("m.k"), config, {})
+    manifest = Peft().read(Contents(pair("m.q") | pair("m.k"), config, {}))
     assert [(m.name, m.r, m.scale) for m in manifest.modules] == [("m.q", 2, 8.0), ("m.k", 2, 8.0)]
     assert manifest.config == config
     assert config.items() <= Peft().write(manifest).config.items()
 
 
 def test_header_metadata_is_kept():
-    manifest = Peft().read(pair("q"), CONFIG, {"author": "me"})
+    manifest = Peft().read(Contents(pair("q"), CONFIG, {"author": "me"}))
     assert manifest.metadata == {"author": "me"}
     assert Peft().write(manifest).metadata == {"format": "pt", "author": "me"}
 
@@ -624,7 +625,7 @@ def test_what_is_not_additive_is_refused_from_the_configuration(fields, reason):
 
 def test_without_a_configuration_alpha_is_unknown():
     with pytest.raises(FormatError, match="alpha is unknown") as caught:
-        Peft().read(pair("q"), None, {})
+        Peft().read(Contents(pair("q"), None, {}))
     assert "adapter_config.json" in caught.value.__notes__[0]
 
 
