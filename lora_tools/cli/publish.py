@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tabulate import tabulate
 
+from lora_tools.adapter import REPORT
 from lora_tools.cli.console import say
 from lora_tools.report import size
 from lora_tools.storage.sides import WEIGHTS
@@ -63,13 +64,20 @@ def push_to_option(function: Callable[..., Any]) -> Callable[..., Any]:
         publication = Publication(push_to, private)
         publication.check()
         status = function(**options)
-        publication.run(options["out"], quiet=options["quiet"])
+        publication.run(options["out"], _inputs(options), quiet=options["quiet"])
         return status
 
     option = click.option(
         "--push-to", type=Repo(), metavar="ORG/NAME", help="Publish OUT on the Hub when it is done."
     )
     return option(visibility_option(command))
+
+
+def _inputs(options: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the paths among a command's options that it reads from."""
+    for name in ("source", "base", "tuned", "adapters"):
+        value = options.get(name)
+        yield from (value if isinstance(value, tuple) else (value,) if value else ())
 
 
 class Publication:
@@ -87,10 +95,12 @@ class Publication:
         if publisher.is_private(self._repo) is None:
             self._private = visibility(self._repo, self._private)
 
-    def run(self, folder: Path, *, quiet: bool) -> None:
-        """Publish a folder; what there is to say goes to stderr."""
+    def run(self, folder: Path, inputs: Iterable[Path], *, quiet: bool) -> None:
+        """Publish a folder, its inputs named in it; what there is to say goes to stderr."""
         from lora_tools.hub import Publisher
-        from lora_tools.ops.push import Wish
+        from lora_tools.ops.push import Wish, record
+
+        record(folder / REPORT, inputs)
 
         plan, pushed = push(folder, Wish(self._repo, self._private), Publisher(), quiet=quiet)
         if not quiet and pushed:

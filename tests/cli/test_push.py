@@ -1,6 +1,8 @@
 """Publishing from outside: the real command and the real client against the loopback Hub."""
 
+import hashlib
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -423,6 +425,24 @@ def test_shrink_publishes_what_it_wrote(hub, alice, mine):
     assert "lora-tools shrink mine small --rank 2 --push-to alice/small --public" in readme
     assert "| best possible" in readme
     assert str(alice.folder) not in readme
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        sha256 = hashlib.sha256((mine / name).read_bytes()).hexdigest()
+        assert re.search(rf"\| `mine` +\| `{name}` +\| `{sha256}` \|", readme)
+    again = json.loads(alice.does("push", "small", "alice/small", "--json"))
+    assert {file["state"] for file in again["files"]} == {"unchanged"}
+
+
+def test_inputs_on_the_hub_are_named_by_the_hubs_own_checksums(hub, alice, mine):
+    files = {path.name: path.read_bytes() for path in mine.iterdir()}
+    hub.publish("bob/cat", files)
+    alice.does("shrink", "bob/cat", "small", "--rank", 2, "--push-to", "alice/small", "--public")
+    report = json.loads((alice.folder / "small" / "lora_tools_report.json").read_text())
+    (found,) = report["inputs"]
+    assert found["path"] == f"hf://bob/cat@{hub.repositories['bob/cat'].resolve('main')}"
+    assert found["files"] == {
+        name: hashlib.sha256(files[name]).hexdigest()
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
 
 
 def test_merge_and_convert_publish_what_they_wrote(hub, alice, mine):

@@ -9,9 +9,20 @@ from lora_tools.card import metadata
 from lora_tools.errors import HubError, RefusedError, some
 from lora_tools.hub import Blob, Commission, Commit, Publisher, page
 from lora_tools.ops.push.files import Digest
+from lora_tools.ops.push.inputs import record
 from lora_tools.ops.push.package import Draft, Package, Wish, draft
 
-__all__ = ["SCHEMA", "Package", "Plan", "Pushed", "Wish", "card_only", "plan", "publish"]
+__all__ = [
+    "SCHEMA",
+    "Package",
+    "Plan",
+    "Pushed",
+    "Wish",
+    "card_only",
+    "plan",
+    "publish",
+    "record",
+]
 
 SCHEMA = "lora-tools/push/1"
 

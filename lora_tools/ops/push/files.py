@@ -1,6 +1,7 @@
 """Which files of a folder are published, and why the others are not."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +35,11 @@ KNOWN = (
     "*.webp",
 )
 """What an adapter or a model consists of: everything else is left out and listed."""
+
+WEIGHTS_AND_CONFIGS = re.compile(
+    r".*\.(safetensors|bin|gguf|npz|index\.json)|(adapter_)?config\.json"
+)
+"""The files whose sha256 is listed: those that decide what is computed."""
 
 CHUNK = 1 << 20
 

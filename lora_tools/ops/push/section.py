@@ -1,7 +1,6 @@
 """Our section of a published README: what was done, what it cost, what is in it, how to load it."""
 
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
@@ -12,14 +11,12 @@ from lora_tools.adapter import Adapter
 from lora_tools.formats.manifest import Module
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
-from lora_tools.ops.push.files import Digest
+from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, Digest
+from lora_tools.ops.push.inputs import listed
 from lora_tools.ops.push.leaks import shorten
 from lora_tools.ops.push.loading import loading
 from lora_tools.ops.push.picture import NAME
 from lora_tools.report import percent, size
-
-LISTED = re.compile(r".*\.(safetensors|bin|gguf|index\.json)|(adapter_)?config\.json")
-"""The files whose sha256 is listed: those that decide what is computed."""
 
 
 def section(
@@ -36,7 +33,7 @@ def section(
         lines += [_table(subject, report), ""]
     lines += [*_costs(report), *_picture(digests)]
     lines += ["### Loading it", "", *loading(subject, repo, base)]
-    lines += ["### Files", "", *_files(digests)]
+    lines += ["### Files", "", *_files(digests), *_inputs(report)]
     return "\n".join(lines).rstrip()
 
 
@@ -120,9 +117,16 @@ def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
     lines = [
         (f"`{name}`", size(found.size), f"`{found.sha256}`")
         for name, found in digests.items()
-        if LISTED.fullmatch(name)
+        if WEIGHTS_AND_CONFIGS.fullmatch(name)
     ]
     yield tabulate(lines, ("file", "size", "sha256"), tablefmt="pipe", disable_numparse=True)
+
+
+def _inputs(report: Mapping[str, Any]) -> Iterator[str]:
+    if found := listed(report):
+        lines = [(f"`{shorten(path)}`", f"`{name}`", f"`{sha}`") for path, name, sha in found]
+        yield from ("", "Made from:", "")
+        yield tabulate(lines, ("input", "file", "sha256"), tablefmt="pipe", disable_numparse=True)
 
 
 def _span(values: Collection[float]) -> str:
