@@ -314,6 +314,7 @@ EVICT = """
 import os
 from pathlib import Path
 from lora_tools.remote import locate
+from lora_tools.storage.guests import Guests
 from lora_tools.storage.opening import open_checkpoint
 
 def disk():
@@ -325,12 +326,13 @@ if keep:
     os.fspath(keep)
 start = disk()
 model = open_checkpoint(locate("bob/llama"))
-tensors = model.evicting(model)
-arrays, most = tensors.arrays, 0
-for number, name in enumerate(tensors):
-    array = arrays[name] if number % 2 else tensors[name].numpy()
+guests = Guests(model.file(name) for name in model)
+arrays, most = model.arrays, 0
+for number, name in enumerate(model):
+    array = arrays[name] if number % 2 else model[name].numpy()
     assert array.shape == (256, 256) and array.flat[0] == number, (name, array)
     most = max(most, disk() - start)
+    guests.done(model.file(name))
 print(most, disk() - start)
 if keep:
     assert keep.is_here()

@@ -38,6 +38,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 quiet_option = click.option(
     "--quiet", is_flag=True, help="Print nothing but errors and what --json asks for."
 )
+evict_option = click.option(
+    "--evict",
+    is_flag=True,
+    help="Remove each file fetched from the Hub after its last use: a large model passes through"
+    " a small disk. What was in the cache before stays.",
+)
 vllm_option = click.option(
     "--for",
     "consumer",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_tools.adapter import Adapter
@@ -104,6 +105,13 @@ class Entry:
         """Whether its bytes are those of its source."""
         changed = self.patches or self.tokens or self.source.scale
         return not changed and self.spec == self.source.spec
+
+    @property
+    def files(self) -> set[Path]:
+        """The files of the base that it is read from."""
+        source = self.source
+        places = () if source.adapter else (source.values, source.scale)
+        return {place.path for place in places if isinstance(place, Place)}
 
     @property
     def table(self) -> tuple[int, int]:

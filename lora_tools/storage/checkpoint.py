@@ -1,12 +1,11 @@
 """Checkpoints as lazy mappings: headers are read at once, a tensor when it is asked for."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.guests import Guests, reading
 from lora_tools.storage.header import Spec
 from lora_tools.storage.place import Place, expect, read_array, read_bytes, read_number, read_tensor
 
@@ -30,20 +29,15 @@ class Checkpoint(Mapping[str, "Tensor"]):
         places: Mapping[str, "Place | Tensor"],
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
-        guests: Guests | None = None,
     ) -> None:
         self.path = path
         self.specs = specs
         self.metadata = metadata
         self._places = places
-        self._guests = guests
 
     def __getitem__(self, name: str) -> "Tensor":
         place = self._places[name]
-        if not isinstance(place, Place):
-            return place
-        with reading(place.path, self._guests):
-            return read_tensor(place)
+        return read_tensor(place) if isinstance(place, Place) else place
 
     def __contains__(self, name: object) -> bool:
         return name in self._places  # Mapping's own would read the tensor
@@ -87,6 +81,11 @@ class Checkpoint(Mapping[str, "Tensor"]):
         paths = dict.fromkeys(place.path for place in places if isinstance(place, Place))
         return tuple(paths) or (self.path,)
 
+    def file(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        place = self._places[name]
+        return place.path if isinstance(place, Place) else self.path
+
     def position(self, name: str) -> tuple[str, int]:
         """Return what sorts tensors into the order of the files."""
         place = self._places[name]
@@ -100,17 +99,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     @property
     def arrays(self) -> "Arrays":
         """The same tensors as arrays of numpy, where numpy has their type: torch stays unloaded."""
-        return Arrays(self._places, self._guests)
-
-    def evicting(self, names: Iterable[str]) -> "Checkpoint":
-        """Return the same tensors, of which each of ``names`` will be read once.
-
-        A file that had to be fetched for it is removed after the last of them; a name that occurs
-        twice is read twice. Local files stay. For threads, not for processes: they share a count.
-        """
-        places = (self._places[name] for name in names)
-        guests = Guests(place.path for place in places if isinstance(place, Place))
-        return Checkpoint(self.path, self._places, self.specs, self.metadata, guests)
+        return Arrays(self._places)
 
     @property
     def scalars(self) -> "Scalars":
@@ -123,14 +112,10 @@ class Arrays(Mapping[str, "Array"]):
     """The tensors of a checkpoint, as arrays of numpy where numpy has their type."""
 
     places: Mapping[str, "Place | Tensor"]
-    guests: Guests | None = None
 
     def __getitem__(self, name: str) -> "Array":
         place = self.places[name]
-        if not isinstance(place, Place):
-            return place
-        with reading(place.path, self.guests):
-            return read_array(place)
+        return read_array(place) if isinstance(place, Place) else place
 
     def __contains__(self, name: object) -> bool:
         return name in self.places

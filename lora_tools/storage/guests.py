@@ -1,8 +1,7 @@
-"""Files that are here for the length of a command: each is evicted after it was last read."""
+"""Files that are here for the length of a command: each is evicted after its last use."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, runtime_checkable
@@ -22,10 +21,10 @@ class Guest(Protocol):
 
 
 class Guests:
-    """How often each file will still be read; those that were here before are no guests."""
+    """How often each file will still be used; those that were here before are no guests."""
 
-    def __init__(self, readings: Iterable[Path]) -> None:
-        counts = Counter(readings)
+    def __init__(self, uses: Iterable[Path]) -> None:
+        counts = Counter(uses)
         self._left = {
             path: count
             for path, count in counts.items()
@@ -34,7 +33,7 @@ class Guests:
         self._lock = Lock()
 
     def done(self, path: Path) -> None:
-        """Count one reading, for readers that do it themselves."""
+        """Count one use; evict the file after the last. A use that failed is not to be counted."""
         with self._lock:
             if path not in self._left:
                 return
@@ -44,11 +43,3 @@ class Guests:
             del self._left[path]
         if isinstance(path, Guest):
             path.evict()
-
-
-@contextmanager
-def reading(path: Path, guests: Guests | None) -> Iterator[None]:
-    """Read once from a file in this context."""
-    yield
-    if guests is not None:
-        guests.done(path)

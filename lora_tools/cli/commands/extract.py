@@ -19,6 +19,7 @@ from lora_tools.cli.options import (
     base_argument,
     dry_run_option,
     engine_options,
+    evict_option,
     force_option,
     json_option,
     make_engine,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @policy_options
 @extraction_options
 @engine_options
+@evict_option
 @push_to_option
 @dry_run_option("Show what would be extracted, and write nothing.")
 @click.option(
@@ -61,6 +63,7 @@ def command(
     wanted: "Callable[[str], Options]",
     device: str,
     jobs: int | None,
+    evict: bool,
     dry_run: bool,
     no_resume: bool,
     as_json: bool,
@@ -92,7 +95,9 @@ def command(
         return
     assert wish is not None
     with _progress(found, quiet=quiet) as seen:
-        extraction = extract(found, wish.policy(old), out, engine, resume=not no_resume, seen=seen)
+        extraction = extract(
+            found, wish.policy(old), out, engine, resume=not no_resume, seen=seen, evict=evict
+        )
         with staged(out, force=force) as place:
             report = extraction.run(place)
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
@@ -156,4 +161,6 @@ def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> Non
 
 def _lasting(arguments: list[str]) -> list[str]:
     """Leave out what only says how to run, so that an interrupted run gives the same bytes."""
-    return [argument for argument in arguments if argument not in ("--no-resume", "--force")]
+    return [
+        argument for argument in arguments if argument not in ("--no-resume", "--force", "--evict")
+    ]

@@ -17,6 +17,7 @@ from lora_tools.cli.options import (
     dry_run_option,
     dtype_option,
     engine_options,
+    evict_option,
     force_option,
     json_option,
     make_engine,
@@ -50,6 +51,7 @@ from lora_tools.storage.writer import check_output
 @untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
 @allow_missing_option("Leave out, and list, what has no home in BASE.")
 @engine_options
+@evict_option
 @push_to_option
 @dry_run_option("Check everything and show the plan; write nothing.")
 @json_option
@@ -66,6 +68,7 @@ def command(
     allow_missing: bool,
     device: str,
     jobs: int | None,
+    evict: bool,
     dry_run: bool,
     as_json: bool,
     force: bool,
@@ -97,7 +100,9 @@ def command(
     else:
         with _progress(made.files.nbytes, quiet=quiet) as finished:
             arguments = shlex.join(["lora-tools", *sys.argv[1:]])
-            report = made.write(out, engine, force=force, arguments=arguments, finished=finished)
+            report = made.write(
+                out, engine, force=force, arguments=arguments, finished=finished, evict=evict
+            )
     if as_json:
         click.echo(report.to_json())
     elif not quiet:

@@ -1,10 +1,10 @@
 """Extract: the best adapter of a full fine-tune, with a certificate of how good it can be."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from lora_tools.engine import Engine, Serial
 from lora_tools.engine.ahead import ahead
@@ -29,10 +29,11 @@ from lora_tools.ops.extract.tasks import (
     survey,
     survey_one,
 )
+from lora_tools.storage.guests import Guests
 
 __all__ = ["Extraction", "Options", "Plan", "Precision", "Report", "Row", "extract", "plan"]
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", Row, Spectrum)
 
 ATTEMPTS = 8
 """How often ranks are raised for what rounding adds to an error that was promised."""
@@ -46,6 +47,13 @@ def plan(
     return make_plan(models[0], models[1], options or Options())
 
 
+class Done(NamedTuple):
+    """An item that is done with: what its results are kept under, and its row."""
+
+    name: str
+    row: Row
+
+
 @dataclass(frozen=True, slots=True)
 class Extraction:
     """An extraction that goes on where it stopped. Its results are kept in a folder beside OUT."""
@@ -56,6 +64,8 @@ class Extraction:
     engine: Engine
     seen: Callable[[Item], None]
     """Told of each item that is done with, for progress."""
+    evict: bool = False
+    """Whether files that were fetched are removed after their last use."""
 
     def run(self, place: Path) -> Report:
         """Extract everything that is not yet done, and fill the empty folder ``place``.
@@ -63,20 +73,10 @@ class Extraction:
         Raises `BoundError` if a bound cannot be kept, `NonFiniteError` for NaN and Inf, and
         `FormatError` if nothing changed.
         """
-        lora = [item for item in self.plan.items if item.treatment == "lora"]
-        others = [item for item in self.plan.items if item.treatment != "lora"]
-        aside = dict(zip(_numbers(others), self._extract(others, [1] * len(others)), strict=True))
-        if isinstance(self.policy, Fixed):
-            chosen = fixed(self.plan, self.policy, lora)
-            rows = self._at(lora, chosen, "both")
-        else:
-            lora, chosen, rows, more = self._by_spectra(lora, aside)
-            aside |= more
-        found = aside | dict(zip(_numbers(lora), rows, strict=True))
-        names = {job.item.number: job.name for job in self._jobs(lora, chosen, "write")}
+        done = self._at_fixed(self.policy) if isinstance(self.policy, Fixed) else self._by_spectra()
         items = sorted(self.plan.items, key=lambda item: item.number)
-        kept = [names.get(item.number, "") for item in items]
-        ordered = [found[item.number] for item in items]
+        ordered = [done[item.number].row for item in items]
+        kept = [done[item.number].name for item in items]
         if not any(row.outcome in ("extracted", "full") for row in ordered):
             raise FormatError(
                 f"{self.plan.tuned.path}: no tensor that was to be extracted differs from"
@@ -97,55 +97,48 @@ class Extraction:
             only_tuned=self.plan.pairs.only_tuned,
         )
 
-    def _by_spectra(
-        self, lora: Sequence[Item], aside: dict[int, Row]
-    ) -> tuple[list[Item], Chosen, list[Row], dict[int, Row]]:
-        """Survey first, then write at the ranks that the policy chooses."""
-        tops = [headroom(self.plan, item) for item in lora]
-        jobs = [
-            Job(self.plan, item, self.keep, top, "survey")
-            for item, top in zip(lora, tops, strict=True)
-        ]
-        spectra = list(self._map(survey_one, survey, jobs))
-        pairs = list(zip(lora, spectra, strict=True))
-        live = [item for item, one in pairs if one.row.outcome == "extracted"]
-        known = [one for _, one in pairs if one.row.outcome == "extracted"]
-        rest = {item.number: one.row for item, one in pairs if one.row.outcome != "extracted"}
-        chosen, rows = self._within(live, known, aside) if live else (Chosen(()), [])
-        return live, chosen, rows, rest
+    def _at_fixed(self, policy: Fixed) -> dict[int, Done]:
+        """Write at ranks that need no spectrum, in one pass over the files."""
+        jobs = self._jobs(self.plan.items, fixed(self.plan, policy, self.plan.items), "both")
+        rows = self._map(extract_one, finish, jobs)
+        return {job.item.number: Done(job.name, row) for job, row in zip(jobs, rows, strict=True)}
+
+    def _by_spectra(self) -> dict[int, Done]:
+        """Survey first, then write at the ranks that the policy chooses: two passes or more."""
+        tops = [headroom(item, self.plan.options.max_rank) for item in self.plan.items]
+        jobs = self._jobs(self.plan.items, Chosen(tuple(tops)), "survey")
+        pairs = list(zip(jobs, self._map(survey_one, survey, jobs), strict=True))
+        live = [(job.item, one) for job, one in pairs if one.row.outcome == "extracted"]
+        aside = {
+            job.item.number: Done(job.name, one.row)
+            for job, one in pairs
+            if one.row.outcome != "extracted"
+        }
+        return aside | self._within(live, aside) if live else aside
 
     def _within(
-        self, items: list[Item], found: list[Spectrum], aside: dict[int, Row]
-    ) -> tuple[Chosen, list[Row]]:
+        self, live: Sequence[tuple[Item, Spectrum]], aside: Mapping[int, Done]
+    ) -> dict[int, Done]:
         """Write at the chosen ranks; where rounding breaks a bound on the error, aim lower."""
-        policy = self.policy
+        policy, items, found = self.policy, [i for i, _ in live], [one for _, one in live]
+        rest = self._rest(items, found, aside)
         for _ in range(ATTEMPTS):
-            chosen = choose(self.plan, policy, items, found, self._rest(items, found, aside))
-            rows = self._at(items, chosen, "write")
-            if not isinstance(self.policy, MaxError) or not isinstance(policy, MaxError):
-                return chosen, rows
-            excess = _excess(self.policy, rows)
-            if excess <= 1:
-                return chosen, rows
+            jobs = self._jobs(items, choose(self.plan, policy, items, found, rest), "write")
+            rows = list(self._map(extract_one, finish, jobs))
+            excess = _excess(self.policy, rows) if isinstance(self.policy, MaxError) else 0.0
+            if not isinstance(policy, MaxError) or excess <= 1:
+                pairs = zip(jobs, rows, strict=True)
+                return {job.item.number: Done(job.name, row) for job, row in pairs}
             policy = replace(policy, bound=policy.bound / max(excess, 1 + 1e-6) * 0.9999)
         raise BoundError(
             f"{self.policy} cannot be kept: rounding to the stored type costs more"
         ).hint("Store a wider type (--dtype float32) or allow a larger error.")
-
-    def _at(self, items: Sequence[Item], chosen: Chosen, stage: Stage) -> list[Row]:
-        return list(self._map(extract_one, finish, self._jobs(items, chosen, stage)))
 
     def _jobs(self, items: Sequence[Item], chosen: Chosen, stage: Stage) -> list[Job]:
         return [
             Job(self.plan, item, self.keep, rank, stage, chosen.stored)
             for item, rank in zip(items, chosen.ranks, strict=True)
         ]
-
-    def _extract(self, items: Sequence[Item], ranks: Sequence[int]) -> list[Row]:
-        jobs = [
-            Job(self.plan, item, self.keep, rank) for item, rank in zip(items, ranks, strict=True)
-        ]
-        return list(self._map(extract_one, finish, jobs))
 
     def _map(
         self,
@@ -154,19 +147,24 @@ class Extraction:
         jobs: Sequence[Job],
     ) -> Iterator[Result]:
         """Map jobs: whole ones side by side on the host; on a device with the next one read."""
+        uses = (path for job in jobs for path in self.plan.files(job.item))
+        guests = Guests(uses if self.evict else ())
         if self.plan.options.device == "cpu":
             results = self.engine.map(whole, _expected(jobs))
         else:
             results = Serial().map(second, ahead(load, jobs))
         for job, result in zip(jobs, results, strict=True):
+            if self.evict and result.outcome == "full":
+                output.save_whole(self.plan, job.item, self.keep)
+            for path in self.plan.files(job.item):
+                guests.done(path)
             self.seen(job.item)
             yield result
 
-    def _rest(self, items: list[Item], found: list[Spectrum], aside: dict[int, Row]) -> Rest:
+    def _rest(self, items: list[Item], found: list[Spectrum], aside: Mapping[int, Done]) -> Rest:
         """Return what the file will hold besides factors, with the longest header possible."""
-        rows = [one.row for one in found]
-        full = [(item, aside[item.number]) for item in self.plan.items if item.number in aside]
-        members = [*zip(items, rows, strict=True), *full]
+        members = [(item, one.row) for item, one in zip(items, found, strict=True)]
+        members += [(i, aside[i.number].row) for i in self.plan.items if i.number in aside]
         manifest = output.describe(self.plan, [i for i, _ in members], [r for _, r in members])
         extras = [extra.spec for extra in manifest.extras]
         header = len(output.plan_file(manifest).header)
@@ -181,11 +179,15 @@ def extract(
     *,
     resume: bool = True,
     seen: Callable[[Item], None] = lambda item: None,
+    evict: bool = False,
 ) -> Extraction:
-    """Prepare to extract: open what an interrupted run of the same extraction has finished."""
+    """Prepare to extract: open what an interrupted run of the same extraction has finished.
+
+    With ``evict``, each file that has to be fetched from the Hub is removed after it was last used.
+    """
     settings = {**plan.options.describe(), "policy": str(policy)}
     keep = open_keep(out, identity(plan.base, plan.tuned, settings), resume=resume)
-    return Extraction(plan, policy, keep, engine or Serial(), seen)
+    return Extraction(plan, policy, keep, engine or Serial(), seen, evict)
 
 
 def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
@@ -195,10 +197,6 @@ def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
         job.plan.base.tensors.expect(pair.base)
         job.plan.tuned.tensors.expect(pair.tuned)
         yield job
-
-
-def _numbers(items: Sequence[Item]) -> Iterator[int]:
-    return (item.number for item in items)
 
 
 def _excess(policy: MaxError, rows: Sequence[Row]) -> float:

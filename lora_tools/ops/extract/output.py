@@ -51,8 +51,7 @@ def write(
     with TensorWriter(folder / PEFT.files[0], plan_file(manifest)) as file:
         for item, row, name in zip(items, rows, names, strict=True):
             if row.outcome == "full":
-                raw = plan.tuned.tensors.bytes_of(item.pair.tuned)
-                file.put(next(extras).key, memoryview(raw.data))
+                file.put(next(extras).key, memoryview(_whole(plan, item, keep).data))
             elif row.outcome == "extracted":
                 kept = keep.load(name)
                 if kept is None:
@@ -64,6 +63,21 @@ def write(
     text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
     (folder / str(PEFT.config_file)).write_text(text, encoding="utf-8")
     return manifest
+
+
+def save_whole(plan: Plan, item: Item, keep: Keep) -> None:
+    """Keep the bytes of a tensor whose file will be gone when the adapter is written."""
+    if keep.load(_whole_name(item)) is None:
+        keep.save(_whole_name(item), {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned)}, {})
+
+
+def _whole(plan: Plan, item: Item, keep: Keep) -> np.ndarray:
+    kept = keep.load(_whole_name(item))
+    return plan.tuned.tensors.bytes_of(item.pair.tuned) if kept is None else kept.arrays["bytes"]
+
+
+def _whole_name(item: Item) -> str:
+    return f"{item.number:05d}-whole"
 
 
 def _extra(plan: Plan, item: Item) -> Extra:

@@ -1,6 +1,7 @@
 """What will be done with each tensor, from the headers of both models alone."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
@@ -11,7 +12,7 @@ from lora_tools.model import Model
 from lora_tools.names import matches
 from lora_tools.ops.extract.options import Options, Treatment
 from lora_tools.ops.extract.pairs import Pair, Pairs, match
-from lora_tools.ops.extract.quantised import check
+from lora_tools.ops.extract.quantised import check, scale_of
 from lora_tools.ops.extract.sites import WEIGHT, Place
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
@@ -49,6 +50,15 @@ class Plan:
     def nbytes(self) -> int:
         """How much will be read at least once."""
         return sum(item.pair.nbytes for item in self.items)
+
+    def files(self, item: Item) -> set[Path]:
+        """Return the files that an item is read from."""
+        sides = (self.base.tensors, item.pair.base), (self.tuned.tensors, item.pair.tuned)
+        scales = (
+            (self.base.tensors, scale_of(item.pair.base, self.base)),
+            (self.tuned.tensors, scale_of(item.pair.tuned, self.tuned)),
+        )
+        return {tensors.file(key) for tensors, key in (*sides, *scales) if key}
 
     @property
     def precision(self) -> Precision:

@@ -19,17 +19,15 @@ class Chosen(NamedTuple):
     stored: int = 0
 
 
-def headroom(plan: Plan, item: Item) -> int:
-    """Return the largest rank that a policy may choose for an item."""
+def headroom(item: Item, rank: int) -> int:
+    """Return the rank that an item can have, up to ``rank``; 1 for what no LoRA will hold."""
     place = item.pair.place
-    assert place is not None
-    return min(plan.options.max_rank, place.rows, place.columns)
+    return min(rank, place.rows, place.columns) if place and item.treatment == "lora" else 1
 
 
 def fixed(plan: Plan, policy: Fixed, items: Sequence[Item]) -> Chosen:
     """Return the ranks that need no spectrum."""
-    places = [item.pair.place for item in items]
-    ranks = tuple(min(policy.rank, p.rows, p.columns) for p in places if p)
+    ranks = tuple(headroom(item, policy.rank) for item in items)
     consumer = plan.options.consumer
     if consumer is None:
         return Chosen(ranks)

@@ -63,6 +63,11 @@ class Spectrum(NamedTuple):
     tail: Float[Small, " ranks"]
     """‖ΔW‖² less what the first 0, 1, … singular values hold."""
 
+    @property
+    def outcome(self) -> str:
+        """What became of it, as its row says."""
+        return self.row.outcome
+
 
 def load(job: Job) -> Loaded:
     """Read what a job works on, unless it is done already."""

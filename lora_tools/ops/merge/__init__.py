@@ -20,6 +20,7 @@ from lora_tools.ops.merge.outcome import Merged, Row, row
 from lora_tools.ops.merge.shards import Shard, Shards, shards
 from lora_tools.recipe import Entry, Options, Recipe, Strong, plan
 from lora_tools.report import size
+from lora_tools.storage.guests import Guests
 from lora_tools.storage.journal import Journal, begun, journaled
 from lora_tools.storage.transfer import begin
 
@@ -73,11 +74,13 @@ class Merge:
         force: bool = False,
         arguments: str = "",
         finished: Callable[[int], None] = lambda nbytes: None,
+        evict: bool = False,
     ) -> Merged:
         """Write the merged model to the folder ``out`` and return what was done.
 
         ``out`` appears when it is complete. What a failed or killed call has finished is not
-        computed again. ``finished`` hears of the bytes of each piece that is done. Raises
+        computed again. ``finished`` hears of the bytes of each piece that is done; with ``evict``,
+        files of the base that had to be fetched are removed after their last use. Raises
         `OutputError` if the disk has too little room, before the first byte is written.
         """
         began = time.monotonic()
@@ -86,16 +89,20 @@ class Merge:
         report.arguments = arguments
         with journaled(out, purpose(self.recipe, self.files), force=force) as journal:
             report.resumed = len(journal.done)
-            self._write(journal, engine or Serial(), finished)
+            self._write(journal, engine or Serial(), finished, evict=evict)
             for shard in self.files.shards:
                 report.rows += [_row(line) for line in journal.done[shard.name]]
             report.seconds = time.monotonic() - began
             complete(self.recipe, self.files, report, journal.folder)
         return report
 
-    def _write(self, journal: Journal, engine: Engine, finished: Callable[[int], None]) -> None:
+    def _write(
+        self, journal: Journal, engine: Engine, finished: Callable[[int], None], *, evict: bool
+    ) -> None:
         todo = {shard.name: shard for shard in self.files.shards if shard.name not in journal.done}
         tallies: dict[str, dict[str, Tally]] = {name: {} for name in todo}
+        ahead = (job for shard in todo.values() for job in jobs(shard, journal.folder, self.device))
+        guests = Guests(path for job in ahead for path in job.entry.files if evict)
         with ThreadPoolExecutor(1) as closer:  # the disk keeps one file while the next is computed
             closing: list[Future[None]] = []
             before: str | None = None
@@ -103,7 +110,9 @@ class Merge:
                 if before is not None and before != done.shard:
                     closing.append(closer.submit(_close, journal, todo[before], tallies[before]))
                 before, of = done.shard, tallies[done.shard]
-                of[done.key] = of.get(done.key, Tally()) + done.tally
+                of[done.entry.key] = of.get(done.entry.key, Tally()) + done.tally
+                for path in done.entry.files:
+                    guests.done(path)
                 finished(done.nbytes)
             if before is not None:
                 closing.append(closer.submit(_close, journal, todo[before], tallies[before]))

@@ -39,7 +39,7 @@ class Done:
     """A job that is done, and what it did to the numbers."""
 
     shard: str
-    key: str
+    entry: Entry
     tally: Tally
     nbytes: int
     """Bytes that were written."""
@@ -67,14 +67,14 @@ def merge_rows(job: Job) -> Done:
     with opened(job.path, os.O_WRONLY) as target:
         if entry.plain:
             _copy(entry, target, job.start)
-            return Done(job.shard, entry.key, Tally(), entry.spec.nbytes)
+            return Done(job.shard, entry, Tally(), entry.spec.nbytes)
         tally = _sum(job, target)
     if not (math.isfinite(tally.update) and math.isfinite(tally.error)):
         raise NonFiniteError(
             f"{entry.key}: NaN or Inf in the sum, or too large for {entry.spec.dtype}"
         ).hint("If the base and the adapter are sound, write a wider type: --dtype float32.")
     count = (job.rows[1] - job.rows[0]) * entry.table[1] * WIDTH[entry.spec.dtype]
-    return Done(job.shard, entry.key, tally, count)
+    return Done(job.shard, entry, tally, count)
 
 
 def _copy(entry: Entry, target: int, start: int) -> None:
