@@ -7,10 +7,11 @@ from typing import Any
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.model import Model
+from lora_tools.quantised import FLOAT8, check, quantisation
 from lora_tools.recipe.draft import Draft, Options
 from lora_tools.recipe.entry import Entry
 from lora_tools.recipe.place import Strong
-from lora_tools.recipe.quantised import FLOAT8, check_packed, quantisation, sources
+from lora_tools.recipe.sources import sources
 from lora_tools.recipe.tied import EMBEDDINGS, is_one_of, tie_of
 from lora_tools.storage.dtypes import DTYPES, FLOATS
 from lora_tools.storage.header import Spec
@@ -39,7 +40,7 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
     what cannot be merged rightly.
     """
     options = options or Options()
-    check_packed(base)
+    check(base, "Merge into the weights it was quantised from, and quantise the result again.")
     found, scales = sources(base)
     tie = tie_of(base)
     if options.untie and tie is None:

@@ -163,13 +163,31 @@ def test_scaled_float8_is_multiplied_out(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
+def test_comfyuis_scaled_float8_is_multiplied_out_and_loses_its_mark(tmp_path):
+    weight, factor = torch.randn(6, 5).to(torch.float8_e4m3fn), torch.tensor([0.37])
+    state = {
+        "q_proj.weight": weight,
+        "q_proj.scale_weight": factor,
+        "q_proj.scale_input": torch.ones(1),
+        "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn),
+    }
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    strong = adapter(tmp_path / "adapter", {"q_proj": (6, 5)})
+    got = merged(folder, strong, tmp_path, dtype="F32")
+    assert got.keys() == {"q_proj.weight"}
+    wanted = weight.double() * factor.double() + delta(strong, "q_proj")
+    assert torch.allclose(got["q_proj.weight"].double(), wanted, rtol=1e-6)
+
+
 REFUSED = {
     "layer_replication": (
         {"layer_replication": [[0, 1], [0, 1]]},
         {},
         "layers that the base shares",
     ),
-    "gptq": ({}, {"quantization_config": {"quant_method": "gptq"}}, "a quantised base"),
+    "gptq": ({}, {"quantization_config": {"quant_method": "gptq"}}, "quantised with GPTQ"),
 }
 
 

@@ -9,7 +9,7 @@ from lora_tools.errors import NonFiniteError, UnsupportedError
 from lora_tools.linalg.stored import widened
 from lora_tools.model import Model
 from lora_tools.ops.extract.pairs import Pair
-from lora_tools.ops.extract.quantised import EIGHT, scale_of
+from lora_tools.quantised import FLOAT8, scale_of
 from lora_tools.shapes import Float
 from lora_tools.storage.dtypes import numpy_dtype
 
@@ -44,7 +44,7 @@ class Side:
     @property
     def scale(self) -> str | None:
         """The tensor that it is to be multiplied by."""
-        return scale_of(self.key, self.model)
+        return scale_of(self.key, self.model.tensors.specs)
 
     def raw(self, start: int, stop: int) -> np.ndarray:
         """Return the bytes of some rows."""
@@ -54,7 +54,7 @@ class Side:
     def wide(self, raw: np.ndarray, start: int, stop: int) -> Float[np.ndarray, "rows columns"]:
         """Return those bytes as float32 numbers, or as float64 ones if they are."""
         shape = (stop - start, self.shape[1])
-        if self.dtype in EIGHT:
+        if self.dtype in FLOAT8:
             numbers = _eight(raw, self.dtype).reshape(shape)
             numbers *= self._factor(start, stop)
             return numbers

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from lora_tools.errors import FormatError, some
 from lora_tools.model import Model
 from lora_tools.names import Prefix, align
-from lora_tools.ops.extract.quantised import READABLE, is_scale
 from lora_tools.ops.extract.sites import EMBEDDINGS, HEADS, WEIGHT, Place, by_token, place
+from lora_tools.quantised import READABLE, is_scale
 from lora_tools.storage.header import Spec
 
 
@@ -51,8 +51,8 @@ def match(base: Model, tuned: Model) -> Pairs:
 
     Raises `FormatError` if the models are of different architectures or shapes.
     """
-    ours = [key for key in base.tensors if not is_scale(key, base)]
-    theirs = [key for key in tuned.tensors if not is_scale(key, tuned)]
+    ours = [key for key in base.tensors if not is_scale(key, base.tensors)]
+    theirs = [key for key in tuned.tensors if not is_scale(key, tuned.tensors)]
     prefixes = align(theirs, ours)
     if len(prefixes) != 1:
         reason = "fit in several places" if prefixes else "share no name"

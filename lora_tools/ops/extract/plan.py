@@ -12,8 +12,8 @@ from lora_tools.model import Model
 from lora_tools.names import matches
 from lora_tools.ops.extract.options import Options, Treatment
 from lora_tools.ops.extract.pairs import Pair, Pairs, match
-from lora_tools.ops.extract.quantised import check, scale_of
 from lora_tools.ops.extract.sites import WEIGHT, Place
+from lora_tools.quantised import check, scale_of
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
 
@@ -53,12 +53,11 @@ class Plan:
 
     def files(self, item: Item) -> set[Path]:
         """Return the files that an item is read from."""
+        found = set()
         sides = (self.base.tensors, item.pair.base), (self.tuned.tensors, item.pair.tuned)
-        scales = (
-            (self.base.tensors, scale_of(item.pair.base, self.base)),
-            (self.tuned.tensors, scale_of(item.pair.tuned, self.tuned)),
-        )
-        return {tensors.file(key) for tensors, key in (*sides, *scales) if key}
+        for tensors, key in sides:
+            found |= {tensors.file(name) for name in (key, scale_of(key, tensors.specs)) if name}
+        return found
 
     @property
     def precision(self) -> Precision:
@@ -113,7 +112,11 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
     together, and `PolicyError` for a vocabulary that grew and patterns that match nothing.
     """
     for model in (base, tuned):
-        check(model)
+        check(
+            model,
+            "A difference of quantised weights is mostly quantisation. Give the checkpoint that was"
+            " quantised, in bfloat16, float16 or float32.",
+        )
     pairs = match(base, tuned)
     ordered = sorted(pairs.both, key=lambda pair: tuned.tensors.position(pair.tuned))
     items = tuple(_item(number, pair, options) for number, pair in enumerate(ordered))

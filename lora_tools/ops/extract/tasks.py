@@ -15,9 +15,9 @@ from lora_tools.ops.extract.delta import Delta, difference
 from lora_tools.ops.extract.keep import Keep, Kept
 from lora_tools.ops.extract.pairs import Pair
 from lora_tools.ops.extract.plan import Item, Plan
-from lora_tools.ops.extract.quantised import READABLE
 from lora_tools.ops.extract.rows import Row, row_of
 from lora_tools.ops.extract.sites import Place
+from lora_tools.quantised import READABLE
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 

@@ -202,7 +202,12 @@ def test_a_vocabulary_that_grew_asks_what_to_do(tmp_path):
 
 @pytest.mark.parametrize(
     ("scale", "spread"),
-    [("weight_scale", ()), ("weight_scale", (256, 1)), ("weight_scale_inv", (2, 2))],
+    [
+        ("weight_scale", ()),
+        ("weight_scale", (256, 1)),
+        ("weight_scale_inv", (2, 2)),
+        ("scale_weight", ()),
+    ],
 )
 def test_scaled_float8_is_multiplied_back(tmp_path, scale, spread):
     torch.manual_seed(0)
