@@ -48,7 +48,11 @@ class FormatError(LoraToolsError, ValueError):
 
 
 class UnsupportedError(LoraToolsError, NotImplementedError):
-    """An adapter is understood and cannot be treated as asked."""
+    """An adapter is understood and cannot be treated as asked.
+
+    A `NotImplementedError` as `io.UnsupportedOperation` is an `OSError`: a caller that knows only
+    Python's own errors learns that it is not the input that is wrong.
+    """
 
 
 class NonFiniteError(LoraToolsError, ArithmeticError):

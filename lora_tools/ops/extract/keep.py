@@ -16,6 +16,7 @@ from lora_tools.model import Model
 from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import layout
 from lora_tools.storage.opening import open_checkpoint
+from lora_tools.storage.stamp import stamp
 from lora_tools.storage.writer import TensorWriter
 
 MANIFEST = "manifest.json"
@@ -106,8 +107,7 @@ def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str
 
 def _files(model: Model) -> list[Any]:
     specs = json.dumps([[k, s.dtype, list(s.shape)] for k, s in model.tensors.specs.items()])
-    listing = []
-    for file in model.tensors.files:
-        state = file.stat()
-        listing.append([str(file.resolve()), state.st_size, state.st_mtime_ns])
-    return [*listing, hashlib.blake2b(specs.encode(), digest_size=16).hexdigest()]
+    return [
+        *map(stamp, model.tensors.files),
+        hashlib.blake2b(specs.encode(), digest_size=16).hexdigest(),
+    ]

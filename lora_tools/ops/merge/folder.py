@@ -15,6 +15,7 @@ from lora_tools.recipe import Recipe
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
 from lora_tools.storage.sides import side_files
+from lora_tools.storage.stamp import stamp
 
 TOKENIZER = (
     "tokenizer",
@@ -54,9 +55,8 @@ def purpose(recipe: Recipe, files: Shards) -> str:
     }
     for strong in recipe.adapters:
         inputs.add(strong.adapter.tensors.path)
-    stats = [(path, path.stat()) for path in sorted(inputs)]
     document = {
-        "inputs": [[str(p.resolve()), s.st_size, s.st_mtime_ns] for p, s in stats],
+        "inputs": [stamp(path) for path in sorted(inputs)],
         "weights": [[str(each.adapter.path.resolve()), each.weight] for each in recipe.adapters],
         "modules": [
             [entry.key, sorted(entry.modules.items())]
