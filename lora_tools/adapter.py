@@ -79,6 +79,14 @@ class Adapter(Mapping[str, "Update"]):
         """Size of its tensors' files on disk."""
         return self.tensors.nbytes
 
+    def update(self, module: Module, *, on_host: bool = True) -> "Update":
+        """Return a module's update, in arrays of numpy where it has the type, or all in torch's."""
+        return self.format.update(module, self.tensors.arrays if on_host else self.tensors)
+
+    def spelled(self, manifest: Manifest) -> Manifest:
+        """Return a manifest as the adapter's format writes it."""
+        return self.format.write(manifest)
+
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
         if not self.path.is_dir():
