@@ -5,11 +5,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
 from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, flatten, split, unflatten
@@ -53,7 +53,7 @@ class Kohya:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
-    names: Literal["any", "authors", "diffusers"] = "any"
+    names: Names = "trainers"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 

@@ -103,7 +103,7 @@ def command(
         check_output(out, inputs, force=force)
     engine = make_engine("cpu", jobs)
     paths = [key.removesuffix(".weight") for key in open_checkpoint(base)] if base else ()
-    translated = translate(adapter, format, drop=drop, paths=paths)
+    translated = translate(adapter, format, engine, drop=drop, paths=paths)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
     plan = _plan(translated, wish, limits, engine if quiet else Visible(engine), began)

@@ -7,10 +7,11 @@ from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import LoraToolsError
 from lora_tools.formats.base import Format
-from lora_tools.formats.manifest import Manifest
+from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
 from lora_tools.ops.convert.translated import Translated, translate
+from lora_tools.scaling import alpha_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +53,33 @@ def convert(
     paths: Collection[str] = (),
     dtype: str | None = None,
 ) -> Converted:
-    """Plan an adapter in another format. Reads no tensor.
+    """Plan an adapter in another format.
 
     ``drop`` and ``paths`` are those of `translate`, and it raises what that raises. To lower ranks
     on the way, shrink what `translate` returns.
     """
-    return rewritten(translate(adapter, format, drop=drop, paths=paths), engine, dtype=dtype)
+    translated = translate(adapter, format, engine, drop=drop, paths=paths)
+    return rewritten(translated, engine, dtype=dtype)
 
 
 def rewritten(
     of: Translated, engine: Engine | None = None, *, dtype: str | None = None
 ) -> Converted:
-    """Plan a translated adapter with every update as it is."""
+    """Plan a translated adapter with every update as it is, at no more than the rank it has."""
     modules = of.manifest.modules
+    wanted = tuple(_at(m, of.ranks.get(m.name, m.r), dtype) for m in modules)
     try:
-        written = of.spelled(
-            replace(of.manifest, modules=tuple(m.resized(m.r, dtype) for m in modules))
-        )
+        written = of.spelled(replace(of.manifest, modules=wanted))
     except LoraToolsError as error:
         raise error.located(of.path) from error
     jobs = tuple(
-        Job(of, module, target) for module, target in zip(modules, written.modules, strict=True)
+        Job(of, module, target, kept.r)
+        for module, kept, target in zip(modules, wanted, written.modules, strict=True)
     )
     return Converted(of, written, jobs, engine or Serial())
+
+
+def _at(module: Module, rank: int, dtype: str | None) -> Module:
+    """Return a module at another rank, and at the alpha that keeps its scale."""
+    alpha = alpha_at(module.alpha, module.r, rank, rslora=module.rslora)
+    return replace(module.resized(rank, dtype), alpha=alpha)

@@ -39,6 +39,7 @@ class Row:
     """``||dW - dW'||_F / ||dW||_F``, of the factors as they are stored."""
     outcome: str
     """``kept``, bit for bit; ``padded`` with zeros; ``rescaled``; ``refactored``, if no pair;
+    ``reduced`` to the rank that the update has, which is less than that of the stacked factors;
     ``shrunk``, if it was asked for; ``zero``, if it was shrunk and is all zeros."""
     rank_kept: int
     """The rank without the zeros that may fill it up."""
@@ -168,7 +169,7 @@ class Outcome:
         """Return the totals in sentences."""
         counts = {
             outcome: sum(row.outcome == outcome for row in self.rows)
-            for outcome in ("kept", "padded", "rescaled", "refactored", "shrunk", "zero")
+            for outcome in ("kept", "padded", "rescaled", "refactored", "reduced", "shrunk", "zero")
         }
         made = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
         best = f" (best possible at these ranks {percent(self.optimal_error)})"

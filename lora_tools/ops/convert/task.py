@@ -7,7 +7,9 @@ from lora_tools.errors import NonFiniteError
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
+from lora_tools.linalg.svd import core
 from lora_tools.linalg.tall import padded
+from lora_tools.linalg.truncate import truncate
 from lora_tools.ops.convert.outcome import Change, Row
 from lora_tools.ops.convert.translated import Translated
 from lora_tools.scaling import alpha_for
@@ -22,6 +24,8 @@ class Job:
     of: Translated
     module: Module
     target: Module
+    r: int
+    """The rank that it keeps; the target's may be larger, filled up with zeros."""
 
 
 def rewrite(job: Job) -> Change:
@@ -31,10 +35,16 @@ def rewrite(job: Job) -> Change:
     old = factors(before)
     dtypes = (_torch(target, "b"), _torch(target, "a"))
     alpha, rslora = target.alpha, target.rslora
-    if target.r != module.r:  # the scale stays, and zeros fill the rank up
-        alpha, rslora = alpha_for(target.scale, module.r, rslora=False), False
+    if target.r != job.r:  # the scale stays, and zeros fill the rank up
+        alpha, rslora = alpha_for(target.scale, job.r, rslora=False), False
     try:
-        new, lost = rescale(old, dtypes=dtypes, alpha=alpha, rslora=rslora)
+        if job.r < module.r:
+            found = core(old, careful=True)
+            new, lost = truncate(
+                old, found.s, found.left, job.r, dtypes=dtypes, alpha=alpha, rslora=rslora
+            )
+        else:
+            new, lost = rescale(old, dtypes=dtypes, alpha=alpha, rslora=rslora)
     except NonFiniteError as error:
         raise NonFiniteError(f"{job.of.path}: {module.name}: {error}").hint(
             "Store a wider type: --dtype float32 or bfloat16."
@@ -43,9 +53,11 @@ def rewrite(job: Job) -> Change:
     lost += bias_error(before, after)
     norm = math.sqrt(squared_norm(old))
     same = new.b is old.b and new.a is old.a
-    made = not job.of.origins[module.name].module.is_pair
+    made = not job.of.origins[module.name].is_pair
     outcome = "refactored" if made else "kept" if same else "rescaled"
-    if target.r > module.r and outcome == "kept":
+    if job.r < module.r:
+        outcome = "reduced"
+    elif target.r > module.r and outcome == "kept":
         outcome = "padded"
     row = Row(
         target.name,
@@ -58,7 +70,7 @@ def rewrite(job: Job) -> Change:
         norm,
         math.sqrt(lost) / norm if norm else 0.0,
         outcome,
-        rank_kept=module.r,
+        rank_kept=job.r,
     )
     return Change(target.name, after, row)
 

@@ -2,26 +2,28 @@
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from lora_tools.adapter import Adapter
-from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
+from lora_tools.engine import Engine, Serial
+from lora_tools.errors import LoraToolsError, NonFiniteError, PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Format
 from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.ops.convert.naming import Rows, steps
+from lora_tools.linalg.blocks import Rows, sliced, stacked
+from lora_tools.linalg.rank import numerical_rank
+from lora_tools.linalg.svd import core
+from lora_tools.ops.convert.naming import steps
 from lora_tools.ops.convert.outcome import Change, Outcome, Row
 from lora_tools.report import Change as Shrunk
 from lora_tools.report import Row as ShrunkRow
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.layout import layout
 from lora_tools.storage.sides import SideFiles
-from lora_tools.update import Biased, DoRA, LowRank, Update, factors
+from lora_tools.update import Biased, DoRA, Update, factors
 
 BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_")
 """How fields of a header begin that describe the spelling of their own file."""
@@ -30,10 +32,17 @@ BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_")
 class Origin(NamedTuple):
     """What a module of the target is made of."""
 
-    module: Module
-    """As the source describes it."""
+    modules: tuple[Module, ...]
+    """As the source describes them."""
     rows: Rows | None = None
-    """Ranges of the rows of B that the target has; None: all."""
+    """Ranges of the rows of the only module's B that the target has; None: all."""
+    starts: tuple[int, ...] = ()
+    """The rows from which on each module stands, where several are stacked."""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether its factors are in the file, not made of other tensors."""
+        return all(module.is_pair for module in self.modules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,8 @@ class Translated:
     """The modules under their new names, not yet spelled."""
     origins: Mapping[str, Origin]
     dropped: Mapping[str, tuple[str, ...]]
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """The ranks of updates that their factors are larger than, but for rounding."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.origins)
@@ -84,8 +95,11 @@ class Translated:
     def update(self, module: Module, *, on_host: bool = True) -> Update:
         """Return a module's update, exactly that of the source."""
         origin = self.origins[module.name]
-        update = _kept(self.source.update(origin.module, on_host=on_host), module)
-        return update if origin.rows is None else _rows(factors(update), origin.rows)
+        updates = [_kept(self.source.update(m, on_host=on_host), module) for m in origin.modules]
+        if origin.starts:
+            return stacked([factors(update) for update in updates], origin.starts, module.out)
+        (update,) = updates
+        return update if origin.rows is None else sliced(factors(update), origin.rows)
 
     def spelled(self, manifest: Manifest) -> Manifest:
         """Return a manifest of its modules as the target writes it."""
@@ -126,12 +140,14 @@ class Translated:
 def translate(
     adapter: Adapter,
     format: Format,
+    engine: Engine | None = None,
     *,
     drop: Collection[str] = (),
     paths: Collection[str] = (),
 ) -> Translated:
-    """Put an adapter into another format's words. Reads no tensor.
+    """Put an adapter into another format's words.
 
+    Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
     ``drop`` names `KINDS` to go on without; ``paths`` are the modules of the base model, by which
     names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
     what the format cannot say.
@@ -153,8 +169,62 @@ def translate(
     # Those of the file: names and parts of the plan's may be others.
     names = [module.name for module in manifest.modules]
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
-    origins = {step.new.name: Origin(originals[step.old.name], step.rows) for step in plan}
-    return Translated(adapter, format, fresh, origins, dropped)
+    origins = {
+        step.new.name: Origin(
+            tuple(originals[old.name] for old in step.olds), step.rows, step.starts
+        )
+        for step in plan
+    }
+    return measured(Translated(adapter, format, fresh, origins, dropped), engine or Serial())
+
+
+def measured(of: Translated, engine: Engine) -> Translated:
+    """Return a translated adapter at the ranks that its split and stacked updates have."""
+    modules = of.manifest.modules
+    open_ = [m for m in modules if of.origins[m.name].rows or of.origins[m.name].starts]
+    found = dict(engine.map(_measure, [Measurement(of, module) for module in open_]))
+    at_rank = tuple(
+        replace(
+            m.resized(found[m.name].rank), alpha=found[m.name].alpha, rslora=found[m.name].rslora
+        )
+        if m.name in found
+        else m
+        for m in modules
+    )
+    lower = {name: rank.least for name, rank in found.items() if rank.least < rank.rank}
+    return replace(of, manifest=replace(of.manifest, modules=at_rank), ranks=lower)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A module whose rank its tensors decide."""
+
+    of: Translated
+    module: Module
+
+
+class Rank(NamedTuple):
+    """The rank of a module's factors, the alpha that goes with it, and the rank of its update."""
+
+    rank: int
+    alpha: float | None
+    rslora: bool
+    least: int
+
+
+def _measure(job: Measurement) -> tuple[str, Rank]:
+    module = job.module
+    update = factors(job.of.update(module))
+    least = update.rank
+    several = bool(job.of.origins[module.name].starts) and least > max(
+        m.rank for m in job.of.origins[module.name].modules
+    )
+    if several or least > min(module.out, module.inp):
+        try:
+            least = numerical_rank(core(update, careful=True).s)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{job.of.path}: {module.name}: {error}") from error
+    return module.name, Rank(update.rank, update.alpha, update.rslora, least)
 
 
 def _without(
@@ -216,22 +286,10 @@ def _kept(update: Update, module: Module) -> Update:
             return update
 
 
-def _rows(update: LowRank, rows: Rows) -> LowRank:
-    """Return the update of some rows of the weight: their rows of B, and the same A."""
-    pieces = [update.b[start:stop] for start, stop in rows]
-    if len(pieces) == 1:
-        return replace(update, b=pieces[0])
-    if hasattr(pieces[0], "astype"):
-        return replace(update, b=np.concatenate(pieces))
-    import torch  # numpy lacks the type
-
-    return replace(update, b=torch.cat(pieces))
-
-
 def _row(row: ShrunkRow, origin: Origin, module: Module, target: Module) -> Row:
     outcome = row.outcome
     if outcome == "rewritten":
-        outcome = "rescaled" if origin.module.is_pair else "refactored"
+        outcome = "rescaled" if origin.is_pair else "refactored"
     elif outcome == "kept" and row.rank_stored > row.rank_after:
         outcome = "padded"
     return Row(
