@@ -17,6 +17,7 @@ from lora_tools.cli.options import (
     dry_run_option,
     dtype_option,
     force_option,
+    format_option,
     jobs_option,
     json_option,
     make_engine,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 @source_argument
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
-@click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
+@format_option()
 @base_option("Base model, by whose names flattened ones get their dots back.")
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
 @policy_options
