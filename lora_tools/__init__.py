@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
     from lora_tools.model import Model, open_model
-    from lora_tools.ops.convert import convert
+    from lora_tools.ops.convert import convert, translate
     from lora_tools.ops.diff import diff
     from lora_tools.ops.inspect import inspect, look
     from lora_tools.ops.shrink import VLLM, Options, shrink, survey
@@ -34,7 +34,7 @@ _HOMES = {
     "linalg.svd": ("SVD", "svd"),
     "model": ("Model", "open_model"),
     "ops.diff": ("diff",),
-    "ops.convert": ("convert",),
+    "ops.convert": ("convert", "translate"),
     "ops.inspect": ("inspect", "look"),
     "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
     "remote": ("locate",),
@@ -77,6 +77,7 @@ __all__ = [
     "staged",
     "survey",
     "svd",
+    "translate",
     "write",
 ]
 

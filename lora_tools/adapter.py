@@ -21,6 +21,7 @@ from lora_tools.storage.layout import layout
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
 from lora_tools.storage.sides import SideFiles, side_files
+from lora_tools.storage.stamp import blank, stamp
 from lora_tools.storage.writer import TensorWriter
 
 if TYPE_CHECKING:
@@ -78,6 +79,14 @@ class Adapter(Mapping[str, "Update"]):
     def nbytes(self) -> int:
         """Size of its tensors' files on disk."""
         return self.tensors.nbytes
+
+    def update(self, module: Module, *, on_host: bool = True) -> "Update":
+        """Return a module's update, in arrays of numpy where it has the type, or all in torch's."""
+        return self.format.update(module, self.tensors.arrays if on_host else self.tensors)
+
+    def spelled(self, manifest: Manifest) -> Manifest:
+        """Return a manifest as the adapter's format writes it."""
+        return self.format.write(manifest)
 
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
@@ -140,14 +149,17 @@ def write(
     it is whole.
     """
     format = format or like.format
-    plan = layout(manifest.specs, manifest.metadata)
+    metadata = blank(manifest.metadata)
+    plan = layout(manifest.specs, metadata)
     modules = {module.name: module for module in manifest.modules}
-    with TensorWriter(folder / (name or tensor_name(format, like)), plan) as file:
+    target = folder / (name or tensor_name(format, like))
+    with TensorWriter(target, plan) as file:
         for extra in manifest.extras:
             file[extra.key] = like.tensors.arrays[extra.key]
         for module, update in updates:
             for key, tensor in format.tensors(modules[module], update).items():
                 file[key] = tensor
+    stamp(target, manifest.specs, metadata)
     if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
         (folder / format.config_file).write_text(text, encoding="utf-8")

@@ -24,3 +24,16 @@ def alpha_for(factor: float, rank: int, *, rslora: bool) -> float:
     (8.0, 8.0)
     """
     return factor * (math.sqrt(rank) if rslora else rank)
+
+
+def alpha_at(alpha: float | None, rank: int, other: int, *, rslora: bool) -> float | None:
+    """Return the alpha under which another rank has the scale that ``alpha`` has at ``rank``.
+
+    Without a division where there is a choice, so that a rank that comes back has its alpha back.
+
+    >>> alpha_at(48.0, 24, 8, rslora=False), alpha_at(None, 24, 8, rslora=False)
+    (16.0, None)
+    """
+    if alpha is None or rank == other:
+        return alpha
+    return alpha * math.sqrt(other / rank) if rslora else alpha * other / rank

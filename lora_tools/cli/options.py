@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_tools.cli.types import POSITIVE, Device, LocalOrHub
-from lora_tools.errors import DeviceError
+from lora_tools.errors import DeviceError, PolicyError
 
 if TYPE_CHECKING:
     from lora_tools.engine import Engine
@@ -97,6 +97,32 @@ def dtype_option(help: str = "Element type of the factors written.") -> Option:
         callback=lambda context, option, name: DTYPES[name],
         help=help,
     )
+
+
+def format_option(of: str = "SOURCE") -> Option:
+    """Return ``--format``, passed on as ``own``: the format of the one adapter that is read."""
+    help = f"Format of {of}, where it is not to be recognised."
+    return click.option("--format", "own", metavar="FORMAT", help=help)
+
+
+def formats_option(of: str) -> Option:
+    """Return ``--format`` of several adapters, passed on as ``owns``; see `each_format`."""
+    return click.option(
+        "--format",
+        "owns",
+        metavar="FORMAT",
+        multiple=True,
+        help=f"Format of {of}, where it is not to be recognised: given once, of all; else once"
+        " for each, in order, where auto recognises.",
+    )
+
+
+def each_format(owns: tuple[str, ...], count: int) -> list[str | None]:
+    """Return the format of each of several adapters; None: it is recognised."""
+    if len(owns) not in (0, 1, count):
+        raise PolicyError(f"{len(owns)} --format for {count} adapters")
+    given = owns if len(owns) == count else (owns or ("auto",)) * count
+    return [None if own == "auto" else own for own in given]
 
 
 def pattern_options(include: str, exclude: str) -> Option:

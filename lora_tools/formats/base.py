@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
+
+
+Names: TypeAlias = Literal["any", "authors", "diffusers", "trainers"]
+"""Whichever they are, its authors', diffusers', or a trainer's: whichever for UNets, which were
+trained under both, and its authors' for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,8 @@ class Format(Protocol):
     """The configuration beside the tensors, if it has one."""
     expresses: frozenset[str] | None
     """The `kinds` that it can write beside plain linear layers; None: it is only read."""
-    names: Literal["any", "authors", "diffusers"]
-    """Whose names it gives the modules of a denoiser: whichever, its authors' or diffusers'."""
+    names: Names
+    """Whose names it gives the modules of a denoiser."""
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Whether tensors of these names, with this configuration, are of this format."""

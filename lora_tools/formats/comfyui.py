@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, split
 from lora_tools.formats.spelled import described, respelled
@@ -40,7 +40,7 @@ class ComfyUI:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
-    names: Literal["any", "authors", "diffusers"] = "authors"
+    names: Names = "authors"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 

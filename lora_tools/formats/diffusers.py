@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.paths import component_of, is_denoiser, split
@@ -52,7 +52,7 @@ class Diffusers:
     name = "diffusers"
     about = "Hugging Face diffusers"
     expresses: frozenset[str] | None = frozenset({"convolution", "DoRA", "bias"})
-    names: Literal["any", "authors", "diffusers"] = "diffusers"
+    names: Names = "diffusers"
     files: tuple[str, ...] = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
     config_file: str | None = None
 

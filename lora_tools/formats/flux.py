@@ -4,6 +4,7 @@ What corresponds to what: diffusers' `convert_flux_to_diffusers` and sd-scripts'
 """
 
 import re
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from lora_tools.errors import FormatError
@@ -36,6 +37,9 @@ FUSED: dict[str, tuple[str, ...]] = {
 SINGLE_FUSED = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
 SWAPPED = "final_layer.adaLN_modulation.1"
 BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.(.+)")
+THEIRS = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+BLOCKS = {"double": 19, "single": 38}
+"""How many there are. HunyuanVideo's have the same names in diffusers, and are 20 and 40."""
 
 
 class Piece(NamedTuple):
@@ -87,3 +91,66 @@ def pieces(path: str, out: int, inp: int) -> list[Piece]:
         Piece(block + name, ((start, start + size),))
         for name, start, size in zip(names, starts, sizes, strict=True)
     ]
+
+
+class Place(NamedTuple):
+    """Where one of diffusers' layers is in the authors' model."""
+
+    path: str
+    part: int | None = None
+    """Which of the layers that are stacked there it is; None: it is all of them."""
+
+
+def place(path: str) -> Place | None:
+    """Return the authors' layer that one of diffusers' is, or is a part of; None if not Flux's.
+
+    >>> place("transformer_blocks.3.attn.add_v_proj"), place("norm_out.linear")
+    (Place(path='double_blocks.3.txt_attn.qkv', part=2), Place(path='final_layer.adaLN_modulation.1', part=None))
+    """  # noqa: E501
+    if path == "norm_out.linear":
+        return Place(SWAPPED)
+    for ours, theirs in ENDS.items():
+        if path == theirs:
+            return Place(ours)
+    match = THEIRS.fullmatch(path)
+    if match is None:
+        return None
+    kind, layer = "single" if match[1] else "double", match[3]
+    if int(match[2]) >= BLOCKS[kind]:
+        return None
+    block = f"{kind}_blocks.{match[2]}."
+    for ours, theirs in (SINGLE if kind == "single" else DOUBLE).items():
+        if layer == theirs:
+            return Place(block + ours)
+    fused = {"linear1": SINGLE_FUSED} if kind == "single" else FUSED
+    for ours, parts in fused.items():
+        if layer in parts:
+            return Place(block + ours, parts.index(layer))
+    return None
+
+
+def is_flux(paths: Collection[str], base_model: str | None) -> bool:
+    """Whether diffusers' paths are those of Flux, or of a model with Flux's layers.
+
+    All have to be; and since Stable Diffusion 3 and Qwen-Image have the names of the double blocks,
+    a single block, the embedding of a guidance or the base model's name has to tell.
+    """
+    single = any(path.startswith(("single_", "time_text_embed.guidance")) for path in paths)
+    named = "flux" in (base_model or "").lower()
+    return (single or named) and all(place(path) for path in paths)
+
+
+def heights(path: str, parts: Mapping[int, int], inp: int) -> list[int]:
+    """Return how many rows each of the layers has that are stacked in one of the authors'.
+
+    ``parts`` are those that are known. Queries, keys and values are as high as each other, and in
+    a single block as wide as what goes in; what goes beside them into its MLP is four times that.
+    Raises `FormatError` if the known ones are otherwise.
+    """
+    if path.endswith("linear1"):
+        found = [inp, inp, inp, parts.get(3, 4 * inp)]
+    else:
+        found = [next(iter(parts.values()))] * 3
+    if any(found[part] != out for part, out in parts.items()):
+        raise FormatError(f"{path}: layers of {sorted(parts.values())} rows cannot be stacked")
+    return found

@@ -5,17 +5,18 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
 from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, flatten, split, unflatten
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 from lora_tools.storage.header import Spec
+from lora_tools.storage.stamp import BLANK
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
@@ -53,7 +54,7 @@ class Kohya:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
-    names: Literal["any", "authors", "diffusers"] = "any"
+    names: Names = "trainers"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 
@@ -189,12 +190,10 @@ def _said(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[str, str]:
-    """Return the header for modules as they are: no hash of other tensors, no other rank."""
-    kept = {
-        key: value
-        for key, value in metadata.items()
-        if not key.startswith("sshs_") and key != NAMES
-    }
+    """Return the header for modules as they are: no other rank, and room for their own hashes."""
+    kept = {key: value for key, value in metadata.items() if key != NAMES}
+    if any(key.startswith(("ss_", "sshs_")) for key in kept):
+        kept |= BLANK
     if "ss_network_dim" in kept or "ss_network_module" in kept:
         ranks = {module.r for module in modules}
         alphas = {module.alpha if module.alpha is not None else module.r for module in modules}

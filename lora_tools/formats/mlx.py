@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
@@ -35,7 +35,7 @@ class MLX:
     name = "mlx"
     about = "Apple MLX-LM"
     expresses: frozenset[str] | None = frozenset({"embedding", "experts", "DoRA"})
-    names: Literal["any", "authors", "diffusers"] = "any"
+    names: Names = "any"
     files: tuple[str, ...] = ("adapters.safetensors", "adapters.npz")
     config_file: str | None = "adapter_config.json"
 

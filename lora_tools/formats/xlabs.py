@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import describe, update, values_of
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.spelled import respelled
 from lora_tools.storage.header import Spec
@@ -30,7 +30,7 @@ class XLabs:
     name = "xlabs"
     about = "XLabs x-flux"
     expresses: frozenset[str] | None = frozenset()
-    names: Literal["any", "authors", "diffusers"] = "any"
+    names: Names = "authors"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 

@@ -46,6 +46,20 @@ def tail(s: Float[Small, "*stack rank"]) -> Float[np.ndarray, " ranks"]:
     return np.append(np.cumsum(energy[::-1])[::-1], 0.0)
 
 
+NOISE = 8 * 2.0**-24
+"""A share of the norm that factors in float32 cannot tell from their own rounding."""
+
+
+def numerical_rank(s: Float[Small, " rank"]) -> int:
+    """Return how many singular values are more than noise; all of them if all are zero.
+
+    >>> numerical_rank(np.array([2.0, 1.0, 1e-9, 1e-12])), numerical_rank(np.zeros(3))
+    (2, 3)
+    """
+    left = np.sqrt(tail(s))
+    return int(np.argmax(left <= NOISE * left[0])) if left[0] else len(s)
+
+
 class Rest(NamedTuple):
     """What the file holds besides the factors; budgets are for the whole file."""
 

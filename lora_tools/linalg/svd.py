@@ -33,13 +33,14 @@ class Core(NamedTuple):
     right: Float[Small, "*stack rank rank"]
 
 
-def core(update: LowRank, held: Held | None = None) -> Core:
+def core(update: LowRank, held: Held | None = None, *, careful: bool = False) -> Core:
     """Decompose ``scale * b @ a`` through its Gram matrices.
 
     With BtB = RbtRb and A At = RatRa, the singular values of BA are those of the r x r matrix
     Rb Rat. The columns of B are balanced against the rows of A first, and factors that nearly
     cancel each other go through QR instead, since a Gram matrix squares their condition. All in
     float64, on the host for the r x r part. ``held`` are the update's factors, if held already.
+    Values below 1e-8 of the largest are noise, unless ``careful`` takes the way of QR at once.
 
     Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf, or
     numbers whose squares float64 cannot hold.
@@ -51,6 +52,8 @@ def core(update: LowRank, held: Held | None = None) -> Core:
         if not np.isfinite(_diagonal(gram)).all():
             raise NonFiniteError(f"{factor} holds NaN or Inf")
     balance = _balance(_diagonal(gram_b), _diagonal(gram_a))
+    if careful:
+        return _between(_triangle(b, balance.b), _triangle(a, balance.a), balance, update.scale)
     root_b, root_a = _root(_scaled(gram_b, balance.b)), _root(_scaled(gram_a, balance.a))
     result = _between(root_b, root_a, balance, update.scale)
     norms = np.linalg.norm(root_b, axis=(-2, -1)) * np.linalg.norm(root_a, axis=(-2, -1))

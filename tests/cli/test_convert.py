@@ -129,3 +129,36 @@ def test_help_imports_no_torch_and_no_numpy():
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_ranks_are_lowered_on_the_way(tmp_path):
+    out = tmp_path / "small"
+    done = run("convert", PLAIN, out, "--to", "mlx", "--rank", "2", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["policy"] == "rank 2"
+    assert {row["rank_stored"] for row in report["modules"]} == {2}
+    best, error = (report["totals"][field] for field in ("optimal_error", "error"))
+    assert 0 < best < 1
+    assert error == pytest.approx(best, rel=1e-6)
+    compared = run("diff", PLAIN, out, "--json")
+    difference = json.loads(compared.stdout)["totals"]["relative_difference"]
+    assert difference == pytest.approx(report["totals"]["error"], rel=1e-6)
+    assert "peft → mlx, rank 2: 12 modules, 12 shrunk" in (out / "README.md").read_text()
+    quick = run("convert", PLAIN, tmp_path / "x", "--to", "kohya", "--energy", ".5", "--dry-run")
+    assert "best possible at these ranks" in quick.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", "2", "--energy", "0.5"], "give only one of --rank and --energy"),
+        (["--max-rank", "2"], "go with one of --rank"),
+        (["--energy", "0.5", "--per-module"], "--per-module goes with --max-error"),
+    ],
+)
+def test_options_of_ranks_go_with_a_policy(arguments, message, tmp_path):
+    done = run("convert", PLAIN, tmp_path / "out", "--to", "mlx", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -242,6 +242,8 @@ def test_the_header_is_kept_but_for_what_has_changed():
         "ss_network_dim": "4",
         "ss_network_alpha": "2.0",
         "ss_tag_frequency": "{}",
+        "sshs_model_hash": "0" * 64,  # room for those of the tensors, once they are written
+        "sshs_legacy_hash": "0" * 8,
     }
 
 

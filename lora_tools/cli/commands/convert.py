@@ -3,7 +3,9 @@
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -15,27 +17,38 @@ from lora_tools.cli.options import (
     dry_run_option,
     dtype_option,
     force_option,
+    format_option,
     jobs_option,
     json_option,
     make_engine,
     out_argument,
     quiet_option,
+    rank_limit_options,
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
+from lora_tools.cli.ranks import Limits, Wish, policy_options
+from lora_tools.engine import Engine
+from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
 from lora_tools.storage.opening import open_checkpoint
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
+
+if TYPE_CHECKING:
+    from lora_tools.ops.convert import Outcome, Translated
+    from lora_tools.update import Update
 
 
 @click.command(short_help="Spell an adapter in another tool's format.")
 @source_argument
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
-@click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
+@format_option()
 @base_option("Base model, by whose names flattened ones get their dots back.")
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
+@policy_options
+@rank_limit_options(", where ranks are lowered")
 @dtype_option()
 @jobs_option("one per core")
 @push_to_option
@@ -50,6 +63,10 @@ def command(
     own: str | None,
     base: Path | None,
     drop: tuple[str, ...],
+    wish: Wish | None,
+    min_rank: int,
+    max_rank: int | None,
+    multiple_of: int,
     dtype: str | None,
     jobs: int | None,
     dry_run: bool,
@@ -62,10 +79,19 @@ def command(
     OUT is a folder, or a file with the ending .safetensors where the format has no configuration
     beside its tensors. Scales that FORMAT cannot say are folded into the factors; what it cannot
     say at all is refused by name. `lora-tools formats` lists formats and KINDs.
+
+    With one of --rank, --energy, --max-error, --max-params and --max-size, ranks are lowered in the
+    same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full differences are LoRAs of a
+    high rank. The error is that of the bytes written, against the updates of SOURCE.
     """
-    from lora_tools.ops.convert import convert  # imports numpy
+    from lora_tools.ops.convert import translate  # imports numpy
 
     began = time.monotonic()
+    if wish is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
+        raise click.UsageError(
+            "--min-rank, --max-rank and --multiple-of go with one of --rank, --energy, --max-error,"
+            " --max-params, --max-size"
+        )
     format = format_named(target)
     single = out.suffix in WEIGHTS
     if single and format.config_file:
@@ -78,25 +104,19 @@ def command(
         check_output(out, inputs, force=force)
     engine = make_engine("cpu", jobs)
     paths = [key.removesuffix(".weight") for key in open_checkpoint(base)] if base else ()
-    converted = convert(
-        adapter,
-        format,
-        engine if quiet else Visible(engine),
-        drop=drop,
-        paths=paths,
-        dtype=dtype,
-    )
-    outcome = converted.outcome(began)
+    translated = translate(adapter, format, engine, drop=drop, paths=paths)
+    ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
+    limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
+    plan = _plan(translated, wish, limits, engine if quiet else Visible(engine), began)
+    outcome, rows = plan.outcome, plan.rows
     outcome.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
-    rows = outcome.watch(converted)
     if dry_run:
         for _ in rows:
             pass
     else:
         with (staged_file if single else staged)(out, force=force) as place:
             folder, name = (place.parent, place.name) if single else (place, None)
-            manifest = converted.manifest
-            write(folder, manifest, rows, like=adapter, format=format, name=name)
+            write(folder, plan.manifest, rows, like=adapter, format=format, name=name)
             if not single:
                 _write_readme(adapter, place, outcome.to_markdown())
                 outcome.save(place / REPORT)
@@ -105,6 +125,33 @@ def command(
     elif not quiet:
         click.echo(outcome.to_text())
         click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+
+
+class Plan(NamedTuple):
+    """What is to be written: its layout, its report, and the updates as they are computed."""
+
+    manifest: Manifest
+    outcome: "Outcome"
+    rows: "Iterable[tuple[str, Update]]"
+
+
+def _plan(
+    translated: "Translated", wish: Wish | None, limits: Limits, engine: Engine, began: float
+) -> Plan:
+    """Keep every update or, if there is a wish, lower ranks on the way."""
+    from lora_tools.ops.convert import rewritten
+    from lora_tools.ops.shrink import shrink
+
+    if wish is None:
+        converted = rewritten(translated, engine, dtype=limits.values["dtype"])
+        outcome = converted.outcome(began)
+        return Plan(converted.manifest, outcome, outcome.watch(converted))
+    policy = wish.policy(translated)
+    # A module that keeps its rank keeps its bits, so the scale stays where it is.
+    shrunk = shrink(translated, policy, limits.options("cpu"), engine)
+    outcome = translated.outcome(shrunk.manifest, began, str(policy))
+    rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
+    return Plan(shrunk.manifest, outcome, rows)
 
 
 def _write_readme(adapter: Adapter, place: Path, section: str) -> None:

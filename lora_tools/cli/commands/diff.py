@@ -8,7 +8,9 @@ import click
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    each_format,
     engine_options,
+    formats_option,
     full_option,
     json_option,
     make_engine,
@@ -33,6 +35,7 @@ from lora_tools.cli.types import LocalOrHub
 @pattern_options(
     "Compare matching modules and tensors only.", "Leave matching modules and tensors out."
 )
+@formats_option("A and B")
 @full_option("One line per module: no layers in one line.")
 @engine_options
 @json_option
@@ -43,6 +46,7 @@ def command(
     tolerance: float,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    owns: tuple[str, ...],
     full: bool,
     device: str,
     jobs: int | None,
@@ -59,7 +63,7 @@ def command(
     Exit status: 0 the same, 1 different, 2 an error.
     """
     engine = make_engine(device, jobs)
-    first, second = read(a), read(b)
+    first, second = (read(*of) for of in zip((a, b), each_format(owns, 2), strict=True))
     from lora_tools.ops.diff import Options, diff, text  # imports numpy
 
     options = Options(tolerance, include, exclude, device)

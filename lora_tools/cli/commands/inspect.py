@@ -12,6 +12,7 @@ from lora_tools.cli.options import (
     base_option,
     engine_options,
     force_option,
+    format_option,
     full_option,
     json_option,
     make_engine,
@@ -75,6 +76,7 @@ class Picture(click.Path):
     metavar="FILE",
     help="Draw heat map and spectra: .png, .svg or .pdf. Needs lora-tools[report].",
 )
+@format_option()
 @force_option("Replace the FILEs if they exist.")
 @full_option("A line for each module, not for each pattern.")
 @engine_options
@@ -87,6 +89,7 @@ def command(
     max_lora_rank: int,
     html: Path | None,
     plot: Path | None,
+    own: str | None,
     force: bool,
     full: bool,
     device: str,
@@ -105,7 +108,7 @@ def command(
     for file in filter(None, (html, plot)):
         check_file(file, force=force)
     consumers = named(engines, max_lora_rank=max_lora_rank)
-    found = look(source, consumers)
+    found = look(source, consumers, own)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)

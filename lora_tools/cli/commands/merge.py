@@ -16,9 +16,11 @@ from lora_tools.cli.options import (
     base_argument,
     dry_run_option,
     dtype_option,
+    each_format,
     engine_options,
     evict_option,
     force_option,
+    formats_option,
     json_option,
     make_engine,
     out_argument,
@@ -41,6 +43,7 @@ from lora_tools.storage.writer import check_output
     "Multiply the update of an adapter by W: once for each ADAPTER, in order. -1 takes an"
     " adapter out again.  [default: 1]"
 )
+@formats_option("the ADAPTERs")
 @dtype_option("Element type of the weights written.")
 @click.option(
     "--max-shard-size",
@@ -62,6 +65,7 @@ def command(
     adapters: tuple[Path, ...],
     out: Path,
     weights: tuple[float, ...],
+    owns: tuple[str, ...],
     dtype: str | None,
     max_shard_size: int | None,
     untie: bool,
@@ -88,7 +92,8 @@ def command(
         inputs = {"base": base, "folder of the base": base if base.is_dir() else base.parent}
         check_output(out, inputs | {f"adapter {path}": path for path in adapters}, force=force)
     model = open_model(base)
-    found = [read(path, base=model.config) for path in adapters]
+    formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
+    found = [read(path, own, base=model.config) for path, own in formats]
     engine = make_engine(device, jobs)
     from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
 

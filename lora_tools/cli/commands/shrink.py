@@ -17,6 +17,7 @@ from lora_tools.cli.options import (
     dry_run_option,
     engine_options,
     force_option,
+    format_option,
     json_option,
     make_engine,
     out_argument,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @out_argument
 @policy_options
 @limit_options
+@format_option()
 @engine_options
 @push_to_option
 @dry_run_option("Report without writing; with no policy, a table of ranks to choose from.")
@@ -57,6 +59,7 @@ def command(
     out: Path,
     wish: Wish | None,
     limits: Limits,
+    own: str | None,
     device: str,
     jobs: int | None,
     dry_run: bool,
@@ -85,7 +88,7 @@ def command(
     if not dry_run:
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
-    adapter = read(source)
+    adapter = read(source, own)
     policy = wish.policy(adapter) if wish else None
     engine = make_engine(device, jobs)
     survey = _survey(adapter, policy, limits.options(device), engine if quiet else Visible(engine))

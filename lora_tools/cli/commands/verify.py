@@ -11,7 +11,9 @@ from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
     base_argument,
+    each_format,
     engine_options,
+    formats_option,
     json_option,
     make_engine,
     quiet_option,
@@ -29,6 +31,7 @@ from lora_tools.storage.opening import open_partly
 @base_argument
 @adapters_argument
 @weight_option("The weight that each ADAPTER was merged with, in order.  [default: 1]")
+@formats_option("the ADAPTERs")
 @untie_option("The tied embeddings of BASE were given a head.")
 @allow_missing_option("Leave out what has no home in BASE.")
 @engine_options
@@ -39,6 +42,7 @@ def command(
     base: Path,
     adapters: tuple[Path, ...],
     weights: tuple[float, ...],
+    owns: tuple[str, ...],
     untie: bool,
     allow_missing: bool,
     device: str,
@@ -55,7 +59,8 @@ def command(
     if weights and len(weights) != len(adapters):
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
     model = open_model(base)
-    found = [read(path, base=model.config) for path in adapters]
+    formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
+    found = [read(path, own, base=model.config) for path, own in formats]
     result, missing = open_partly(merged)
     engine = make_engine(device, jobs)
     from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError
-from lora_tools.formats.base import Contents
+from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
@@ -55,7 +55,7 @@ class Peft:
             "full weight",
         }
     )
-    names: Literal["any", "authors", "diffusers"] = "any"
+    names: Names = "diffusers"
     files: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin")
     config_file: str | None = "adapter_config.json"
 

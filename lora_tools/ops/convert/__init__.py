@@ -1,6 +1,7 @@
 """Convert: spell an adapter in another format, with the same updates."""
 
-from lora_tools.ops.convert.convert import Converted, convert
+from lora_tools.ops.convert.convert import Converted, convert, rewritten
 from lora_tools.ops.convert.outcome import Outcome, Row
+from lora_tools.ops.convert.translated import Translated, translate
 
-__all__ = ["Converted", "Outcome", "Row", "convert"]
+__all__ = ["Converted", "Outcome", "Row", "Translated", "convert", "rewritten", "translate"]

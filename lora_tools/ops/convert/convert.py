@@ -1,34 +1,26 @@
-"""The plan of a conversion: what is dropped, what modules are called, how they are spelled."""
+"""The plan of a conversion that keeps every update: how modules are spelled, at which alphas."""
 
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine, Serial
-from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
+from lora_tools.errors import LoraToolsError
 from lora_tools.formats.base import Format
-from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
-from lora_tools.formats.kohya import unflattened
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.ops.convert.naming import steps
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
-from lora_tools.storage.layout import layout
-
-BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_")
-"""How fields of a header begin that describe the spelling of their own file."""
+from lora_tools.ops.convert.translated import Translated, translate
+from lora_tools.scaling import alpha_at
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
     """An adapter in another format: its layout at once, its updates when it is iterated."""
 
-    source: Adapter
-    format: Format
+    of: Translated
     manifest: Manifest
     jobs: tuple[Job, ...]
-    dropped: dict[str, tuple[str, ...]]
     engine: Engine
 
     def __iter__(self) -> Iterator[Change]:
@@ -37,29 +29,19 @@ class Converted:
     def __len__(self) -> int:
         return len(self.jobs)
 
+    @property
+    def source(self) -> Adapter:
+        """The adapter that is converted."""
+        return self.of.source
+
+    @property
+    def format(self) -> Format:
+        """The format that it is converted to."""
+        return self.of.format
+
     def outcome(self, began: float | None = None) -> Outcome:
         """Return the report of this conversion, with all that is known before it is computed."""
-        after = layout(self.manifest.specs, self.manifest.metadata).size
-        return Outcome(
-            str(self.source.path),
-            self.source.format.name,
-            self.format.name,
-            nbytes=(self.source.nbytes, after),
-            carried={extra.key: extra.kind for extra in self.manifest.extras},
-            dropped=self.dropped,
-            left_out=self._left_out(),
-            notes=self.source.manifest.notes,
-            started=time.monotonic() if began is None else began,
-        )
-
-    def _left_out(self) -> dict[str, str]:
-        """Return files and fields of the source that the target does not have, and why."""
-        old, same = self.source.format, self.source.format.name == self.format.name
-        found = dict(self.source.side_files().left_out)
-        if old.config_file and self.source.config and not same:
-            found[old.config_file] = "read for its meaning; its other fields have no place"
-        gone = self.source.manifest.metadata.keys() - self.manifest.metadata.keys()
-        return found | {f"header field {key}": "describes another file" for key in sorted(gone)}
+        return self.of.outcome(self.manifest, began)
 
 
 def convert(
@@ -71,80 +53,33 @@ def convert(
     paths: Collection[str] = (),
     dtype: str | None = None,
 ) -> Converted:
-    """Plan an adapter in another format. Reads no tensor.
+    """Plan an adapter in another format.
 
-    ``drop`` names `KINDS` to go on without; ``paths`` are the modules of the base model, by which
-    names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
-    what the format cannot say.
+    ``drop`` and ``paths`` are those of `translate`, and it raises what that raises. To lower ranks
+    on the way, shrink what `translate` returns.
     """
-    manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
-    kept, dropped = _without(manifest, drop)
-    _check(adapter, kept, format)
-    same = format.name == adapter.format.name
+    translated = translate(adapter, format, engine, drop=drop, paths=paths)
+    return rewritten(translated, engine, dtype=dtype)
+
+
+def rewritten(
+    of: Translated, engine: Engine | None = None, *, dtype: str | None = None
+) -> Converted:
+    """Plan a translated adapter with every update as it is, at no more than the rank it has."""
+    modules = of.manifest.modules
+    wanted = tuple(_at(m, of.ranks.get(m.name, m.r), dtype) for m in modules)
     try:
-        plan = steps(kept, format)
-        fresh = replace(
-            kept,
-            modules=tuple(_bare(step.new, dtype, new=not same) for step in plan),
-            config=kept.config if same else {},
-            metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
-        )
-        written = format.write(fresh)
+        written = of.spelled(replace(of.manifest, modules=wanted))
     except LoraToolsError as error:
-        raise error.located(adapter.path) from error
-    # Those of the file: names and parts of the plan's may be others.
-    names = [module.name for module in manifest.modules]
-    originals = dict(zip(names, adapter.manifest.modules, strict=True))
+        raise error.located(of.path) from error
     jobs = tuple(
-        Job(adapter, originals[step.old.name], target, step.rows)
-        for step, target in zip(plan, written.modules, strict=True)
+        Job(of, module, target, kept.r)
+        for module, kept, target in zip(modules, wanted, written.modules, strict=True)
     )
-    return Converted(adapter, format, written, jobs, dropped, engine or Serial())
+    return Converted(of, written, jobs, engine or Serial())
 
 
-def _without(
-    manifest: Manifest, drop: Collection[str]
-) -> tuple[Manifest, dict[str, tuple[str, ...]]]:
-    """Return a manifest without what is to be dropped, and what that was."""
-    if unknown := [kind for kind in drop if kind not in KINDS]:
-        raise PolicyError(f"there is no kind {some(unknown)}").hint(f"Kinds: {', '.join(KINDS)}.")
-    modules: list[Module] = []
-    for module in manifest.modules:
-        gone = {PARTS[kind] for kind in kinds_of(module) if kind in drop and kind in PARTS}
-        if any(kind in drop and kind not in PARTS for kind in kinds_of(module)):
-            continue
-        parts = {role: part for role, part in module.parts.items() if role not in gone}
-        modules.append(replace(module, parts=parts) if gone else module)
-    extras = tuple(extra for extra in manifest.extras if extra.kind not in drop)
-    found = kinds(manifest)
-    dropped = {kind: tuple(found[kind]) for kind in drop if kind in found}
-    if not modules:
-        raise UnsupportedError("nothing is left to convert")
-    return replace(manifest, modules=tuple(modules), extras=extras), dropped
-
-
-def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
-    """Raise `UnsupportedError`, with a list, for what a format cannot say."""
-    if format.expresses is None:
-        raise UnsupportedError(f"{format.name} is read, not written")
-    if format.name == adapter.format.name:
-        return
-    blind = [m.name for m in manifest.modules if not m.is_pair and is_blind(m)]
-    if blind:
-        raise UnsupportedError(
-            f"{adapter.path}: convolutions whose tensors do not say their kernel: {some(blind)}"
-        )
-    found = kinds(manifest)
-    tensors = {extra.kind for extra in manifest.extras}  # each format names those in its own way
-    beyond = [kind for kind in found if kind not in format.expresses or kind in tensors]
-    if beyond:
-        lines = [f"{kind}: {some(found[kind], most=2)}" for kind in beyond]
-        raise UnsupportedError(
-            f"{adapter.path}: {format.name} cannot say\n  " + "\n  ".join(lines)
-        ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")
-
-
-def _bare(module: Module, dtype: str | None, *, new: bool) -> Module:
-    """Return a module as a pair of factors, without the spelling of the format it comes from."""
-    pair = module.resized(module.r, dtype)
-    return replace(pair, stem=pair.name, owner=pair.name) if new else pair
+def _at(module: Module, rank: int, dtype: str | None) -> Module:
+    """Return a module at another rank, and at the alpha that keeps its scale."""
+    alpha = alpha_at(module.alpha, module.r, rank, rslora=module.rslora)
+    return replace(module.resized(rank, dtype), alpha=alpha)

@@ -38,7 +38,13 @@ class Row:
     error: float
     """``||dW - dW'||_F / ||dW||_F``, of the factors as they are stored."""
     outcome: str
-    """``kept``, bit for bit; ``padded`` with zeros; ``rescaled``; ``refactored``, if no pair."""
+    """``kept``, bit for bit; ``padded`` with zeros; ``rescaled``; ``refactored``, if no pair;
+    ``reduced`` to the rank that the update has, which is less than that of the stacked factors;
+    ``shrunk``, if it was asked for; ``zero``, if it was shrunk and is all zeros."""
+    rank_kept: int
+    """The rank without the zeros that may fill it up."""
+    optimal_error: float = 0.0
+    """The least error that any update of the rank kept can have (Eckart and Young 1936)."""
 
 
 class Change(NamedTuple):
@@ -56,6 +62,8 @@ class Outcome:
     source: str
     source_format: str
     target_format: str
+    policy: str = ""
+    """How ranks were lowered on the way, in words; empty if they were not."""
     arguments: str = ""
     nbytes: tuple[int, int] = (0, 0)
     """Size of the tensor file, before and after."""
@@ -81,6 +89,13 @@ class Outcome:
         """Relative error of the whole adapter as it is stored."""
         return _total(self.rows)
 
+    @property
+    def optimal_error(self) -> float:
+        """The least relative error possible at these ranks."""
+        whole = math.fsum(row.norm**2 for row in self.rows)
+        lost = math.fsum((row.norm * row.optimal_error) ** 2 for row in self.rows)
+        return math.sqrt(lost / whole) if whole else 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain data, in the schema that `docs/report.md` describes."""
         return {
@@ -88,10 +103,12 @@ class Outcome:
             "source": self.source,
             "from": self.source_format,
             "to": self.target_format,
+            "policy": self.policy,
             "arguments": self.arguments,
             "totals": {
                 "modules": len(self.rows),
                 "error": self.error,
+                "optimal_error": self.optimal_error,
                 "bytes_before": self.nbytes[0],
                 "bytes_after": self.nbytes[1],
                 "seconds": round(self.seconds, 3),
@@ -117,10 +134,14 @@ class Outcome:
 
     def to_markdown(self) -> str:
         """Return the outcome as Markdown."""
-        lines = [f"Converted by `lora-tools convert` from {self.source_format}.", ""]
+        lines = [f"Converted by `lora-tools convert` from {self.source_format}{self._policy}.", ""]
         if self.arguments:
             lines += ["```sh", self.arguments, "```", ""]
         return "\n".join([*lines, *(f"- {line}" for line in self.summary().splitlines())])
+
+    @property
+    def _policy(self) -> str:
+        return f", {self.policy}" if self.policy else ""
 
     def table(self, style: str) -> str:
         """Return the modules as a table."""
@@ -148,12 +169,15 @@ class Outcome:
         """Return the totals in sentences."""
         counts = {
             outcome: sum(row.outcome == outcome for row in self.rows)
-            for outcome in ("kept", "padded", "rescaled", "refactored")
+            for outcome in ("kept", "padded", "rescaled", "refactored", "reduced", "shrunk", "zero")
         }
         made = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        best = f" (best possible at these ranks {percent(self.optimal_error)})"
+        best = best if self.policy else ""
         lines = [
-            f"{self.source_format} → {self.target_format}: {len(self.rows)} modules, {made}",
-            f"error {percent(self.error)} as written,"
+            f"{self.source_format} → {self.target_format}{self._policy}: {len(self.rows)} modules,"
+            f" {made}",
+            f"error {percent(self.error)} as written{best},"
             f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s",
         ]
         lines += [f"dropped: {len(names)} × {kind}" for kind, names in self.dropped.items()]

@@ -13,10 +13,10 @@ import numpy as np
 
 from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.model import Model
+from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import layout
 from lora_tools.storage.opening import open_checkpoint
-from lora_tools.storage.stamp import stamp
 from lora_tools.storage.writer import TensorWriter
 
 MANIFEST = "manifest.json"
@@ -108,6 +108,6 @@ def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str
 def _files(model: Model) -> list[Any]:
     specs = json.dumps([[k, s.dtype, list(s.shape)] for k, s in model.tensors.specs.items()])
     return [
-        *map(stamp, model.tensors.files),
+        *map(fingerprint, model.tensors.files),
         hashlib.blake2b(specs.encode(), digest_size=16).hexdigest(),
     ]

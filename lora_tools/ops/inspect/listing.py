@@ -10,7 +10,7 @@ from typing import Any
 from lora_tools.adapter import Adapter, read
 from lora_tools.consumers import Consumer, Judgement, judge, subject
 from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
-from lora_tools.formats.registry import STRANGERS
+from lora_tools.formats.registry import STRANGERS, format_named
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
 from lora_tools.storage.header import Spec
@@ -94,16 +94,21 @@ class Listing:
         }
 
 
-def look(path: str | Path, consumers: Sequence[Consumer] = ()) -> Adapter | Listing:
+def look(
+    path: str | Path, consumers: Sequence[Consumer] = (), format: str | None = None
+) -> Adapter | Listing:
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
-    ``consumers`` are the engines whose verdicts on what is listed are wanted.
+    ``consumers`` are the engines whose verdicts on what is listed are wanted; ``format`` is the
+    name of the format, where it is not to be recognised.
 
     Raises `CheckpointError` for what is missing or damaged.
     """
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
+    if format:
+        format_named(format)  # a name that is none is no property of the file
     try:
-        return read(path, strict=False)
+        return read(path, format, strict=False)
     except (FormatError, UnsupportedError) as error:
         about = subject(path) if consumers else None
         judgements = tuple(judge(about, consumer) for consumer in consumers if about)

@@ -12,10 +12,10 @@ from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
 from lora_tools.recipe import Recipe
+from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
 from lora_tools.storage.sides import side_files
-from lora_tools.storage.stamp import stamp
 
 TOKENIZER = (
     "tokenizer",
@@ -56,7 +56,7 @@ def purpose(recipe: Recipe, files: Shards) -> str:
     for strong in recipe.adapters:
         inputs.add(strong.adapter.tensors.path)
     document = {
-        "inputs": [stamp(path) for path in sorted(inputs)],
+        "inputs": [fingerprint(path) for path in sorted(inputs)],
         "weights": [[str(each.adapter.path.resolve()), each.weight] for each in recipe.adapters],
         "modules": [
             [entry.key, sorted(entry.modules.items())]

@@ -1,17 +1,17 @@
 """Shrink: lower the ranks of an adapter, with an error that is known and kept."""
 
-from lora_tools.adapter import Adapter
 from lora_tools.consumers import VLLM, Consumer
 from lora_tools.engine import Engine, Serial
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.ops.shrink.options import Options
 from lora_tools.ops.shrink.shrunk import Shrunk
+from lora_tools.ops.shrink.source import Source
 from lora_tools.ops.shrink.survey import Offer, Survey
 from lora_tools.ops.shrink.tasks import Goal, Job, decompose
 from lora_tools.ops.shrink.units import units
 
-__all__ = ["VLLM", "Consumer", "Offer", "Options", "Shrunk", "Survey", "shrink", "survey"]
+__all__ = ["VLLM", "Consumer", "Offer", "Options", "Shrunk", "Source", "Survey", "shrink", "survey"]
 
 
 MOST_MADE = 256_000_000
@@ -19,7 +19,7 @@ MOST_MADE = 256_000_000
 
 
 def survey(
-    adapter: Adapter,
+    adapter: Source,
     options: Options | None = None,
     engine: Engine | None = None,
     *,
@@ -47,7 +47,7 @@ def survey(
 
 
 def shrink(
-    adapter: Adapter,
+    adapter: Source,
     policy: RankPolicy,
     options: Options | None = None,
     engine: Engine | None = None,

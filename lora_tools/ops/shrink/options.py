@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lora_tools.adapter import Adapter
 from lora_tools.consumers import Consumer
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.formats.manifest import Module
 from lora_tools.names import matches
+from lora_tools.ops.shrink.source import Source
 from lora_tools.scaling import alpha_for
 
 
@@ -55,11 +55,11 @@ class Options:
         target = module.resized(padded or r, self.dtype)
         if self.scale == "baked":
             return replace(target, alpha=float(target.r), rslora=False)
-        if r == module.r:
+        if r == module.r or module.alpha is None:  # without an alpha the scale is 1 at any rank
             return target
         return replace(target, alpha=alpha_for(module.scale, r, rslora=module.rslora))
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: Source) -> None:
         """Raise where a pattern matches nothing, or the consumer would refuse the adapter."""
         names = list(adapter)
         patterns = [*self.include, *self.exclude, *(pattern for pattern, _ in self.module_ranks)]
@@ -71,7 +71,7 @@ class Options:
         if self.consumer:
             self._check_consumer(self.consumer, adapter)
 
-    def _check_consumer(self, consumer: Consumer, adapter: Adapter) -> None:
+    def _check_consumer(self, consumer: Consumer, adapter: Source) -> None:
         manifest = adapter.manifest
         kinds = {extra.key: extra.kind for extra in manifest.extras} | {
             part.key: "bias" if role == "bias" else "DoRA magnitude"

@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
 from lora_tools.formats.manifest import Manifest
+from lora_tools.ops.shrink.source import Source
 from lora_tools.ops.shrink.tasks import Rewrite, rewrite
 from lora_tools.report import Change, Report
 from lora_tools.storage.layout import Layout, layout
@@ -19,7 +19,7 @@ class Shrunk:
     Each iteration reads the factors again and computes the same changes.
     """
 
-    source: Adapter
+    source: Source
     manifest: Manifest
     jobs: tuple[Rewrite, ...]
     engine: Engine

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from lora_tools.adapter import Adapter
 from lora_tools.engine import Engine
 from lora_tools.errors import BoundError
 from lora_tools.linalg.rank import (
@@ -20,6 +19,7 @@ from lora_tools.linalg.rank import (
 )
 from lora_tools.ops.shrink.options import Options
 from lora_tools.ops.shrink.shrunk import Shrunk
+from lora_tools.ops.shrink.source import Source
 from lora_tools.ops.shrink.tasks import Goal, Job, Rewrite
 from lora_tools.ops.shrink.units import Unit
 from lora_tools.report import Report, Row
@@ -50,7 +50,7 @@ class Offer(NamedTuple):
 class Survey:
     """The spectra of an adapter, by the units that a rank can be chosen for."""
 
-    adapter: Adapter
+    adapter: Source
     options: Options
     engine: Engine
     units: tuple[Unit, ...]
@@ -62,7 +62,7 @@ class Survey:
         ranks are raised until it is kept. Raises `BoundError` where no ranks keep a bound.
         """
         if not isinstance(policy, MaxError):
-            return self.at(self._ranks(policy))
+            return _paid(self.at(self._ranks(policy)), policy)
         return self._each_within(policy) if policy.per_module else self._within(policy)
 
     def at(self, ranks: Ranks) -> Shrunk:
@@ -73,7 +73,7 @@ class Survey:
             for module, found in zip(unit.modules, unit.found, strict=True)
         ]
         targets = tuple(self.options.target(module, r, ranks.padded) for module, _, r in members)
-        manifest = self.adapter.format.write(replace(self.adapter.manifest, modules=targets))
+        manifest = self.adapter.spelled(replace(self.adapter.manifest, modules=targets))
         jobs = tuple(
             Rewrite(Job(self.adapter, module, self.options.device), Goal(r, target), found)
             for (module, found, r), target in zip(members, manifest.modules, strict=True)
@@ -185,6 +185,21 @@ class Survey:
 
 def _rows(result: Shrunk) -> list[Row]:
     return [change.row for change in result]
+
+
+def _paid(result: Shrunk, policy: RankPolicy) -> Shrunk:
+    """Return a result that keeps its budget: a format with one rank for all adds zeros to it."""
+    params = sum(spec.numel for spec in result.manifest.specs.values())
+    match policy:
+        case MaxParams(count) if params > count:
+            found = f"{params:,} parameters"
+        case MaxBytes(count) if result.layout.size > count:
+            found = f"{result.layout.size:,} bytes"
+        case _:
+            return result
+    raise BoundError(
+        f"{policy} cannot be kept: filled up to one rank for all, the file has {found}"
+    ).hint("Ask for a --rank, or write a format in which ranks differ.")
 
 
 def _lost_to_rounding(policy: MaxError) -> BoundError:

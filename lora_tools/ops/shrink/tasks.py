@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
 from lora_tools.formats.manifest import BESIDE, Module, Role
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.tall import Held, Small, Tall, hold, padded
 from lora_tools.linalg.truncate import truncate
+from lora_tools.ops.shrink.source import Source
 from lora_tools.report import Change, Row
 from lora_tools.scaling import alpha_for
 from lora_tools.shapes import Float
@@ -53,7 +53,7 @@ class Decomposed(NamedTuple):
 class Job:
     """A module to decompose; with a guess at its goal, to be written in the same breath."""
 
-    adapter: Adapter
+    adapter: Source
     module: Module
     device: str
     guess: Goal | None = None
@@ -135,8 +135,8 @@ def _change(job: Rewrite, before: Update, held: Held) -> Change:
 def _update(job: Job) -> Update:
     """Read a module's update: into arrays of numpy on the host, into torch's on a device."""
     if job.device == "cpu":
-        return job.adapter.format.update(job.module, job.adapter.tensors.arrays)
-    update = job.adapter.format.update(job.module, job.adapter.tensors)
+        return job.adapter.update(job.module)
+    update = job.adapter.update(job.module, on_host=False)
     low = factors(update)
     moved = replace(low, a=low.a.to(job.device), b=low.b.to(job.device))
     return refactored(update, moved)

@@ -1,0 +1,85 @@
+"""Updates of some rows of a weight, and of weights that stand one upon the other, from factors."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lora_tools.scaling import alpha_at
+from lora_tools.shapes import Float
+from lora_tools.update import Array, LowRank
+
+Rows = tuple[tuple[int, int], ...]
+"""Ranges of rows, in the order in which they are wanted."""
+
+
+def sliced(update: LowRank, rows: Rows) -> LowRank:
+    """Return the update of some rows of the weight: their rows of B, and what of A they use.
+
+    A column of B without a number in these rows goes, and its row of A with it: of a stack of
+    layers that were fused block by block, each gets its own rank back. No element changes.
+    """
+    pieces = [update.b[start:stop] for start, stop in rows]
+    b = pieces[0] if len(pieces) == 1 else _library(pieces[0]).concatenate(pieces)
+    live = (b != 0).any(0)
+    count = int(live.sum())
+    if count in (0, update.rank):
+        return replace(update, b=b)
+    alpha = alpha_at(update.alpha, update.rank, count, rslora=update.rslora)
+    return LowRank(update.a[live], b[:, live], alpha, update.rslora)
+
+
+def stacked(updates: Sequence[LowRank], starts: Sequence[int], out: int) -> LowRank:
+    """Return the update of a weight of ``out`` rows that holds others, each from its start on.
+
+    B is block by block, and its rank the sum of theirs; updates with one and the same A share its
+    columns. No element changes where the scales are equal; where they differ, those of B are
+    multiplied in float64, to the scale of the first that has one.
+    """
+    like = next((update for update in updates if update.scale), updates[0])
+    pairs = [(u.b, u.a) for u in updates]
+    if any(u.scale != like.scale for u in updates) or not _alike(pairs):
+        ratios = [1.0 if u.scale == like.scale else u.scale / like.scale for u in updates]
+        wide = zip(updates, ratios, strict=True)
+        pairs = [(_wide(u.b) * ratio, _wide(u.a)) for u, ratio in wide]
+    found: list[tuple[int, Array]] = []  # where its columns begin, and A
+    columns, total = [], 0
+    for _, a in pairs:
+        begin = next((at for at, other in found if _equal(a, other)), None)
+        if begin is None:
+            begin, total = total, total + a.shape[0]
+            found.append((begin, a))
+        columns.append(begin)
+    first = pairs[0][0]
+    b = _library(first).zeros((out, total), dtype=first.dtype)
+    for (block, _), start, begin in zip(pairs, starts, columns, strict=True):
+        b[start : start + block.shape[0], begin : begin + block.shape[1]] = block
+    kept = [a for _, a in found]
+    a = kept[0] if len(kept) == 1 else _library(kept[0]).concatenate(kept)
+    alpha = alpha_at(like.alpha, like.rank, total, rslora=like.rslora)
+    return LowRank(a, b, alpha, like.rslora)
+
+
+def _alike(pairs: Sequence[tuple[Array, Array]]) -> bool:
+    return len({(type(array), array.dtype) for pair in pairs for array in pair}) == 1
+
+
+def _equal(x: Array, y: Array) -> bool:
+    return x.shape == y.shape and bool((x == y).all())
+
+
+def _wide(array: Array) -> Float[np.ndarray, "m n"]:
+    """Return an array of either library as numpy's, in float64."""
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float64)
+    double: np.ndarray = array.double().cpu().numpy()
+    return double
+
+
+def _library(array: Array) -> Any:
+    if isinstance(array, np.ndarray):
+        return np
+    import torch  # the array is torch's own
+
+    return torch

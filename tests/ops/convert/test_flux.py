@@ -1,0 +1,213 @@
+"""Flux between diffusers' separate layers and its authors' fused ones, there and back."""
+
+import json
+import re
+
+import pytest
+import torch
+from reference import deltas, relative_error
+from safetensors.torch import load_file, save_file
+
+from lora_tools.adapter import read, write
+from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.flux import heights, is_flux, pieces, place
+from lora_tools.formats.registry import format_named
+from lora_tools.ops.convert import convert
+
+WIDE = 12
+DOUBLE = {f"attn.to_{x}": WIDE for x in "qkv"} | {f"attn.add_{x}_proj": WIDE for x in "qkv"}
+DOUBLE |= {"attn.to_out.0": WIDE, "ff.net.0.proj": 4 * WIDE}
+SINGLE = {f"attn.to_{x}": WIDE for x in "qkv"} | {"proj_mlp": 4 * WIDE}
+LAYERS = {f"transformer_blocks.18.{path}": out for path, out in DOUBLE.items()} | {
+    f"single_transformer_blocks.3.{path}": out for path, out in SINGLE.items()
+}
+LAYERS["norm_out.linear"] = 2 * WIDE
+PREFIX = "base_model.model."
+
+
+def peft(folder, layers=LAYERS, r=4, dtype=torch.float32, shared=False, **config):
+    """Write an adapter of diffusers' Flux as peft does, without any of our code."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    ranks = config.get("rank_pattern", {})
+    tensors, inputs = {}, {}
+    for path, out in layers.items():
+        block = re.sub(r"(attn\.)?((to|add)_.*|proj_mlp)", "", path)
+        a = torch.randn(ranks.get(path, r), WIDE).to(dtype)
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = inputs.setdefault(block, a) if shared else a
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(out, ranks.get(path, r)).to(dtype)
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": r, "lora_alpha": 7, "target_modules": ".*"} | config
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def converted(source, out, target, **options):
+    out.mkdir()
+    plan = convert(read(source), format_named(target), **options)
+    outcome = plan.outcome()
+    write(out, plan.manifest, outcome.watch(plan), like=plan.source, format=plan.format)
+    return outcome
+
+
+def fused(folder):
+    """Return what a kohya or ComfyUI file adds to each layer, from its tensors alone."""
+    (file,) = folder.glob("*.safetensors")
+    tensors, found = load_file(file), {}
+    for key in tensors:
+        stem = re.sub(r"\.(lora_down|lora_A)\.weight$", "", key)
+        if stem != key:
+            b = tensors.get(f"{stem}.lora_up.weight", tensors.get(f"{stem}.lora_B.weight"))
+            a = tensors[key].double()
+            path = re.sub(r"^(lora_unet_|diffusion_model\.)", "", stem).replace(".", "_")
+            found[path] = tensors[f"{stem}.alpha"].double() / len(a) * (b.double() @ a)
+    return found
+
+
+def stacks(folder):
+    """Return what peft's file adds to the fused layers: the rows of each one, in order."""
+    each = {name.removeprefix(PREFIX): delta for name, delta in deltas(folder).items()}
+    double = "transformer_blocks.18."
+    single = [f"single_transformer_blocks.3.{path}" for path in SINGLE]
+    scale, shift = each["norm_out.linear"].chunk(2)
+    return {
+        "double_blocks_18_img_attn_qkv": torch.cat([each[f"{double}attn.to_{x}"] for x in "qkv"]),
+        "double_blocks_18_txt_attn_qkv": torch.cat(
+            [each[f"{double}attn.add_{x}_proj"] for x in "qkv"]
+        ),
+        "double_blocks_18_img_attn_proj": each[f"{double}attn.to_out.0"],
+        "double_blocks_18_img_mlp_0": each[f"{double}ff.net.0.proj"],
+        "single_blocks_3_linear1": torch.cat([each[path] for path in single]),
+        "final_layer_adaLN_modulation_1": torch.cat([shift, scale]),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_separate_layers_are_stacked_and_split_again(target, dtype, shared, tmp_path):
+    source = peft(tmp_path / "peft", r=3, dtype=dtype, shared=shared)
+    there = converted(source, tmp_path / target, target)
+    assert there.error == 0
+    found, wanted = fused(tmp_path / target), stacks(source)
+    assert found.keys() == wanted.keys()
+    for path, delta in wanted.items():
+        torch.testing.assert_close(found[path], delta, rtol=1e-14, atol=1e-14)
+    ranks = {row.module.rpartition(".")[2]: row.rank_stored for row in there.rows}
+    # A of q, k and v is one and the same in what was fused once: the rank is its rank.
+    assert ranks["qkv"] == (3 if shared else 9)
+    assert ranks["linear1"] == (3 if shared else 12)
+    assert ranks["proj"] == 3
+
+
+def test_a_stack_and_back_keeps_every_bit(tmp_path):
+    source = peft(tmp_path / "peft", r=3)
+    there = converted(source, tmp_path / "kohya", "kohya")
+    back = converted(tmp_path / "kohya", tmp_path / "back", "peft")
+    assert there.error == back.error == 0
+    assert {row.outcome for row in there.rows + back.rows} == {"kept"}
+    before, after = (
+        load_file(f / "adapter_model.safetensors") for f in (source, tmp_path / "back")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    wanted, seen = deltas(source), deltas(tmp_path / "back")
+    assert all(torch.equal(wanted[name], seen[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+def test_ranks_and_scales_that_differ_come_back(options, tmp_path):
+    name = "transformer_blocks.18.attn.to_k"
+    config = {"rank_pattern": {name: 2}, "alpha_pattern": {name: 5}} | options
+    source = peft(tmp_path / "peft", **config)
+    there = converted(source, tmp_path / "kohya", "kohya")
+    found, wanted = fused(tmp_path / "kohya"), stacks(source)
+    lost = sum(float((found[p] - wanted[p]).square().sum()) for p in wanted)
+    whole = sum(float(d.square().sum()) for d in wanted.values())
+    assert there.error == pytest.approx((lost / whole) ** 0.5, rel=1e-3, abs=2e-8)
+    assert there.error < 1e-6
+    converted(tmp_path / "kohya", tmp_path / "back", "peft")
+    assert relative_error(deltas(source), deltas(tmp_path / "back")) < 1e-6
+    ranks = {module.name: module.r for module in read(tmp_path / "back").manifest.modules}
+    assert ranks[name] == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)
+def test_a_rank_above_the_sides_is_reduced_and_its_error_is_that_of_the_bytes(
+    dtype, bound, tmp_path
+):
+    """Four layers of rank 8 in twelve columns: 32 is more than any such update can have."""
+    single = {path: out for path, out in LAYERS.items() if path.startswith("single")}
+    source = peft(tmp_path / "peft", single, r=8, dtype=dtype)
+    there = converted(source, tmp_path / "kohya", "kohya")
+    (row,) = there.rows
+    assert (row.rank, row.rank_kept, row.outcome) == (32, WIDE, "reduced")
+    each = {name.removeprefix(PREFIX): delta for name, delta in deltas(source).items()}
+    wanted = torch.cat([each[path] for path in single])
+    (found,) = fused(tmp_path / "kohya").values()
+    error = float((found - wanted).norm() / wanted.norm())
+    assert error < bound
+    assert there.error == pytest.approx(error, rel=1e-2, abs=2e-8)
+    back = converted(tmp_path / "kohya", tmp_path / "back", "peft")
+    assert relative_error(deltas(source), deltas(tmp_path / "back")) < bound
+    assert back.error < bound
+
+
+def test_layers_that_are_missing_are_rows_of_zeros(tmp_path):
+    single = "single_transformer_blocks.3."
+    source = peft(tmp_path / "peft", {f"{single}attn.to_q": WIDE, f"{single}attn.to_v": WIDE})
+    converted(source, tmp_path / "comfyui", "comfyui")
+    (found,) = fused(tmp_path / "comfyui").values()
+    assert found.shape == (7 * WIDE, WIDE)
+    each = {name.removeprefix(PREFIX): delta for name, delta in deltas(source).items()}
+    torch.testing.assert_close(found[:WIDE], each[f"{single}attn.to_q"])
+    torch.testing.assert_close(found[2 * WIDE : 3 * WIDE], each[f"{single}attn.to_v"])
+    assert not found[WIDE : 2 * WIDE].any()
+    assert not found[3 * WIDE :].any()
+
+
+def test_norms_of_a_layer_that_is_fused_are_refused(tmp_path):
+    layers = {path: out for path, out in LAYERS.items() if path != "norm_out.linear"}
+    source = peft(tmp_path / "peft", layers, use_dora=True)
+    file = source / "adapter_model.safetensors"
+    norms = {f"{PREFIX}{p}.lora_magnitude_vector": torch.ones(out) for p, out in layers.items()}
+    save_file(load_file(file) | norms, file)
+    with pytest.raises(UnsupportedError, match="DoRA of a layer that is fused"):
+        convert(read(source), format_named("kohya"))
+    assert len(convert(read(source), format_named("kohya"), drop=["DoRA"])) == 5
+
+
+def test_every_layer_has_its_place():
+    for block in ("double", "single"):
+        names = {"double": ["img_attn.qkv", "txt_attn.qkv", "img_mlp.2", "txt_mod.lin"]}
+        for path in names.get(block, ["linear1", "linear2", "modulation.lin"]):
+            path = f"{block}_blocks.2.{path}"
+            height = {"qkv": 36, "linear1": 84}.get(path.rpartition(".")[2], 12)
+            found = [place(piece.path) for piece in pieces(path, height, WIDE)]
+            assert {each.path for each in found} == {path}
+            parts = [each.part for each in found]
+            assert parts == ([None] if len(parts) == 1 else list(range(len(parts))))
+
+
+@pytest.mark.parametrize(
+    ("paths", "base", "flux"),
+    [
+        (["transformer_blocks.0.attn.to_q"], None, False),  # Qwen-Image's, too
+        (["transformer_blocks.0.attn.to_q"], "black-forest-labs/FLUX.1-dev", True),
+        (["single_transformer_blocks.0.attn.to_q"], None, True),
+        (["single_transformer_blocks.39.attn.to_q"], None, False),  # HunyuanVideo's
+        (["single_transformer_blocks.0.attn.to_qkv_mlp_proj"], None, False),  # Flux 2's
+        (["single_transformer_blocks.0.attn.to_q", "x_embedder"], None, True),
+    ],
+)
+def test_flux_is_told_from_its_namesakes(paths, base, flux):
+    assert is_flux(paths, base) is flux
+
+
+def test_layers_that_cannot_be_stacked_are_refused():
+    with pytest.raises(FormatError, match=r"rows cannot be stacked"):
+        heights("double_blocks.0.img_attn.qkv", {0: 12, 1: 8}, 12)
+    assert heights("single_blocks.0.linear1", {3: 20}, 12) == [12, 12, 12, 20]
