@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.formats.rotary import Paired
 from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.layout import layout
+from lora_tools.storage.layout import Layout
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
 from lora_tools.storage.sides import SideFiles, side_files
@@ -131,6 +131,8 @@ def read(
         manifest = spelling.read(
             Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         )
+        notes = (*tensors.notes, *manifest.notes)
+        manifest = replace(manifest, notes=notes, base=base)
     except LoraToolsError as error:
         raise error.located(path) from error
     if strict and manifest.problems:
@@ -155,7 +157,7 @@ def write(
     it is whole.
     """
     format = format or like.format
-    plan = layout(manifest.specs, manifest.metadata)
+    plan = laid_out(format, manifest)
     modules = {module.name: module for module in manifest.modules}
     with TensorWriter(folder / (name or tensor_name(format, like)), plan) as file:
         for extra in manifest.extras:
@@ -174,7 +176,12 @@ def write(
 def tensor_name(format: Format, like: Adapter) -> str:
     """Return what a format calls its file: its own name for it, or else that of the source."""
     own = format.files[0] if format.files else ""
-    return own or like.tensors.path.with_suffix(".safetensors").name
+    return own or like.tensors.path.with_suffix(format.container.suffix).name
+
+
+def laid_out(format: Format, manifest: Manifest) -> Layout:
+    """Return where every tensor will be in the file that a format writes."""
+    return format.container.layout(manifest.specs, manifest.metadata)
 
 
 def _tensor_file(path: Path) -> Path:
@@ -186,7 +193,8 @@ def _tensor_file(path: Path) -> Path:
         for name in format.files:
             if (path / name).is_file():
                 return path / name
-    found = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
+    patterns = (f"*{INDEX}", "*.safetensors", "*.gguf")
+    found = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
     if len(found) == 1:
         return found[0]
     if found:

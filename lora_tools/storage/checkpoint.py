@@ -31,10 +31,12 @@ class Checkpoint(Mapping[str, "Tensor"]):
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
         guests: Guests | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.specs = specs
         self.metadata = metadata
+        self.notes = notes  # what a person should know of how they are stored, a sentence each
         self._places = places
         self._guests = guests
 
@@ -110,7 +112,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """
         places = (self._places[name] for name in names)
         guests = Guests(place.path for place in places if isinstance(place, Place))
-        return Checkpoint(self.path, self._places, self.specs, self.metadata, guests)
+        return Checkpoint(self.path, self._places, self.specs, self.metadata, guests, self.notes)
 
     @property
     def scalars(self) -> "Scalars":

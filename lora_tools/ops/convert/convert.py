@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from lora_tools.adapter import Adapter
+from lora_tools.adapter import Adapter, laid_out
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Format
@@ -14,9 +14,15 @@ from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.ops.convert.naming import steps
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
-from lora_tools.storage.layout import layout
 
-BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_")
+BOUND = (
+    "lora_adapter_metadata",
+    "lora_tools.names",
+    "sshs_",
+    "general.",
+    "adapter.type",
+    "adapter.lora.alpha",
+)
 """How fields of a header begin that describe the spelling of their own file."""
 
 
@@ -39,7 +45,7 @@ class Converted:
 
     def outcome(self, began: float | None = None) -> Outcome:
         """Return the report of this conversion, with all that is known before it is computed."""
-        after = layout(self.manifest.specs, self.manifest.metadata).size
+        after = laid_out(self.format, self.manifest).size
         return Outcome(
             str(self.source.path),
             self.source.format.name,
