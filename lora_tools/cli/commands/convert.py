@@ -24,7 +24,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.formats.registry import format_named
-from lora_tools.storage.opening import open_checkpoint
+from lora_tools.model import open_model
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 
@@ -34,7 +34,10 @@ from lora_tools.storage.writer import check_output, staged, staged_file
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
 @click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
-@base_option("Base model, by whose names flattened ones get their dots back.")
+@base_option(
+    "Base model: its names give flattened ones their dots back, its config.json says the heads and"
+    " the architecture that gguf needs."
+)
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
 @dtype_option()
 @jobs_option("one per core")
@@ -59,9 +62,9 @@ def command(
 ) -> None:
     """Write the adapter SOURCE in another FORMAT to OUT, with the same updates.
 
-    OUT is a folder, or a file with the ending .safetensors where the format has no configuration
-    beside its tensors. Scales that FORMAT cannot say are folded into the factors; what it cannot
-    say at all is refused by name. `lora-tools formats` lists formats and KINDs.
+    OUT is a folder, or a file with the ending .safetensors (.gguf for gguf) where the format has
+    no configuration beside its tensors. Scales that FORMAT cannot say are folded into the factors;
+    what it cannot say at all is refused by name. `lora-tools formats` lists formats and KINDs.
     """
     from lora_tools.ops.convert import convert  # imports numpy
 
@@ -70,14 +73,19 @@ def command(
     single = out.suffix in WEIGHTS
     if single and format.config_file:
         raise click.UsageError(f"{target} has a configuration beside its tensors: OUT is a folder")
-    adapter = read(source, own)
+    if single and out.suffix != format.container.suffix:
+        raise click.UsageError(
+            f"{target} is written to files that end in {format.container.suffix}"
+        )
+    model = open_model(base) if base else None
+    adapter = read(source, own, base=model.config if model else None)
     if not dry_run:
         inputs = {"source": source}
         if adapter.format.config_file and not source.is_dir():
             inputs["folder of the source"] = source.parent
         check_output(out, inputs, force=force)
     engine = make_engine("cpu", jobs)
-    paths = [key.removesuffix(".weight") for key in open_checkpoint(base)] if base else ()
+    paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
     converted = convert(
         adapter,
         format,

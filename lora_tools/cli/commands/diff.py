@@ -8,6 +8,7 @@ import click
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    base_option,
     engine_options,
     full_option,
     json_option,
@@ -17,6 +18,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.question import Question
 from lora_tools.cli.types import LocalOrHub
+from lora_tools.model import open_model
 
 
 @click.command(cls=Question, short_help="Compare two adapters.")
@@ -30,6 +32,7 @@ from lora_tools.cli.types import LocalOrHub
     metavar="F",
     help="Relative difference up to which a module or tensor is the same; 0: equal numbers.",
 )
+@base_option("Base model of both, whose config.json says the heads that gguf files leave out.")
 @pattern_options(
     "Compare matching modules and tensors only.", "Leave matching modules and tensors out."
 )
@@ -41,6 +44,7 @@ def command(
     a: Path,
     b: Path,
     tolerance: float,
+    base: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     full: bool,
@@ -59,7 +63,8 @@ def command(
     Exit status: 0 the same, 1 different, 2 an error.
     """
     engine = make_engine(device, jobs)
-    first, second = read(a), read(b)
+    config = open_model(base).config if base else None
+    first, second = read(a, base=config), read(b, base=config)
     from lora_tools.ops.diff import Options, diff, text  # imports numpy
 
     options = Options(tolerance, include, exclude, device)
