@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,15 @@ from lora_tools.errors import (
     CheckpointError,
     FormatError,
     LoraToolsError,
+    UnsupportedError,
     some,
 )
 from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
+from lora_tools.formats.rotary import Paired
 from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.layout import layout
+from lora_tools.storage.layout import Layout
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
 from lora_tools.storage.sides import SideFiles, side_files
@@ -88,6 +90,19 @@ class Adapter(Mapping[str, "Update"]):
         """Return a manifest as the adapter's format writes it."""
         return self.format.write(manifest)
 
+    def check_order(self) -> None:
+        """Raise `UnsupportedError` if it has rows that cannot be brought into its base's order.
+
+        For whatever adds an update to a weight, compares it with another file's, or spells it in
+        another format. Norms and spectra are those of any order.
+        """
+        unknown = [module.name for module in self.manifest.modules if module.rows == Paired(None)]
+        if unknown:
+            raise UnsupportedError(
+                f"{self.path}: the rows of {some(unknown)} are in rotated pairs, and the file does"
+                " not say how many heads share them"
+            ).hint("Give the base model, whose config.json says it: --base MODEL.")
+
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
         if not self.path.is_dir():
@@ -125,6 +140,8 @@ def read(
         manifest = spelling.read(
             Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         )
+        notes = (*tensors.notes, *manifest.notes)
+        manifest = replace(manifest, notes=notes, base=base)
     except LoraToolsError as error:
         raise error.located(path) from error
     if strict and manifest.problems:
@@ -149,8 +166,8 @@ def write(
     it is whole.
     """
     format = format or like.format
-    metadata = blank(manifest.metadata)
-    plan = layout(manifest.specs, metadata)
+    manifest = replace(manifest, metadata=blank(manifest.metadata))
+    plan = laid_out(format, manifest)
     modules = {module.name: module for module in manifest.modules}
     target = folder / (name or tensor_name(format, like))
     with TensorWriter(target, plan) as file:
@@ -159,7 +176,7 @@ def write(
         for module, update in updates:
             for key, tensor in format.tensors(modules[module], update).items():
                 file[key] = tensor
-    stamp(target, manifest.specs, metadata)
+    stamp(target, manifest.specs, manifest.metadata)
     if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
         (folder / format.config_file).write_text(text, encoding="utf-8")
@@ -171,7 +188,12 @@ def write(
 def tensor_name(format: Format, like: Adapter) -> str:
     """Return what a format calls its file: its own name for it, or else that of the source."""
     own = format.files[0] if format.files else ""
-    return own or like.tensors.path.with_suffix(".safetensors").name
+    return own or like.tensors.path.with_suffix(format.container.suffix).name
+
+
+def laid_out(format: Format, manifest: Manifest) -> Layout:
+    """Return where every tensor will be in the file that a format writes."""
+    return format.container.layout(manifest.specs, manifest.metadata)
 
 
 def _tensor_file(path: Path) -> Path:
@@ -183,7 +205,8 @@ def _tensor_file(path: Path) -> Path:
         for name in format.files:
             if (path / name).is_file():
                 return path / name
-    found = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
+    patterns = (f"*{INDEX}", "*.safetensors", "*.gguf")
+    found = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
     if len(found) == 1:
         return found[0]
     if found:

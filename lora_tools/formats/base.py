@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.storage.container import Container
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Format(Protocol):
     """The configuration beside the tensors, if it has one."""
     expresses: frozenset[str] | None
     """The `kinds` that it can write beside plain linear layers; None: it is only read."""
+    container: Container
+    """The kind of file that it is written to; it may be read from others."""
     names: Names
     """Whose names it gives the modules of a denoiser."""
 
@@ -63,7 +66,8 @@ class Format(Protocol):
         """Spell modules in this format: new keys, shapes and configuration.
 
         A module may get another alpha where the format has fewer of them than modules; whoever
-        writes rescales the factors to it. Raises `UnsupportedError` for what it cannot say.
+        writes rescales the factors to it. Its element types may change where the container lacks
+        them. Raises `UnsupportedError` for what it cannot say.
         """
         ...
 

@@ -11,6 +11,7 @@ from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
+from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ComfyUI:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
+    container: Container = SAFETENSORS
     names: Names = "authors"
     files: tuple[str, ...] = ()
     config_file: str | None = None

@@ -16,6 +16,7 @@ from lora_tools.formats.patterns import number, pattern_value, write_pattern
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 from lora_tools.scaling import alpha_for
+from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Diffusers:
     name = "diffusers"
     about = "Hugging Face diffusers"
     expresses: frozenset[str] | None = frozenset({"convolution", "DoRA", "bias"})
+    container: Container = SAFETENSORS
     names: Names = "diffusers"
     files: tuple[str, ...] = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
     config_file: str | None = None

@@ -15,6 +15,7 @@ from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, flatten, split, unflatten
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
+from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
 from lora_tools.storage.stamp import BLANK
 
@@ -54,6 +55,7 @@ class Kohya:
     expresses: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
+    container: Container = SAFETENSORS
     names: Names = "trainers"
     files: tuple[str, ...] = ()
     config_file: str | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.scaling import scale
 from lora_tools.storage.header import Spec
@@ -68,6 +69,8 @@ class Module:
     """What the file puts before its suffixes."""
     owner: str
     """The module whose rank and alpha it has: itself, unless the base layer hands them down."""
+    rows: Paired | None = None
+    """The order of B's rows in the file, where it is not that of transformers' weight."""
 
     @property
     def stack(self) -> int:
@@ -182,6 +185,8 @@ class Manifest:
     """What a person should know, one sentence each."""
     problems: tuple[str, ...] = ()
     """How configuration and tensors contradict each other; only `inspect` goes on from here."""
+    base: Mapping[str, Any] | None = None
+    """The base model's configuration, if it is given: what a format that is written may need."""
 
     @property
     def specs(self) -> dict[str, Spec]:

@@ -13,6 +13,7 @@ from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
 from lora_tools.scaling import alpha_for
+from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
 
@@ -35,6 +36,7 @@ class MLX:
     name = "mlx"
     about = "Apple MLX-LM"
     expresses: frozenset[str] | None = frozenset({"embedding", "experts", "DoRA"})
+    container: Container = SAFETENSORS
     names: Names = "any"
     files: tuple[str, ...] = ("adapters.safetensors", "adapters.npz")
     config_file: str | None = "adapter_config.json"

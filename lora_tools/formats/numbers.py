@@ -1,5 +1,6 @@
 """Single numbers as files hold them: which element types keep them exactly."""
 
+import math
 import struct
 
 FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
@@ -13,6 +14,18 @@ def narrowest(value: float, preferred: str) -> str:
     """
     candidates = (preferred, "F32", "F64")
     return next((code for code in candidates if _holds(value, code)), "F64")
+
+
+def rounded(value: float) -> float:
+    """Return a number as a float32 has it, infinite if it is too large for one.
+
+    >>> rounded(16.0), rounded(0.1)
+    (16.0, 0.10000000149011612)
+    """
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
 
 
 def _holds(value: float, code: str) -> bool:

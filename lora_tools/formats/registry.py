@@ -9,6 +9,7 @@ from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
 from lora_tools.formats.diffusers import Diffusers
+from lora_tools.formats.gguf import LlamaCpp
 from lora_tools.formats.kohya import Kohya
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
@@ -17,7 +18,7 @@ from lora_tools.storage.header import Spec
 
 PEFT = Peft()
 """What new adapters are written as: every consumer reads it."""
-FORMATS: tuple[Format, ...] = (PEFT, Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs())
+FORMATS: tuple[Format, ...] = (PEFT, Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs(), LlamaCpp())
 # Spellings that say too little for anyone to use the tensors without the code that made them.
 STRANGERS = (
     (

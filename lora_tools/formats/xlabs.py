@@ -10,6 +10,7 @@ from lora_tools.formats.algorithms import describe, update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.spelled import respelled
+from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class XLabs:
     name = "xlabs"
     about = "XLabs x-flux"
     expresses: frozenset[str] | None = frozenset()
+    container: Container = SAFETENSORS
     names: Names = "authors"
     files: tuple[str, ...] = ()
     config_file: str | None = None

@@ -29,10 +29,12 @@ class Checkpoint(Mapping[str, "Tensor"]):
         places: Mapping[str, "Place | Tensor"],
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.specs = specs
         self.metadata = metadata
+        self.notes = notes  # what a person should know of how they are stored, a sentence each
         self._places = places
 
     def __getitem__(self, name: str) -> "Tensor":

@@ -172,7 +172,9 @@ def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> Checkp
             "Give it its own ending back: .bin, .pt or .pth."
         )
     if start[:4] == b"GGUF":
-        return CheckpointError(f"{path}: a GGUF file, not a safetensors file")
+        return CheckpointError(f"{path}: a GGUF file, not a safetensors file").hint(
+            "Give it its own ending back: .gguf."
+        )
     if size < 8:
         return CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
     if length > MAX_HEADER:

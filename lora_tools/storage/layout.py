@@ -1,4 +1,4 @@
-"""Where every tensor of a safetensors file will be, before the first one exists."""
+"""Where every tensor of a file will be, before the first one exists."""
 
 import json
 from collections.abc import Mapping
@@ -10,19 +10,27 @@ from lora_tools.storage.header import Slot, Spec
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A safetensors file as its header describes it: the header's bytes and every slot."""
+    """A file as its header describes it: the header's bytes and every slot."""
 
     header: bytes
     slots: Mapping[str, Slot]
+    alignment: int = 1
+    """What the size of the file is a multiple of."""
 
     @property
     def size(self) -> int:
         """Size of the whole file, in bytes."""
-        return max((slot.stop for slot in self.slots.values()), default=len(self.header))
+        stop = max((slot.stop for slot in self.slots.values()), default=len(self.header))
+        return stop + -stop % self.alignment
+
+    @property
+    def overhead(self) -> int:
+        """Bytes that are no tensor's, at most, whatever sizes its tensors come to have."""
+        return len(self.header) + len(self.slots) * (self.alignment - 1)
 
 
 def layout(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> Layout:
-    """Lay a file out as ``safetensors.torch.save_file`` does, byte for byte.
+    """Lay a safetensors file out as ``safetensors.torch.save_file`` does, byte for byte.
 
     Tensors go by descending element type, then by name; the header is compact JSON, padded with
     spaces to a multiple of 8 bytes. (save_file writes several metadata entries in random order;

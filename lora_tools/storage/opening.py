@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.checkpoint import Checkpoint
+from lora_tools.storage.gguf import read_gguf
 from lora_tools.storage.header import Spec, read_header
 from lora_tools.storage.npz import read_npz
 from lora_tools.storage.place import Place
@@ -19,7 +20,7 @@ READERS = 8
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a safetensors or npz file, an index of shards, a folder with either, or pickles.
+    """Open a safetensors, GGUF or npz file, an index of shards, a folder with either, or pickles.
 
     Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
     its shards disagree. Costs the headers; torch is imported for pickles only.
@@ -38,6 +39,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return load_pickle(path)
     if path.suffix == ".npz":
         return read_npz(path)
+    if path.suffix == ".gguf":
+        return read_gguf(path)
     header = read_header(path)
     places = {name: Place(path, slot) for name, slot in header.slots.items()}
     return Checkpoint(path, places, _specs(places), header.metadata)
@@ -57,7 +60,7 @@ def open_partly(path: Path) -> tuple[Checkpoint, tuple[str, ...]]:
 
 
 def _file_in(folder: Path) -> Path:
-    for pattern in (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin"):
+    for pattern in (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin", "*.gguf"):
         found = sorted(folder.glob(pattern))
         if len(found) == 1:
             return found[0]

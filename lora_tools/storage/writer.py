@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TensorWriter:
-    """A safetensors file being filled: ``writer[name] = tensor``, in any order, from any thread.
+    """A file being filled: ``writer[name] = tensor``, in any order, from any thread.
 
     The layout fixes every offset beforehand, so memory holds only the tensors in flight. Leaving
     the context with a slot unfilled is an error.

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from judges import judge
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lora_tools.formats.kinds import KINDS
 from lora_tools.formats.registry import FORMATS
@@ -89,6 +92,85 @@ def test_a_file_for_a_format_with_a_configuration_is_refused(tmp_path):
     done = run("convert", PLAIN, tmp_path / "x.safetensors", "--to", "mlx")
     assert done.returncode == 2
     assert "OUT is a folder" in done.stderr
+
+
+def test_a_file_has_the_ending_of_its_container(tmp_path):
+    for ending, target, right in (
+        ("safetensors", "gguf", r".gguf"),
+        ("gguf", "kohya", ".safetensors"),
+    ):
+        done = run("convert", PLAIN, tmp_path / f"x.{ending}", "--to", target)
+        assert done.returncode == 2
+        assert f"{target} is written to files that end in {right}" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A base with its configuration, and an adapter of its queries and keys."""
+    torch.manual_seed(0)
+    paths = {"q_proj": 32, "k_proj": 16}
+    weights, factors = {}, {}
+    for path, out in paths.items():
+        name = f"model.layers.0.self_attn.{path}"
+        weights[f"{name}.weight"] = torch.randn(out, 32)
+        factors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(4, 32)
+        factors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out, 4)
+    for folder, tensors, file, config in (
+        ("base", weights, "model", LLAMA),
+        ("peft", factors, "adapter_model", {"peft_type": "LORA", "r": 4, "lora_alpha": 8}),
+    ):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / f"{file}.safetensors")
+        name = "config.json" if folder == "base" else "adapter_config.json"
+        (tmp_path / folder / name).write_text(json.dumps(config | {"target_modules": [*paths]}))
+    return tmp_path
+
+
+def test_gguf_and_back_with_the_base_that_knows_the_heads(llama):
+    judge("gguf")
+    base, peft, file = llama / "base", llama / "peft", llama / "lora.gguf"
+    refused = run("convert", peft, file, "--to", "gguf")
+    assert refused.returncode == 1
+    assert "hint: Give the base model, whose config.json says them: --base MODEL." in refused.stderr
+    done = run("convert", peft, file, "--to", "gguf", "--base", base, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["totals"]["error"] == 0
+    assert report["totals"]["bytes_after"] == file.stat().st_size
+    shown = run("inspect", file)
+    assert shown.returncode == 0
+    assert "gguf adapter" in shown.stdout
+    assert "in rotated pairs" in shown.stdout
+    assert "in rotated pairs" not in run("inspect", file, "--base", base).stdout
+    for command in (
+        ["diff", peft, file],
+        ["convert", file, llama / "back", "--to", "peft"],
+        ["convert", file, llama / "back.safetensors", "--to", "kohya"],
+    ):
+        done = run(*command)
+        assert done.returncode == (2 if command[0] == "diff" else 1)
+        assert "does not say how many heads share them" in done.stderr
+        assert "--base MODEL" in done.stderr
+        done = run(*command, "--base", base)
+        assert done.returncode == 0, done.stderr
+    assert run("diff", peft, llama / "back", "--tolerance", "0").returncode == 0
+    assert run("merge", base, file, llama / "merged").returncode == 0
+    assert run("verify", llama / "merged", base, peft).returncode == 0
+    assert run("verify", llama / "merged", base, file).returncode == 0
+    folder = llama / "folder"
+    assert run("convert", peft, folder, "--to", "gguf", "--base", base).returncode == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_model.gguf",
+        "lora_tools_report.json",
+    }
+    small = run("shrink", folder, llama / "small", "--rank", "2")
+    assert small.returncode == 0, small.stderr
+    assert (llama / "small" / "adapter_model.gguf").is_file()
+    assert run("inspect", llama / "small").returncode == 0
 
 
 def test_what_exists_is_replaced_only_by_force(tmp_path):

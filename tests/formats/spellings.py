@@ -34,7 +34,15 @@ PATHS = {
         "somebodys_own.layer_3.proj",
         "lm_head",
     ],
+    "qwen2": [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.10.self_attn.k_proj",
+        "model.layers.10.mlp.down_proj",
+        "lm_head",
+    ],
 }
+BASES = {"qwen2": {"model_type": "qwen2", "num_attention_heads": 1}}
+"""Configurations of the models whose architecture a format has to know."""
 
 
 @st.composite
@@ -63,9 +71,10 @@ def modules(draw: st.DrawFn, name: str, kinds: frozenset[str] = frozenset()) -> 
 @st.composite
 def manifests(draw: st.DrawFn, component: str, kinds: frozenset[str] = frozenset()) -> Manifest:
     """Return an adapter of a component's modules."""
-    prefix = "" if component == "model" else f"{component}."
+    prefix = "" if component in ("model", "qwen2") else f"{component}."
     names = draw(st.lists(st.sampled_from(PATHS[component]), min_size=1, unique=True))
-    return Manifest("elsewhere", tuple(draw(modules(prefix + name, kinds)) for name in names))
+    found = tuple(draw(modules(prefix + name, kinds)) for name in names)
+    return Manifest("elsewhere", found, base=BASES.get(component))
 
 
 def filled(specs: dict[str, Spec], seed: int = 0) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ WRITES = [
     ("comfyui", "diffusion_model"),
     ("comfyui", "text_encoder"),
     ("mlx", "model"),
+    ("gguf", "qwen2"),
 ]
 
 
@@ -49,7 +50,7 @@ def test_what_is_written_is_read_again(name, component, data):
     assert again.modules == written.modules
     assert [m.scale for m in again.modules] == [m.scale for m in written.modules]
     assert again.extras == ()
-    if name != "mlx":  # one scale for all: whoever writes folds the difference
+    if name not in ("mlx", "gguf"):  # one for all: whoever writes folds the difference
         for before, after in zip(manifest.modules, again.modules, strict=True):
             assert after.scale == before.scale
             assert (after.name, after.site, after.shape) == (before.name, before.site, before.shape)

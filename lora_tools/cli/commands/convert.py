@@ -31,7 +31,7 @@ from lora_tools.cli.ranks import Limits, Wish, policy_options
 from lora_tools.engine import Engine
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
-from lora_tools.storage.opening import open_checkpoint
+from lora_tools.model import open_model
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
 @format_option()
-@base_option("Base model, by whose names flattened ones get their dots back.")
+@base_option(
+    "Base model: its names give flattened ones their dots back, its config.json says the heads and"
+    " the architecture that gguf needs."
+)
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
 @policy_options
 @rank_limit_options(", where ranks are lowered")
@@ -76,9 +79,9 @@ def command(
 ) -> None:
     """Write the adapter SOURCE in another FORMAT to OUT, with the same updates.
 
-    OUT is a folder, or a file with the ending .safetensors where the format has no configuration
-    beside its tensors. Scales that FORMAT cannot say are folded into the factors; what it cannot
-    say at all is refused by name. `lora-tools formats` lists formats and KINDs.
+    OUT is a folder, or a file with the ending .safetensors (.gguf for gguf) where the format has
+    no configuration beside its tensors. Scales that FORMAT cannot say are folded into the factors;
+    what it cannot say at all is refused by name. `lora-tools formats` lists formats and KINDs.
 
     With one of --rank, --energy, --max-error, --max-params and --max-size, ranks are lowered in the
     same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full differences are LoRAs of a
@@ -96,14 +99,19 @@ def command(
     single = out.suffix in WEIGHTS
     if single and format.config_file:
         raise click.UsageError(f"{target} has a configuration beside its tensors: OUT is a folder")
-    adapter = read(source, own)
+    if single and out.suffix != format.container.suffix:
+        raise click.UsageError(
+            f"{target} is written to files that end in {format.container.suffix}"
+        )
+    model = open_model(base) if base else None
+    adapter = read(source, own, base=model.config if model else None)
     if not dry_run:
         inputs = {"source": source}
         if adapter.format.config_file and not source.is_dir():
             inputs["folder of the source"] = source.parent
         check_output(out, inputs, force=force)
     engine = make_engine("cpu", jobs)
-    paths = [key.removesuffix(".weight") for key in open_checkpoint(base)] if base else ()
+    paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
     translated = translate(adapter, format, engine, drop=drop, paths=paths)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)

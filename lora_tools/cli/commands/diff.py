@@ -8,6 +8,7 @@ import click
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    base_option,
     each_format,
     engine_options,
     formats_option,
@@ -19,6 +20,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.question import Question
 from lora_tools.cli.types import LocalOrHub
+from lora_tools.model import open_model
 
 
 @click.command(cls=Question, short_help="Compare two adapters.")
@@ -32,6 +34,7 @@ from lora_tools.cli.types import LocalOrHub
     metavar="F",
     help="Relative difference up to which a module or tensor is the same; 0: equal numbers.",
 )
+@base_option("Base model of both, whose config.json says the heads that gguf files leave out.")
 @pattern_options(
     "Compare matching modules and tensors only.", "Leave matching modules and tensors out."
 )
@@ -44,6 +47,7 @@ def command(
     a: Path,
     b: Path,
     tolerance: float,
+    base: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     owns: tuple[str, ...],
@@ -63,7 +67,9 @@ def command(
     Exit status: 0 the same, 1 different, 2 an error.
     """
     engine = make_engine(device, jobs)
-    first, second = (read(*of) for of in zip((a, b), each_format(owns, 2), strict=True))
+    config = open_model(base).config if base else None
+    pairs = zip((a, b), each_format(owns, 2), strict=True)
+    first, second = (read(*pair, base=config) for pair in pairs)
     from lora_tools.ops.diff import Options, diff, text  # imports numpy
 
     options = Options(tolerance, include, exclude, device)

@@ -108,7 +108,8 @@ def command(
     for file in filter(None, (html, plot)):
         check_file(file, force=force)
     consumers = named(engines, max_lora_rank=max_lora_rank)
-    found = look(source, consumers, own)
+    model = open_model(base) if base else None
+    found = look(source, consumers, own, model.config if model else None)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)
@@ -118,7 +119,7 @@ def command(
     result = inspect(
         found,
         spectrum=spectrum,
-        base=open_model(base) if base else None,
+        base=model,
         consumers=consumers,
         engine=Visible(make_engine(device, jobs)) if wanted else None,
         device=device,

@@ -31,6 +31,7 @@ from lora_tools.formats.peft.keys import (
 from lora_tools.formats.peft.modules import module_of, parameters
 from lora_tools.formats.sites import Embedding, Experts
 from lora_tools.scaling import alpha_for
+from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Peft:
             "full weight",
         }
     )
+    container: Container = SAFETENSORS
     names: Names = "diffusers"
     files: tuple[str, ...] = ("adapter_model.safetensors", "adapter_model.bin")
     config_file: str | None = "adapter_config.json"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_tools.adapter import Adapter
+from lora_tools.adapter import Adapter, laid_out
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import LoraToolsError, NonFiniteError, PolicyError, UnsupportedError, some
 from lora_tools.formats.base import Format
@@ -21,11 +21,17 @@ from lora_tools.ops.convert.outcome import Change, Outcome, Row
 from lora_tools.report import Change as Shrunk
 from lora_tools.report import Row as ShrunkRow
 from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.layout import layout
 from lora_tools.storage.sides import SideFiles
 from lora_tools.update import Biased, DoRA, Update, factors
 
-BOUND = ("lora_adapter_metadata", "lora_tools.names", "sshs_")
+BOUND = (
+    "lora_adapter_metadata",
+    "lora_tools.names",
+    "sshs_",
+    "general.",
+    "adapter.type",
+    "adapter.lora.alpha",
+)
 """How fields of a header begin that describe the spelling of their own file."""
 
 
@@ -119,7 +125,7 @@ class Translated:
             self.source.format.name,
             self.format.name,
             policy=policy,
-            nbytes=(self.nbytes, layout(written.specs, written.metadata).size),
+            nbytes=(self.nbytes, laid_out(self.format, written).size),
             carried={extra.key: extra.kind for extra in written.extras},
             dropped=self.dropped,
             left_out=self._left_out(written),
@@ -254,6 +260,7 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
         raise UnsupportedError(f"{format.name} is read, not written")
     if format.name == adapter.format.name:
         return
+    adapter.check_order()
     blind = [m.name for m in manifest.modules if not m.is_pair and is_blind(m)]
     if blind:
         raise UnsupportedError(
@@ -272,7 +279,7 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
 def _bare(module: Module, *, new: bool) -> Module:
     """Return a module as a pair of factors, without the spelling of the format it comes from."""
     pair = module.resized(module.r)
-    return replace(pair, stem=pair.name, owner=pair.name) if new else pair
+    return replace(pair, stem=pair.name, owner=pair.name, rows=None) if new else pair
 
 
 def _kept(update: Update, module: Module) -> Update:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,16 @@ class Listing:
 
 
 def look(
-    path: str | Path, consumers: Sequence[Consumer] = (), format: str | None = None
+    path: str | Path,
+    consumers: Sequence[Consumer] = (),
+    format: str | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Adapter | Listing:
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
     ``consumers`` are the engines whose verdicts on what is listed are wanted; ``format`` is the
-    name of the format, where it is not to be recognised.
+    name of the format, where it is not to be recognised; ``base`` is the base model's
+    configuration, if it is known.
 
     Raises `CheckpointError` for what is missing or damaged.
     """
@@ -108,7 +112,7 @@ def look(
     if format:
         format_named(format)  # a name that is none is no property of the file
     try:
-        return read(path, format, strict=False)
+        return read(path, format, strict=False, base=base)
     except (FormatError, UnsupportedError) as error:
         about = subject(path) if consumers else None
         judgements = tuple(judge(about, consumer) for consumer in consumers if about)

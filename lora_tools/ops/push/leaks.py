@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from lora_tools.storage.gguf import read_gguf
 from lora_tools.storage.header import read_header
 
 SECRETS = {
@@ -46,11 +47,14 @@ class Leak(NamedTuple):
 
 
 def leaks(name: str, content: Path | bytes) -> list[Leak]:
-    """Find the secrets and private paths of a text file, or of a safetensors header's metadata."""
+    """Find the secrets and private paths of a text file, or of a tensor file's header."""
     suffix = PurePosixPath(name).suffix
     if suffix == ".safetensors" and isinstance(content, Path):
         metadata = read_header(content).metadata
         places = ((f"metadata {key}", f"{key} {value}") for key, value in metadata.items())
+    elif suffix == ".gguf" and isinstance(content, Path):
+        fields = read_gguf(content).metadata
+        places = ((f"field {key}", f"{key} {value}") for key, value in fields.items())
     elif suffix in TEXTS:
         data = content if isinstance(content, bytes) else content.read_bytes()
         lines = data.decode("utf-8", "replace").splitlines()

@@ -164,7 +164,7 @@ def _fields(made: Draft, old: Mapping[str, Any], license: Mapping[str, str]) -> 
 def _library(subject: Adapter | Model) -> str:
     if isinstance(subject, Model):
         return "transformers" if "_class_name" not in subject.config else "diffusers"
-    return {"peft": "peft", "mlx": "mlx"}.get(subject.manifest.format, "diffusers")
+    return {"peft": "peft", "mlx": "mlx", "gguf": "gguf"}.get(subject.manifest.format, "diffusers")
 
 
 def _subject(folder: Path) -> Adapter | Model:

@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lora_tools.adapter import laid_out
 from lora_tools.engine import Engine
 from lora_tools.formats.manifest import Manifest
 from lora_tools.ops.shrink.source import Source
 from lora_tools.ops.shrink.tasks import Rewrite, rewrite
 from lora_tools.report import Change, Report
-from lora_tools.storage.layout import Layout, layout
+from lora_tools.storage.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Shrunk:
     @property
     def layout(self) -> Layout:
         """Where every tensor of the file will be."""
-        return layout(self.manifest.specs, self.manifest.metadata)
+        return laid_out(self.source.format, self.manifest)
 
     def report(self, policy: str, began: float | None = None) -> Report:
         """Return the report of this shrink, with all that is known before it is computed.

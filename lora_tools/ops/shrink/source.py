@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.sides import SideFiles
@@ -18,6 +19,11 @@ class Source(Protocol):
     @property
     def path(self) -> Path:
         """What was asked for: a folder or a file."""
+        ...
+
+    @property
+    def format(self) -> Format:
+        """What it is spelled in when it is written."""
         ...
 
     @property

@@ -160,7 +160,7 @@ class Survey:
 
     def _refined(self, policy: MaxBytes, views: Sequence[Spectrum], kept: list[int]) -> list[int]:
         """Spend what a header that is shorter than was feared leaves over."""
-        header = len(self.at(Ranks(tuple(kept))).layout.header)
+        header = self.at(Ranks(tuple(kept))).layout.overhead
         again = policy.ranks(views, self._rest(views)._replace(header=header))
         fits = self.at(Ranks(tuple(again))).layout.size <= policy.count
         return again if fits else kept
@@ -174,7 +174,7 @@ class Survey:
         return Rest(
             sum(spec.numel for spec in specs) - round(sum(factors)),
             sum(spec.nbytes for spec in specs) - round(nbytes),
-            len(largest.layout.header),
+            largest.layout.overhead,
         )
 
     def _views(self, least: Sequence[int] | None = None) -> list[Spectrum]:

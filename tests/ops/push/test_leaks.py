@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from judges import judge
 from safetensors.numpy import save_file
 
 from lora_tools.ops.push.leaks import is_private, leaks, shorten
@@ -31,6 +32,23 @@ from lora_tools.ops.push.leaks import is_private, leaks, shorten
 def test_what_is_found(text, kind):
     found = leaks("README.md", f"first\n{text}\n".encode())
     assert [(leak.file, leak.place, leak.kind) for leak in found] == [("README.md", "line 2", kind)]
+
+
+def test_fields_of_a_gguf_header_are_searched(tmp_path):
+    gguf = judge("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_string("general.base_model.0.name", "/home/alice/llama")
+    writer.add_array("general.tags", ["lora", "hf_" + "aB3" * 11])
+    writer.add_tensor("w", np.ones((2, 3), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = leaks("x.gguf", tmp_path / "x.gguf")
+    assert [(leak.place, leak.kind) for leak in found] == [
+        ("field general.base_model.0.name", "a private path"),
+        ("field general.tags", "a Hugging Face token"),
+    ]
 
 
 @pytest.mark.parametrize(

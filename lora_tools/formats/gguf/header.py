@@ -1,0 +1,103 @@
+"""What the header of a GGUF adapter says beside its tensors, and what it has to say."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.manifest import Module
+from lora_tools.formats.numbers import rounded
+from lora_tools.scaling import scale
+from lora_tools.storage.fields import Field, field_of, text_of
+
+ARCHITECTURE = "general.architecture"
+TYPE = "general.type"
+FILE_TYPE = "general.file_type"
+QUANTISATION = "general.quantization_version"
+ADAPTER = "adapter.type"
+ALPHA = "adapter.lora.alpha"
+TOKENS = "adapter.alora.invocation_tokens"
+BASES = "general.base_model."
+BASE_NAME = f"{BASES}0.name"
+BASE_URL = f"{BASES}0.repo_url"
+HUB = "https://huggingface.co/"
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
+"""llama.cpp's numbers for a file whose tensors are of one type."""
+
+
+def check_kind(metadata: Mapping[str, str]) -> None:
+    """Raise unless the header is that of a LoRA which always acts."""
+    kinds = [metadata.get(key) for key in (TYPE, ADAPTER)]
+    if kinds != ["adapter", "lora"]:
+        raise FormatError(
+            f"{TYPE} is {kinds[0]!r} and {ADAPTER} {kinds[1]!r}, not 'adapter' and 'lora'"
+        )
+    if TOKENS in metadata:
+        raise UnsupportedError("aLoRA is switched on by tokens, so it is not an update of weights")
+
+
+def alpha_of(metadata: Mapping[str, str]) -> float | None:
+    """Return the adapter's alpha, or None where it has none, or 0: the scale is 1."""
+    value = field_of(metadata[ALPHA]).value if ALPHA in metadata else 0.0
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise FormatError(f"{ALPHA} is {value!r}, which is no alpha")
+    return float(value) or None
+
+
+def base_of(metadata: Mapping[str, str]) -> str | None:
+    """Return the base model that the header names, as the Hub does where it can."""
+    url = metadata.get(BASE_URL, "")
+    return url.removeprefix(HUB) if url.startswith(HUB) else metadata.get(BASE_NAME)
+
+
+def common_alpha(modules: Iterable[Module]) -> float | None:
+    """Return the one alpha under which the most modules keep their scale; None: a scale of 1.
+
+    The file has it in float32.
+    """
+    modules = tuple(modules)
+    said = (m.scale * m.r if m.rslora else m.alpha for m in modules if m.alpha is not None)
+    # Ranks that differ under a scale of 1, as `shrink` makes them, have no alpha in common but 0.
+    found = dict.fromkeys(alpha for alpha in map(rounded, said) if alpha and math.isfinite(alpha))
+    candidates: list[float | None] = [*found, None]
+    return max(candidates, key=lambda alpha: sum(_keeps(module, alpha) for module in modules))
+
+
+def _keeps(module: Module, alpha: float | None) -> bool:
+    return scale(alpha, module.r, rslora=False) == module.scale
+
+
+def header(
+    metadata: Mapping[str, str],
+    architecture: str,
+    alpha: float | None,
+    dtypes: Iterable[str],
+    base_model: str | None,
+) -> dict[str, str]:
+    """Return the header of an adapter, with all that ``metadata`` says besides.
+
+    ``dtypes`` are the element types of its factors.
+    """
+    kept = {key: value for key, value in metadata.items() if key != QUANTISATION}
+    first = {ARCHITECTURE: architecture, TYPE: "adapter"}
+    if base_model and base_of(metadata) != base_model:
+        kept = {key: value for key, value in kept.items() if not key.startswith(BASES)}
+        first |= _base(base_model)
+    if kept.pop(FILE_TYPE, None) and len(types := {*dtypes}) == 1:
+        first[FILE_TYPE] = text_of(Field("UINT32", FILE_TYPES[types.pop()]))
+    last = {ADAPTER: "lora", ALPHA: text_of(Field("FLOAT32", alpha or 0.0))}
+    return first | kept | last
+
+
+def _base(name: str) -> dict[str, str]:
+    """Return the fields that name a base model: one of the Hub by its address."""
+    fields = {f"{BASES}count": text_of(Field("UINT32", 1))}
+    if not HUB_NAME.fullmatch(name):
+        return fields | {BASE_NAME: text_of(Field("STRING", name))}
+    organisation, _, model = name.partition("/")
+    return fields | {
+        BASE_NAME: text_of(Field("STRING", model)),
+        f"{BASES}0.organization": text_of(Field("STRING", organisation)),
+        BASE_URL: HUB + name,
+    }
