@@ -1,6 +1,7 @@
-"""Single numbers as files hold them: which element types keep them exactly."""
+"""Numbers as files hold them: which element types keep them exactly."""
 
 import struct
+from typing import Any
 
 FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 
@@ -13,6 +14,11 @@ def narrowest(value: float, preferred: str) -> str:
     """
     candidates = (preferred, "F32", "F64")
     return next((code for code in candidates if _holds(value, code)), "F64")
+
+
+def widened(array: Any) -> Any:
+    """Return an array of numpy's or torch's in float64."""
+    return array.astype("float64") if hasattr(array, "astype") else array.double()
 
 
 def _holds(value: float, code: str) -> bool:
