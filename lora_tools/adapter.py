@@ -11,11 +11,13 @@ from lora_tools.errors import (
     CheckpointError,
     FormatError,
     LoraToolsError,
+    UnsupportedError,
     some,
 )
 from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
+from lora_tools.formats.rotary import Paired
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.layout import layout
 from lora_tools.storage.objects import read_object
@@ -78,6 +80,19 @@ class Adapter(Mapping[str, "Update"]):
     def nbytes(self) -> int:
         """Size of its tensors' files on disk."""
         return self.tensors.nbytes
+
+    def check_order(self) -> None:
+        """Raise `UnsupportedError` if it has rows that cannot be brought into its base's order.
+
+        For whatever adds an update to a weight, compares it with another file's, or spells it in
+        another format. Norms and spectra are those of any order.
+        """
+        unknown = [module.name for module in self.manifest.modules if module.rows == Paired(None)]
+        if unknown:
+            raise UnsupportedError(
+                f"{self.path}: the rows of {some(unknown)} are in rotated pairs, and the file does"
+                " not say how many heads share them"
+            ).hint("Give the base model, whose config.json says it: --base MODEL.")
 
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""

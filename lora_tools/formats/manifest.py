@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.scaling import scale
 from lora_tools.storage.header import Spec
@@ -69,6 +70,8 @@ class Module:
     """What the file puts before its suffixes."""
     owner: str
     """The module whose rank and alpha it has: itself, unless the base layer hands them down."""
+    rows: Paired | None = None
+    """The order of B's rows in the file, where it is not that of transformers' weight."""
 
     @property
     def stack(self) -> int:

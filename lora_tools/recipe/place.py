@@ -42,6 +42,7 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
     """
     adapter, placed = strong.adapter, Placed()
     manifest = adapter.manifest
+    adapter.check_order()
     if manifest.config.get("layer_replication"):
         raise UnsupportedError(
             f"{adapter.path}: layer_replication is set: its model has layers that the base shares"

@@ -129,6 +129,7 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
         raise UnsupportedError(f"{format.name} is read, not written")
     if format.name == adapter.format.name:
         return
+    adapter.check_order()
     blind = [m.name for m in manifest.modules if not m.is_pair and is_blind(m)]
     if blind:
         raise UnsupportedError(
@@ -147,4 +148,4 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
 def _bare(module: Module, dtype: str | None, *, new: bool) -> Module:
     """Return a module as a pair of factors, without the spelling of the format it comes from."""
     pair = module.resized(module.r, dtype)
-    return replace(pair, stem=pair.name, owner=pair.name) if new else pair
+    return replace(pair, stem=pair.name, owner=pair.name, rows=None) if new else pair

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, some
 from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.rotary import Paired
 from lora_tools.names import Prefix, align
 
 Thing: TypeAlias = Module | Extra
@@ -42,7 +43,8 @@ class Job:
 def pair(a: Adapter, b: Adapter, device: str) -> list[Job]:
     """Pair modules and other tensors by name: A's in order, then what only B has.
 
-    Names may have a prefix more on one side. Raises `FormatError` if they fit in several ways.
+    Names may have a prefix more on one side. Raises `FormatError` if they fit in several ways, and
+    `UnsupportedError` if their rows cannot be brought into one order.
     """
     jobs = []
     for things_a, things_b in (
@@ -54,12 +56,22 @@ def pair(a: Adapter, b: Adapter, device: str) -> list[Job]:
         prefix = _prefix(list(sides_a), list(sides_b))
         pairs = [Job(side, sides_b.pop(prefix(name) or "", None)) for name, side in sides_a.items()]
         jobs += [*pairs, *(Job(None, side) for side in sides_b.values())]
+    if not all(_in_one_order(job) for job in jobs):
+        a.check_order()
+        b.check_order()
     return jobs
 
 
 def notes(a: Adapter, b: Adapter, skipped: int) -> tuple[str, ...]:
     """Return what a person should know of the comparison, a sentence each."""
     return tuple(_notes(a, b, skipped))
+
+
+def _in_one_order(job: Job) -> bool:
+    """Whether the rows of both sides are in a known order, or in the same unknown one."""
+    modules = [side.thing for side in (job.a, job.b) if side and isinstance(side.thing, Module)]
+    unknown = [module.rows == Paired(None) for module in modules]
+    return all(unknown) or not any(unknown)
 
 
 def _notes(a: Adapter, b: Adapter, skipped: int) -> Iterator[str]:
