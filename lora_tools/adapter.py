@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,7 @@ def read(
         manifest = spelling.read(
             Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         )
+        manifest = replace(manifest, base=base)
     except LoraToolsError as error:
         raise error.located(path) from error
     if strict and manifest.problems:

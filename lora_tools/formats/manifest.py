@@ -186,6 +186,8 @@ class Manifest:
     """What a person should know, one sentence each."""
     problems: tuple[str, ...] = ()
     """How configuration and tensors contradict each other; only `inspect` goes on from here."""
+    base: Mapping[str, Any] | None = None
+    """The base model's configuration, if it is given: what a format that is written may need."""
 
     @property
     def specs(self) -> dict[str, Spec]:

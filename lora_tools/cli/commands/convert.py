@@ -11,6 +11,7 @@ from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    alpha_option,
     base_option,
     dry_run_option,
     dtype_option,
@@ -24,7 +25,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.formats.registry import format_named
-from lora_tools.storage.opening import open_checkpoint
+from lora_tools.model import open_model
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 
@@ -34,7 +35,11 @@ from lora_tools.storage.writer import check_output, staged, staged_file
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
 @click.option("--format", "own", metavar="FORMAT", help="Format of SOURCE.  [default: recognised]")
-@base_option("Base model, by whose names flattened ones get their dots back.")
+@alpha_option
+@base_option(
+    "Base model: its names give flattened ones their dots back, its config.json says the heads"
+    " that some formats leave out."
+)
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
 @dtype_option()
 @jobs_option("one per core")
@@ -48,6 +53,7 @@ def command(
     out: Path,
     target: str,
     own: str | None,
+    alpha: float | None,
     base: Path | None,
     drop: tuple[str, ...],
     dtype: str | None,
@@ -70,14 +76,15 @@ def command(
     single = out.suffix in WEIGHTS
     if single and format.config_file:
         raise click.UsageError(f"{target} has a configuration beside its tensors: OUT is a folder")
-    adapter = read(source, own)
+    model = open_model(base) if base else None
+    adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
         inputs = {"source": source}
         if adapter.format.config_file and not source.is_dir():
             inputs["folder of the source"] = source.parent
         check_output(out, inputs, force=force)
     engine = make_engine("cpu", jobs)
-    paths = [key.removesuffix(".weight") for key in open_checkpoint(base)] if base else ()
+    paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
     converted = convert(
         adapter,
         format,

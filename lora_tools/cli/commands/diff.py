@@ -8,6 +8,7 @@ import click
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    alpha_option,
     engine_options,
     full_option,
     json_option,
@@ -33,6 +34,7 @@ from lora_tools.cli.types import LocalOrHub
 @pattern_options(
     "Compare matching modules and tensors only.", "Leave matching modules and tensors out."
 )
+@alpha_option
 @full_option("One line per module: no layers in one line.")
 @engine_options
 @json_option
@@ -43,6 +45,7 @@ def command(
     tolerance: float,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    alpha: float | None,
     full: bool,
     device: str,
     jobs: int | None,
@@ -59,7 +62,7 @@ def command(
     Exit status: 0 the same, 1 different, 2 an error.
     """
     engine = make_engine(device, jobs)
-    first, second = read(a), read(b)
+    first, second = read(a, alpha=alpha), read(b, alpha=alpha)
     from lora_tools.ops.diff import Options, diff, text  # imports numpy
 
     options = Options(tolerance, include, exclude, device)

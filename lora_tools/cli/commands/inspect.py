@@ -9,6 +9,7 @@ import click
 
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
+    alpha_option,
     base_option,
     engine_options,
     force_option,
@@ -46,6 +47,7 @@ class Picture(click.Path):
     is_flag=True,
     help="Read the factors: norms, singular values, ranks that are enough, what each rank costs.",
 )
+@alpha_option
 @base_option("Compare with the base model: a folder, an index or a file. Implies --spectrum.")
 @click.option(
     "--for",
@@ -82,6 +84,7 @@ class Picture(click.Path):
 def command(
     source: Path,
     spectrum: bool,
+    alpha: float | None,
     base: Path | None,
     engines: tuple[str, ...],
     max_lora_rank: int,
@@ -105,7 +108,8 @@ def command(
     for file in filter(None, (html, plot)):
         check_file(file, force=force)
     consumers = named(engines, max_lora_rank=max_lora_rank)
-    found = look(source, consumers)
+    model = open_model(base) if base else None
+    found = look(source, consumers, model.config if model else None, alpha)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)
@@ -115,7 +119,7 @@ def command(
     result = inspect(
         found,
         spectrum=spectrum,
-        base=open_model(base) if base else None,
+        base=model,
         consumers=consumers,
         engine=Visible(make_engine(device, jobs)) if wanted else None,
         device=device,

@@ -13,6 +13,7 @@ from lora_tools.cli.console import say
 from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
+    alpha_option,
     base_argument,
     dry_run_option,
     dtype_option,
@@ -49,6 +50,7 @@ from lora_tools.storage.writer import check_output
 )
 @untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
 @allow_missing_option("Leave out, and list, what has no home in BASE.")
+@alpha_option
 @engine_options
 @push_to_option
 @dry_run_option("Check everything and show the plan; write nothing.")
@@ -64,6 +66,7 @@ def command(
     max_shard_size: int | None,
     untie: bool,
     allow_missing: bool,
+    alpha: float | None,
     device: str,
     jobs: int | None,
     dry_run: bool,
@@ -85,7 +88,7 @@ def command(
         inputs = {"base": base, "folder of the base": base if base.is_dir() else base.parent}
         check_output(out, inputs | {f"adapter {path}": path for path in adapters}, force=force)
     model = open_model(base)
-    found = [read(path, base=model.config) for path in adapters]
+    found = [read(path, base=model.config, alpha=alpha) for path in adapters]
     engine = make_engine(device, jobs)
     from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
 

@@ -14,6 +14,7 @@ from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
+    alpha_option,
     dry_run_option,
     engine_options,
     force_option,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @out_argument
 @policy_options
 @limit_options
+@alpha_option
 @engine_options
 @push_to_option
 @dry_run_option("Report without writing; with no policy, a table of ranks to choose from.")
@@ -57,6 +59,7 @@ def command(
     out: Path,
     wish: Wish | None,
     limits: Limits,
+    alpha: float | None,
     device: str,
     jobs: int | None,
     dry_run: bool,
@@ -85,7 +88,7 @@ def command(
     if not dry_run:
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
-    adapter = read(source)
+    adapter = read(source, alpha=alpha)
     policy = wish.policy(adapter) if wish else None
     engine = make_engine(device, jobs)
     survey = _survey(adapter, policy, limits.options(device), engine if quiet else Visible(engine))

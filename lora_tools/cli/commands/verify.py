@@ -10,6 +10,7 @@ from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
+    alpha_option,
     base_argument,
     engine_options,
     json_option,
@@ -31,6 +32,7 @@ from lora_tools.storage.opening import open_partly
 @weight_option("The weight that each ADAPTER was merged with, in order.  [default: 1]")
 @untie_option("The tied embeddings of BASE were given a head.")
 @allow_missing_option("Leave out what has no home in BASE.")
+@alpha_option
 @engine_options
 @json_option
 @quiet_option
@@ -41,6 +43,7 @@ def command(
     weights: tuple[float, ...],
     untie: bool,
     allow_missing: bool,
+    alpha: float | None,
     device: str,
     jobs: int | None,
     as_json: bool,
@@ -55,7 +58,7 @@ def command(
     if weights and len(weights) != len(adapters):
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
     model = open_model(base)
-    found = [read(path, base=model.config) for path in adapters]
+    found = [read(path, base=model.config, alpha=alpha) for path in adapters]
     result, missing = open_partly(merged)
     engine = make_engine(device, jobs)
     from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy

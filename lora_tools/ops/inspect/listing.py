@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,22 @@ class Listing:
         }
 
 
-def look(path: str | Path, consumers: Sequence[Consumer] = ()) -> Adapter | Listing:
+def look(
+    path: str | Path,
+    consumers: Sequence[Consumer] = (),
+    base: Mapping[str, Any] | None = None,
+    alpha: float | None = None,
+) -> Adapter | Listing:
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
-    ``consumers`` are the engines whose verdicts on what is listed are wanted.
+    ``consumers`` are the engines whose verdicts on what is listed are wanted; ``base`` is the base
+    model's configuration, and ``alpha`` the adapter's alpha, for files that do not say enough.
 
     Raises `CheckpointError` for what is missing or damaged.
     """
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     try:
-        return read(path, strict=False)
+        return read(path, strict=False, base=base, alpha=alpha)
     except (FormatError, UnsupportedError) as error:
         about = subject(path) if consumers else None
         judgements = tuple(judge(about, consumer) for consumer in consumers if about)
