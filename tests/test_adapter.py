@@ -136,7 +136,9 @@ def test_tensors_of_no_known_format_are_named(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(FormatError, match=r"in no known adapter format.*named weight") as caught:
         read(tmp_path)
-    assert caught.value.__notes__ == ["Known formats: peft, kohya, diffusers, comfyui, mlx, xlabs."]
+    assert caught.value.__notes__ == [
+        "Known formats: peft, kohya, diffusers, comfyui, mlx, xlabs, torchtune."
+    ]
 
 
 def test_a_missing_configuration_is_an_error(folder):

@@ -63,7 +63,12 @@ class Peft:
     config_file: str | None = "adapter_config.json"
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
-        """Recognise PEFT by its configuration or by its prefix before a LoRA suffix."""
+        """Recognise PEFT by its configuration or by its prefix before a LoRA suffix.
+
+        torchtune writes that configuration beside its own tensors, too, in small letters.
+        """
+        if any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in specs):
+            return False
         if config is not None and ("peft_type" in config or {"r", "lora_alpha"} <= config.keys()):
             return True
         paths = [
