@@ -35,6 +35,12 @@ base_argument = click.argument("base", type=LocalOrHub())
 adapters_argument = click.argument("adapters", type=LocalOrHub(), nargs=-1, required=True)
 out_argument = click.argument("out", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+alpha_option = click.option(
+    "--alpha",
+    type=float,
+    metavar="N",
+    help="Alpha of an adapter whose files do not say it.",
+)
 quiet_option = click.option(
     "--quiet", is_flag=True, help="Print nothing but errors and what --json asks for."
 )

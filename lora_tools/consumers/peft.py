@@ -31,6 +31,10 @@ def _is_lora(subject: Subject) -> bool:
     return bool(subject.config) and (subject.config or {}).get("peft_type") == "LORA"
 
 
+def _types(subject: Subject) -> Breach | None:
+    return typed(*KINDS)(subject) if _is_lora(subject) else None  # AdaLoRA's patterns are masks
+
+
 def _owner(pair: Pair) -> str:
     """Return the module whose rank a pair has; attention hands it down to what it wraps."""
     stem = pair.stem.removeprefix(PREFIX)
@@ -266,7 +270,7 @@ PEFT = Consumer(
             "types",
             Verdict.REFUSED,
             "Numbers must be numbers, names names, and patterns pairs of them.",
-            typed(*KINDS),
+            _types,
             final=True,
         ),
         Rule(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_tools.errors import FormatError
 from lora_tools.formats.folding import fold, unfold
 from lora_tools.formats.manifest import Module, Part, Role
+from lora_tools.formats.numbers import widened
 from lora_tools.formats.sites import Convolution, Linear, Site, columns
 from lora_tools.scaling import alpha_for, scale
 from lora_tools.storage.dtypes import FLOATS
@@ -155,7 +156,7 @@ def update(module: Module, tensors: Mapping[str, "Array"]) -> "Update":
     if module.is_pair:
         b, a = unfold(module, values["b"], values["a"])
     else:
-        b, a = _made(module, {role: _wide(value) for role, value in values.items()})
+        b, a = _made(module, {role: widened(value) for role, value in values.items()})
     weight = LowRank(a, b, module.alpha, module.rslora, module.groups)
     if "magnitude" in values:
         return DoRA(weight, values["magnitude"])
@@ -240,10 +241,6 @@ def _halves(whole: Any) -> tuple[Any, Any]:
     if rows <= cols:
         return _eye(rows, whole), whole
     return whole, _eye(cols, whole)
-
-
-def _wide(array: Any) -> Any:
-    return array.astype("float64") if hasattr(array, "astype") else array.double()
 
 
 def _library(array: Any) -> Any:

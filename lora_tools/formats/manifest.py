@@ -21,6 +21,7 @@ Role: TypeAlias = Literal[
     "bias",
     "alpha",
     "mid",
+    "lora_E",
     "diff",
     "hada_w1_a",
     "hada_w1_b",

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
+from lora_tools.formats.uniform import at_one_rank, common_scale, scaled
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.dtypes import FLOATS
@@ -85,8 +85,7 @@ class MLX:
 
         It refuses ranks that differ, so zeros fill the smaller ones up.
         """
-        rank = max(module.rank for module in manifest.modules)
-        modules = tuple(_filled(module, rank) for module in manifest.modules)
+        modules = at_one_rank(manifest.modules)
         odd = [m.name for m in modules if isinstance(m.site, Experts) and not _is_switch(m)]
         odd += [m.name for m in modules if isinstance(m.site, Embedding) and not _is_table(m.name)]
         odd += [m.name for m in modules if isinstance(m.site, Linear) and _is_table(m.name)]
@@ -94,19 +93,14 @@ class MLX:
             raise UnsupportedError(f"MLX-LM has other layers in the place of {some(odd)}")
         check_uniform(modules, "MLX-LM")
         dora = "magnitude" in modules[0].parts
-        scale = _scale(modules)
-        written = tuple(
-            module
-            if module.alpha is not None and not module.rslora and module.scale == scale
-            else replace(module, alpha=alpha_for(scale, module.r, rslora=False), rslora=False)
-            for module in map(_spelled, modules)
-        )
+        scale = common_scale(modules)
+        written = tuple(scaled(_spelled(module), scale) for module in modules)
         old = dict(manifest.config)
         parameters: dict[str, Any] = {"dropout": 0.0} | dict(old.get("lora_parameters") or {})
         said = parameters.get("scale")
         same = isinstance(said, int | float) and math.isclose(said, scale, rel_tol=1e-14)
         parameters |= {
-            "rank": rank,
+            "rank": modules[0].rank,
             "scale": said if same else scale,
             "keys": sorted({_layer_key(module) for module in written}),
         }
@@ -169,18 +163,6 @@ def _module(stem: str, parts: dict[Role, Part], scale: float) -> Module:
     alpha = alpha_for(scale, rank, rslora=False)
     parts = {role: parts[role] for role in SUFFIX if role in parts}  # whatever order the file has
     return Module(name, site, out, inp, rank, alpha, False, parts, stem, name)
-
-
-def _scale(modules: tuple[Module, ...]) -> float:
-    """Return the scale that the most modules have, so that the fewest are rescaled."""
-    return Counter(module.scale for module in modules).most_common(1)[0][0]
-
-
-def _filled(module: Module, rank: int) -> Module:
-    if rank == module.rank:
-        return module
-    alpha = alpha_for(module.scale, rank, rslora=False)
-    return replace(module.resized(rank), alpha=alpha, rslora=False)
 
 
 def _spelled(module: Module) -> Module:

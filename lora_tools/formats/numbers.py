@@ -1,7 +1,8 @@
-"""Single numbers as files hold them: which element types keep them exactly."""
+"""Numbers as files hold them: which element types keep them exactly."""
 
 import math
 import struct
+from typing import Any
 
 FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 
@@ -26,6 +27,11 @@ def rounded(value: float) -> float:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return math.inf
+
+
+def widened(array: Any) -> Any:
+    """Return an array of numpy's or torch's in float64."""
+    return array.astype("float64") if hasattr(array, "astype") else array.double()
 
 
 def _holds(value: float, code: str) -> bool:

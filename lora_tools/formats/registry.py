@@ -13,12 +13,22 @@ from lora_tools.formats.gguf import LlamaCpp
 from lora_tools.formats.kohya import Kohya
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
+from lora_tools.formats.torchtune import Torchtune
 from lora_tools.formats.xlabs import XLabs
 from lora_tools.storage.header import Spec
 
 PEFT = Peft()
 """What new adapters are written as: every consumer reads it."""
-FORMATS: tuple[Format, ...] = (PEFT, Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs(), LlamaCpp())
+FORMATS: tuple[Format, ...] = (
+    PEFT,
+    Kohya(),
+    Diffusers(),
+    ComfyUI(),
+    MLX(),
+    XLabs(),
+    LlamaCpp(),
+    Torchtune(),
+)
 # Spellings that say too little for anyone to use the tensors without the code that made them.
 STRANGERS = (
     (

@@ -28,6 +28,13 @@ PATHS = {
         "input_blocks.4.1.proj_in",
     ],
     "text_encoder": ["text_model.encoder.layers.3.self_attn.q_proj"],
+    "decoder": [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.k_proj",
+        "model.layers.10.self_attn.o_proj",
+        "model.layers.3.mlp.up_proj",
+        "lm_head",
+    ],
     "model": [
         "model.layers.0.self_attn.q_proj",
         "model.layers.10.mlp.down_proj",
@@ -71,7 +78,7 @@ def modules(draw: st.DrawFn, name: str, kinds: frozenset[str] = frozenset()) -> 
 @st.composite
 def manifests(draw: st.DrawFn, component: str, kinds: frozenset[str] = frozenset()) -> Manifest:
     """Return an adapter of a component's modules."""
-    prefix = "" if component in ("model", "qwen2") else f"{component}."
+    prefix = "" if component in ("model", "qwen2", "decoder") else f"{component}."
     names = draw(st.lists(st.sampled_from(PATHS[component]), min_size=1, unique=True))
     found = tuple(draw(modules(prefix + name, kinds)) for name in names)
     return Manifest("elsewhere", found, base=BASES.get(component))

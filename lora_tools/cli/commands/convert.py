@@ -13,6 +13,7 @@ from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    alpha_option,
     base_option,
     dry_run_option,
     dtype_option,
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
 @format_option()
+@alpha_option
 @base_option(
     "Base model: its names give flattened ones their dots back, its config.json says the heads and"
-    " the architecture that gguf needs."
+    " the architecture that some formats leave out."
 )
 @click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
 @policy_options
@@ -64,6 +66,7 @@ def command(
     out: Path,
     target: str,
     own: str | None,
+    alpha: float | None,
     base: Path | None,
     drop: tuple[str, ...],
     wish: Wish | None,
@@ -104,7 +107,7 @@ def command(
             f"{target} is written to files that end in {format.container.suffix}"
         )
     model = open_model(base) if base else None
-    adapter = read(source, own, base=model.config if model else None)
+    adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
         inputs = {"source": source}
         if adapter.format.config_file and not source.is_dir():

@@ -8,6 +8,7 @@ import click
 from lora_tools.adapter import read
 from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
+    alpha_option,
     base_option,
     each_format,
     engine_options,
@@ -39,6 +40,7 @@ from lora_tools.model import open_model
     "Compare matching modules and tensors only.", "Leave matching modules and tensors out."
 )
 @formats_option("A and B")
+@alpha_option
 @full_option("One line per module: no layers in one line.")
 @engine_options
 @json_option
@@ -51,6 +53,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     owns: tuple[str, ...],
+    alpha: float | None,
     full: bool,
     device: str,
     jobs: int | None,
@@ -69,7 +72,7 @@ def command(
     engine = make_engine(device, jobs)
     config = open_model(base).config if base else None
     pairs = zip((a, b), each_format(owns, 2), strict=True)
-    first, second = (read(*pair, base=config) for pair in pairs)
+    first, second = (read(*pair, base=config, alpha=alpha) for pair in pairs)
     from lora_tools.ops.diff import Options, diff, text  # imports numpy
 
     options = Options(tolerance, include, exclude, device)

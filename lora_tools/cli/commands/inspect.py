@@ -9,6 +9,7 @@ import click
 
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
+    alpha_option,
     base_option,
     engine_options,
     force_option,
@@ -47,6 +48,7 @@ class Picture(click.Path):
     is_flag=True,
     help="Read the factors: norms, singular values, ranks that are enough, what each rank costs.",
 )
+@alpha_option
 @base_option("Compare with the base model: a folder, an index or a file. Implies --spectrum.")
 @click.option(
     "--for",
@@ -84,6 +86,7 @@ class Picture(click.Path):
 def command(
     source: Path,
     spectrum: bool,
+    alpha: float | None,
     base: Path | None,
     engines: tuple[str, ...],
     max_lora_rank: int,
@@ -109,7 +112,7 @@ def command(
         check_file(file, force=force)
     consumers = named(engines, max_lora_rank=max_lora_rank)
     model = open_model(base) if base else None
-    found = look(source, consumers, own, model.config if model else None)
+    found = look(source, consumers, own, model.config if model else None, alpha)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)

@@ -13,6 +13,7 @@ from lora_tools.cli.console import say
 from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
+    alpha_option,
     base_argument,
     dry_run_option,
     dtype_option,
@@ -53,6 +54,7 @@ from lora_tools.storage.writer import check_output
 )
 @untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
 @allow_missing_option("Leave out, and list, what has no home in BASE.")
+@alpha_option
 @engine_options
 @evict_option
 @push_to_option
@@ -70,6 +72,7 @@ def command(
     max_shard_size: int | None,
     untie: bool,
     allow_missing: bool,
+    alpha: float | None,
     device: str,
     jobs: int | None,
     evict: bool,
@@ -93,7 +96,7 @@ def command(
         check_output(out, inputs | {f"adapter {path}": path for path in adapters}, force=force)
     model = open_model(base)
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
-    found = [read(path, own, base=model.config) for path, own in formats]
+    found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
     engine = make_engine(device, jobs)
     from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
 

@@ -14,6 +14,7 @@ from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
+    alpha_option,
     dry_run_option,
     engine_options,
     force_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @policy_options
 @limit_options
 @format_option()
+@alpha_option
 @engine_options
 @push_to_option
 @dry_run_option("Report without writing; with no policy, a table of ranks to choose from.")
@@ -60,6 +62,7 @@ def command(
     wish: Wish | None,
     limits: Limits,
     own: str | None,
+    alpha: float | None,
     device: str,
     jobs: int | None,
     dry_run: bool,
@@ -88,7 +91,7 @@ def command(
     if not dry_run:
         folder = source if source.is_dir() else source.parent
         check_output(out, {"source": source, "folder of the source": folder}, force=force)
-    adapter = read(source, own)
+    adapter = read(source, own, alpha=alpha)
     policy = wish.policy(adapter) if wish else None
     engine = make_engine(device, jobs)
     survey = _survey(adapter, policy, limits.options(device), engine if quiet else Visible(engine))

@@ -10,6 +10,7 @@ from lora_tools.cli.console import Visible
 from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
+    alpha_option,
     base_argument,
     each_format,
     engine_options,
@@ -34,6 +35,7 @@ from lora_tools.storage.opening import open_partly
 @formats_option("the ADAPTERs")
 @untie_option("The tied embeddings of BASE were given a head.")
 @allow_missing_option("Leave out what has no home in BASE.")
+@alpha_option
 @engine_options
 @json_option
 @quiet_option
@@ -45,6 +47,7 @@ def command(
     owns: tuple[str, ...],
     untie: bool,
     allow_missing: bool,
+    alpha: float | None,
     device: str,
     jobs: int | None,
     as_json: bool,
@@ -60,7 +63,7 @@ def command(
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
     model = open_model(base)
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
-    found = [read(path, own, base=model.config) for path, own in formats]
+    found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
     result, missing = open_partly(merged)
     engine = make_engine(device, jobs)
     from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy

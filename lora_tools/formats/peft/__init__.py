@@ -10,21 +10,24 @@ from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
+from lora_tools.formats.numbers import widened
 from lora_tools.formats.paths import is_denoiser
+from lora_tools.formats.peft.adalora import is_adalora, read_adalora
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
+    ADALORA,
     PeftConfig,
     base_model,
     config_of,
     write_config,
 )
+from lora_tools.formats.peft.extras import extra_of
 from lora_tools.formats.peft.fresh import extra_key, fresh_config, stems
 from lora_tools.formats.peft.keys import (
     LORA_KEY,
     PREFIX,
     SUFFIX,
     Found,
-    base_name,
     collect,
     path_of,
 )
@@ -62,7 +65,12 @@ class Peft:
     config_file: str | None = "adapter_config.json"
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
-        """Recognise PEFT by its configuration or by its prefix before a LoRA suffix."""
+        """Recognise PEFT by its configuration or by its prefix before a LoRA suffix.
+
+        torchtune writes that configuration beside its own tensors, too, in small letters.
+        """
+        if any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in specs):
+            return False
         if config is not None and ("peft_type" in config or {"r", "lora_alpha"} <= config.keys()):
             return True
         paths = [
@@ -83,6 +91,8 @@ class Peft:
             raise FormatError(
                 "no adapter_config.json beside the tensors, so alpha is unknown"
             ).hint("Put the adapter's own adapter_config.json into the same folder.")
+        if is_adalora(contents):
+            return read_adalora(self.name, contents)
         check_types(config)
         check_variant(config)
         peft = PeftConfig(config)
@@ -103,7 +113,7 @@ class Peft:
         problems += [f"{key} is not understood" for key in orphans]
         unknown = {*orphans, *misfits}
         extras = tuple(
-            Extra(key, specs[key], MISFIT) if key in unknown else _extra(key, specs[key], peft)
+            Extra(key, specs[key], MISFIT) if key in unknown else extra_of(key, specs[key], peft)
             for key in [*misfits, *rest]
         )
         return Manifest(
@@ -150,8 +160,9 @@ class Peft:
             {module.owner: _alpha(module, rslora=rslora) for module in modules},
             rslora=rslora,
         )
-        if isinstance(config.get("target_modules"), str):
-            # A regex or "all-linear": servers read lists only.
+        pruned = manifest.config.get("peft_type") == ADALORA
+        if pruned or isinstance(config.get("target_modules"), str):
+            # A regex or "all-linear": servers read lists only. AdaLoRA may have left targets none.
             owners = (m.owner for m in modules if not isinstance(m.site, Experts))
             config["target_modules"] = list(dict.fromkeys(owners))
         metadata = {"format": "pt"} | dict(manifest.metadata)
@@ -164,6 +175,8 @@ class Peft:
         from lora_tools.update import Biased, DoRA, LowRank  # numpy is not needed for headers
 
         values = {role: tensors[part.key] for role, part in module.parts.items()}
+        if "lora_E" in values:
+            values["a"] = widened(values["lora_E"]) * widened(values["a"])
         b, a = unfold(module, values["b"], values["a"])
         weight = LowRank(a, b, module.alpha, module.rslora, module.groups)
         if "magnitude" in values:
@@ -190,24 +203,6 @@ def _alpha(module: Module, *, rslora: bool) -> float:
     if module.alpha is not None and module.rslora == rslora:
         return module.alpha
     return alpha_for(module.scale, module.r, rslora=rslora)
-
-
-def _extra(key: str, spec: Spec, peft: PeftConfig) -> Extra:
-    name = base_name(key)
-    kind = _kind(key, peft)
-    rows = peft.tokens(name.removesuffix(".weight")) if kind == "trainable tokens" else None
-    return Extra(key, spec, kind, name, rows)
-
-
-def _kind(key: str, peft: PeftConfig) -> str:
-    path = path_of(key)
-    if "trainable_tokens" in key:
-        return "trainable tokens"
-    if peft.saves(path):
-        return "modules_to_save"
-    if key.endswith(".bias"):
-        return "bias"
-    return "full weight"
 
 
 def _notes(modules: Iterable[Module], found: Mapping[str, Found]) -> Iterator[str]:

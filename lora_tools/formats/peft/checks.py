@@ -97,10 +97,7 @@ def check_variant(config: Mapping[str, Any]) -> None:
         raise UnsupportedError(
             f"adapter_config.json: init_lora_weights is {start!r}: the adapter belongs to a base"
             " whose weights that initialisation changed"
-        ).hint(
-            "In PEFT, save it with `path_initial_model_for_weight_conversion`, which turns it into"
-            " an adapter of the original base."
-        )
+        ).hint(_remedy(start))
     unknown = [
         key
         for key, value in config.items()
@@ -111,6 +108,22 @@ def check_variant(config: Mapping[str, Any]) -> None:
             f"adapter_config.json: unknown fields that may change what the tensors mean:"
             f" {', '.join(unknown)}"
         ).hint("If they do not, remove them from the configuration.")
+
+
+def _remedy(start: str) -> str:
+    residual = (
+        " Beside the altered base, saved as a model of its own, it is a plain adapter: set"
+        " init_lora_weights to true and base_model_name_or_path to that model."
+    )
+    if start.lower().startswith("loftq"):
+        return (
+            "PEFT's `path_initial_model_for_weight_conversion` does not undo LoftQ, whose base is"
+            " quantised." + residual
+        )
+    return (
+        "In PEFT, save it with `path_initial_model_for_weight_conversion`, which turns it into"
+        " an adapter of the original base." + residual
+    )
 
 
 def check_types(config: Mapping[str, Any]) -> None:

@@ -12,6 +12,21 @@ from lora_tools.formats.sites import Experts, Linear
 # Read in peft 0.21.2 (`tuners/lora/config.py`, `utils/other.py`, `tuners/tuners_utils.py`).
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 8
+ADALORA = "ADALORA"
+SCHEDULE = frozenset(
+    {
+        "beta1",
+        "beta2",
+        "deltaT",
+        "init_r",
+        "orth_reg_weight",
+        "target_r",
+        "tfinal",
+        "tinit",
+        "total_step",
+    }
+)
+"""Fields of AdaLoRA that a configuration of LoRA does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +121,8 @@ def write_config(
     """
     rank = max(ranks.values())
     alpha = next(alphas[name] for name in ranks if ranks[name] == rank)
-    written = dict(config)
+    pruned = config.get("peft_type") == ADALORA
+    written = {key: value for key, value in config.items() if not (pruned and key in SCHEDULE)}
     written |= {
         "peft_type": "LORA",
         "r": rank,

@@ -65,7 +65,7 @@ class Inspection:
                 for extra in manifest.extras
             ],
             "problems": self.problems,
-            "notes": list(manifest.notes),
+            "notes": [*manifest.notes, *(spectra.notes if spectra else ())],
             "ranks": [offer._asdict() for offer in spectra.offers] if spectra else None,
             "suggestion": spectra.suggestion.to_dict() if spectra and spectra.suggestion else None,
             "base": self.comparison.to_dict() if self.comparison else None,

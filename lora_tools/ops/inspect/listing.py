@@ -99,12 +99,13 @@ def look(
     consumers: Sequence[Consumer] = (),
     format: str | None = None,
     base: Mapping[str, Any] | None = None,
+    alpha: float | None = None,
 ) -> Adapter | Listing:
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
     ``consumers`` are the engines whose verdicts on what is listed are wanted; ``format`` is the
     name of the format, where it is not to be recognised; ``base`` is the base model's
-    configuration, if it is known.
+    configuration, and ``alpha`` the adapter's alpha, for files that do not say enough.
 
     Raises `CheckpointError` for what is missing or damaged.
     """
@@ -112,7 +113,7 @@ def look(
     if format:
         format_named(format)  # a name that is none is no property of the file
     try:
-        return read(path, format, strict=False, base=base)
+        return read(path, format, strict=False, base=base, alpha=alpha)
     except (FormatError, UnsupportedError) as error:
         about = subject(path) if consumers else None
         judgements = tuple(judge(about, consumer) for consumer in consumers if about)

@@ -48,6 +48,7 @@ def variants(manifest: Manifest) -> list[str]:
         "rsLoRA": any(module.rslora for module in modules),
         "DoRA": any("magnitude" in module.parts for module in modules),
         "biases on B": any("bias" in module.parts for module in modules),
+        "AdaLoRA": any("lora_E" in module.parts for module in modules),
         "experts": any(isinstance(module.site, Experts) for module in modules),
     }
     return [name for name, holds in found.items() if holds]

@@ -14,17 +14,25 @@ from lora_tools.engine import Engine
 from lora_tools.errors import NonFiniteError, UnsupportedError
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.figures import effective_rank, pooled, stable_rank, sufficient
+from lora_tools.linalg.halves import takes_back
 from lora_tools.ops.shrink import Offer, Options, Survey
 from lora_tools.ops.shrink.tasks import Decomposed, Job, decompose
 from lora_tools.ops.shrink.units import units
 from lora_tools.report import percent, size
 from lora_tools.shapes import Float
+from lora_tools.update import factors
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
 """Of the energy: the ranks that keep them are what people ask for."""
 
 ENOUGH = 0.99
 """The share of the energy that a suggested rank keeps."""
+
+DOUBLED = (
+    "The rank was doubled when an initialisation that changed the base (PiSSA, OLoRA, CorDA,"
+    " LoRA-GA) was converted to plain LoRA: half of each factor takes back what the other began"
+    " with. `lora-tools shrink --max-error 1e-6` finds the smallest rank that keeps the update."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,13 @@ class Spectra:
     """What is not finite, a sentence each."""
     survey: Survey | None
     """None if not all is finite."""
+    doubled: bool = False
+    """Whether every module's factors take back what they began with."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know, one sentence each."""
+        return (DOUBLED,) if self.doubled else ()
 
     @property
     def norm(self) -> float | None:
@@ -148,7 +163,7 @@ def spectra(adapter: Adapter, engine: Engine, device: str = "cpu") -> Spectra:
     }
     whole = modules and len(finite) == len(found) and not adapter.manifest.problems
     survey = Survey(adapter, Options(), engine, units(modules, finite)) if whole else None
-    return Spectra(adapter, figures, faults, survey)
+    return Spectra(adapter, figures, faults, survey, bool(whole) and _doubled(adapter))
 
 
 def measure(job: Job) -> Decomposed | NonFiniteError:
@@ -157,6 +172,16 @@ def measure(job: Job) -> Decomposed | NonFiniteError:
         return decompose(job)
     except NonFiniteError as error:
         return error
+
+
+def _doubled(adapter: Adapter) -> bool:
+    """Whether all factors take back what they began with; of most adapters one module says no."""
+    modules = adapter.manifest.modules
+    arrays = adapter.tensors.arrays
+    return all(
+        module.is_pair and takes_back(factors(adapter.format.update(module, arrays)))
+        for module in modules
+    )
 
 
 def _twins(adapter: Adapter, found: Sequence[Decomposed | NonFiniteError]) -> dict[str, str]:

@@ -1,0 +1,23 @@
+"""Alpha where tensors have none: in a configuration, or as a person states it."""
+
+import math
+from typing import Any
+
+from lora_tools.errors import FormatError
+from lora_tools.formats.base import Contents
+
+
+def stated_alpha(contents: Contents, said: Any, where: str) -> float:
+    """Return the alpha that the files say or, where they are silent, the one that is stated.
+
+    ``said`` is what the files say, None for nothing, and ``where`` what they should have said it
+    in. Raises `FormatError` where nobody says it: it is not guessed.
+    """
+    alpha = contents.alpha if said is None else said
+    if alpha is None:
+        raise FormatError(f"alpha is unknown: there is {where}").hint(
+            "Say what the adapter was trained with: --alpha N."
+        )
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise FormatError(f"alpha is {alpha!r}, which is no number")
+    return float(alpha)
