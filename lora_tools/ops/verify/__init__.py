@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lora_tools.engine import Engine, Serial
-from lora_tools.linalg.rounding import DIGITS
+from lora_tools.linalg.stored import DIGITS
 from lora_tools.names import Prefix, align, collapse, template
 from lora_tools.ops.verify.evidence import Evidence, Job, chunks, coarsest, examine
 from lora_tools.ops.verify.verdict import Verdict, Word, judge
