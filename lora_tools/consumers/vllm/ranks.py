@@ -1,7 +1,7 @@
 """The ranks that vLLM takes, and the one scale that it read before."""
 
 from lora_tools.consumers.base import Breach, Check, Subject
-from lora_tools.consumers.fields import ranks_of
+from lora_tools.consumers.fields import number, ranks_of
 from lora_tools.consumers.keys import Pair
 from lora_tools.consumers.limits import RANKS
 from lora_tools.consumers.scales import config_scale
@@ -45,6 +45,7 @@ def plain(subject: Subject) -> list[Pair]:
 
 def one_scale(subject: Subject, pair: Pair) -> float | None:
     """Return the scale that every pair got, whatever the patterns say of it."""
-    factor, rank = config_scale(subject), subject.fields.get("r")
-    rslora = subject.fields.get("use_rslora")
-    return factor * rank**0.5 if factor is not None and rank and rslora else factor
+    factor, rank = config_scale(subject), number(subject.fields.get("r"))
+    if factor is None or not rank or not subject.fields.get("use_rslora"):
+        return factor
+    return factor * rank**0.5 if rank > 0 else None  # a negative one is another rule's to refuse
