@@ -64,7 +64,8 @@ def modules(weights: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
 def dtypes(weights: Path) -> set[str]:
     """Return the dtypes that the file stores."""
     with safe_open(weights, framework="pt") as file:
-        return {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118, a safe_open is no mapping
+        keys = file.keys()  # a safe_open is no mapping: it cannot be iterated itself
+        return {file.get_slice(key).get_dtype() for key in keys}
 
 
 def scale(config: Path) -> float:

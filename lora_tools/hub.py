@@ -397,7 +397,7 @@ def _explained(
         yield
     except LoraToolsError:
         raise
-    except Exception as error:
+    except Exception as error:  # of any of its libraries; what is not known is raised as it is
         if (found := _explain(error, repo, revision, file, token)) is None:
             raise
         raise found from error

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path, PosixPath
@@ -43,7 +43,8 @@ class RemotePath(PosixPath):
     file: str
     """Its path in the repository; empty for the repository itself."""
 
-    def __new__(cls, snapshot: "Snapshot", file: str = "") -> "RemotePath":  # noqa: D102
+    def __new__(cls, snapshot: "Snapshot", file: str = "") -> "RemotePath":
+        """Return the path of a file in a repository; its own text is the cache's path."""
         self = super().__new__(cls, snapshot.folder / file)
         self.snapshot = snapshot
         self.file = file
@@ -61,6 +62,7 @@ class RemotePath(PosixPath):
 
         @classmethod
         def _from_parsed_parts(cls, *parts: Any) -> Any:
+            # pathlib's own way to what it derives before 3.12: private, so typeshed has it not.
             return Path._from_parsed_parts(*parts)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,20 +123,22 @@ class RemotePath(PosixPath):
         """Whether it is a link: the Hub has none."""
         return False
 
-    def iterdir(self) -> Iterator["RemotePath"]:  # type: ignore[override]
+    def iterdir(self) -> Generator["RemotePath", None, None]:
         """Yield what is in this folder."""
         skip = len(self._prefix)
         names = dict.fromkeys(path.file[skip:].partition("/")[0] for path in self._walk())
         return (self / name for name in names)
 
-    def glob(self, pattern: str, **options: Any) -> Iterator["RemotePath"]:  # type: ignore[override]
+    def glob(self, pattern: str, **options: Any) -> Generator["RemotePath", None, None]:
         """Yield what is in this folder and fits a pattern without slashes."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
+    # Not a path of its own kind, as pathlib promises: the plain one leaves the repository.
     def resolve(self, strict: bool = False) -> Path:  # type: ignore[override]
         """Return the plain path that it has, or would have, in the cache: the same in every run."""
         return self.snapshot.folder.resolve() / self.file
 
+    # One signature for pathlib's overloads, which tell the kinds of files apart by their modes.
     def open(  # type: ignore[override]
         self,
         mode: str = "r",
@@ -149,7 +153,7 @@ class RemotePath(PosixPath):
         partial = self.suffix == ".safetensors" and "b" in mode and self.is_file()
         if partial and not self.is_here() and self._is_seldom_opened():
             return io.BufferedReader(Ranged(self), AHEAD)
-        return open(self, mode, buffering, encoding, errors, newline)  # noqa: PTH123
+        return Path(os.fspath(self)).open(mode, buffering, encoding, errors, newline)
 
     def is_here(self) -> bool:
         """Whether the cache has it."""

@@ -52,6 +52,11 @@ class Subject:
     truths: Mapping[str, float]
     """By the stem of a pair, the scale that the adapter's own format gives it, where known."""
 
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of the configuration; none if there is no configuration."""
+        return self.config or {}
+
 
 class Breach(NamedTuple):
     """How a subject breaks a rule: a sentence, and the names that it is about."""

@@ -1,9 +1,10 @@
 """ComfyUI: an alpha beside each pair, or scale 1; names that map to nothing do nothing."""
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import read_at
+from lora_tools.consumers.checks import breach
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.mends import even
+from lora_tools.consumers.scales import read_at
 from lora_tools.errors import some
 
 OTHERS = (".lokr_", ".hada_", ".oft_", ".diff", ".set_weight", "_norm", ".a1.weight", ".b1.weight")
@@ -73,35 +74,27 @@ def _unet_names(subject: Subject) -> Breach | None:
         for pair in subject.pairs
         if pair.stem.startswith("unet.") and ".to_" in pair.stem and ".processor." not in pair.stem
     ]
-    if not lost:
-        return None
-    return Breach(
+    return breach(
+        lost,
         f"{len(lost)} names of attention lack `.processor`, as newer diffusers writes them, which"
         " ComfyUI does not know",
-        lost,
     )
 
 
 def _incomplete(subject: Subject) -> Breach | None:
     lone = [p.stem for p in subject.pairs if p.down is None and p.up is not None]
-    return Breach(f"{len(lone)} pairs lack the first factor: a KeyError", lone) if lone else None
+    return breach(lone, f"{len(lone)} pairs lack the first factor: a KeyError")
 
 
 def _half(subject: Subject) -> Breach | None:
     lone = [p.stem for p in subject.pairs if p.up is None]
-    return (
-        Breach(f"{len(lone)} pairs lack the second factor and are passed over", lone)
-        if lone
-        else None
-    )
+    return breach(lone, f"{len(lone)} pairs lack the second factor and are passed over")
 
 
 def _magnitude(subject: Subject) -> Breach | None:
     vectors = [key for key in subject.specs if "lora_magnitude_vector" in key]
-    if not vectors:
-        return None
-    return Breach(
-        f"{len(vectors)} magnitude vectors are not read, the rest is loaded as LoRA", vectors
+    return breach(
+        vectors, f"{len(vectors)} magnitude vectors are not read, the rest is loaded as LoRA"
     )
 
 

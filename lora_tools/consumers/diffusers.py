@@ -3,9 +3,10 @@
 import json
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import read_at
+from lora_tools.consumers.checks import breach
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.mends import even
+from lora_tools.consumers.scales import read_at
 from lora_tools.errors import some
 
 COMPONENTS = (
@@ -40,12 +41,10 @@ def _elsewhere(subject: Subject) -> Breach | None:
         if not pair.stem.startswith((*COMPONENTS, *KOHYA, *OTHERS))
         and (_is_language(subject, pair) or not _is_denoiser(pair))
     ]
-    if not lost:
-        return None
-    return Breach(
+    return breach(
+        lost,
         f"{len(lost)} of {len(subject.pairs)} names begin with no component of a pipeline (unet.,"
         f" transformer., text_encoder.) and with nothing that is converted to one",
-        lost,
     )
 
 
@@ -62,12 +61,10 @@ def _bare_processors(subject: Subject) -> Breach | None:
         for pair in subject.pairs
         if pair.spelling == "processor" and pair.stem.startswith(UNET)
     ]
-    if not bare:
-        return None
-    return Breach(
+    return breach(
+        bare,
         f"{len(bare)} names of attention processors lack the prefix `unet.` that load_lora_weights"
         " looks for, so their tensors are passed over",
-        bare,
     )
 
 
@@ -85,16 +82,16 @@ def _no_b_at_all(subject: Subject) -> Breach | None:
 
 def _incomplete(subject: Subject) -> Breach | None:
     lone = [pair.stem for pair in subject.pairs if (pair.down is None) != (pair.up is None)]
-    if not lone or _no_b_at_all(subject):
+    if _no_b_at_all(subject):
         return None
-    return Breach(f"{len(lone)} of {len(subject.pairs)} pairs lack a factor", lone)
+    return breach(lone, f"{len(lone)} of {len(subject.pairs)} pairs lack a factor")
 
 
 def _without_lora(subject: Subject) -> Breach | None:
     strange = [key for key in subject.specs if "lora" not in key and "dora_scale" not in key]
-    if not strange or not any(key.startswith(("unet.", *UNET)) for key in subject.specs):
+    if not any(key.startswith(("unet.", *UNET)) for key in subject.specs):
         return None  # only the loaders of UNets demand it of every name
-    return Breach(f"{len(strange)} names have no 'lora' in them", strange)
+    return breach(strange, f"{len(strange)} names have no 'lora' in them")
 
 
 def _two_scales(subject: Subject) -> Breach | None:
@@ -115,10 +112,8 @@ def _bad_metadata(subject: Subject) -> Breach | None:
 
 def _dora(subject: Subject) -> Breach | None:
     scales = [key for key in subject.specs if key.endswith(".dora_scale")]
-    if not scales:
-        return None
-    return Breach(
-        f"{len(scales)} dora_scale tensors are taken out, the rest is loaded as LoRA", scales
+    return breach(
+        scales, f"{len(scales)} dora_scale tensors are taken out, the rest is loaded as LoRA"
     )
 
 

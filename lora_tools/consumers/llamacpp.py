@@ -1,41 +1,24 @@
 """llama.cpp, by way of convert_lora_to_gguf.py: one alpha, divided by the rank of each tensor."""
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import (
-    has_config,
-    has_fields,
-    has_file,
-    has_pairs,
-    number,
-    read_at,
-    typed,
-)
+from lora_tools.consumers.checks import breach, has_only, has_pairs
+from lora_tools.consumers.fields import number
 from lora_tools.consumers.keys import Pair
-from lora_tools.consumers.mends import even, uniform
+from lora_tools.consumers.mends import even
+from lora_tools.consumers.rules import CONFIG, fields, keys, tensor_file, types
+from lora_tools.consumers.scales import read_at
 
 FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
 PASSED = (".base_layer.weight", "_layernorm", ".norm")
 
 
-def _strange(subject: Subject) -> Breach | None:
-    # The converter looks for these anywhere in a name.
-    strange = [key for key in subject.specs if not any(mark in key for mark in (*FACTORS, *PASSED))]
-    return (
-        Breach(f"{len(strange)} tensors are neither lora_A nor lora_B", strange)
-        if strange
-        else None
-    )
-
-
-def _strange_mend(subject: Subject) -> str | None:
-    named = {key for pair in subject.pairs if pair.spelling == "peft, named" for key in pair.keys}
-    breach = _strange(subject)
-    return uniform(subject) if breach and set(breach.where) <= named else None
+def _is_known(_: Subject, key: str) -> bool:
+    return any(mark in key for mark in (*FACTORS, *PASSED))  # anywhere: so the converter looks
 
 
 def _incomplete(subject: Subject) -> Breach | None:
     lone = [p.path for p in subject.pairs if (p.down is None) != (p.up is None)]
-    return Breach(f"{len(lone)} modules lack a factor", lone) if lone else None
+    return breach(lone, f"{len(lone)} modules lack a factor")
 
 
 def _shapes(subject: Subject) -> Breach | None:
@@ -46,48 +29,36 @@ def _shapes(subject: Subject) -> Breach | None:
             a, b = pair.down.spec.shape, pair.up.spec.shape
             if len(a) != len(b) or len(a) < 2 or a[-2] != b[-1]:
                 wrong.append(pair.path)
-    return (
-        Breach(f"the factors of {len(wrong)} modules are not matrices of one rank", wrong)
-        if wrong
-        else None
-    )
+    return breach(wrong, f"the factors of {len(wrong)} modules are not matrices of one rank")
 
 
 def _experts(subject: Subject) -> Breach | None:
-    if not (subject.config or {}).get("target_parameters"):
+    if not subject.fields.get("target_parameters"):
         return None
     stacked = [pair.path for pair in subject.pairs if pair.path.endswith("experts")]
-    return (
-        Breach("stacked experts have names that the converter does not map", stacked)
-        if stacked
-        else None
-    )
+    return breach(stacked, "stacked experts have names that the converter does not map")
 
 
 def _transposed(subject: Subject) -> Breach | None:
-    if not (subject.config or {}).get("fan_in_fan_out"):
+    if not subject.fields.get("fan_in_fan_out"):
         return None
     names = (".c_attn", ".c_proj", ".c_fc")
     turned = [pair.path for pair in subject.pairs if pair.path.endswith(names)]
-    if not turned:
-        return None
-    return Breach(
-        "the converter transposes Conv1D layers, whose factors PEFT has not transposed", turned
+    return breach(
+        turned, "the converter transposes Conv1D layers, whose factors PEFT has not transposed"
     )
 
 
 def _head(subject: Subject) -> Breach | None:
     heads = [pair.path for pair in subject.pairs if pair.path.rpartition(".")[2] == "lm_head"]
-    if not heads:
-        return None
-    return Breach(
-        "lm_head is adapted: the converter stops if the base ties it to its embedding", heads
+    return breach(
+        heads, "lm_head is adapted: the converter stops if the base ties it to its embedding"
     )
 
 
 def _scale(subject: Subject, pair: Pair) -> float | None:
-    alpha = number((subject.config or {}).get("lora_alpha"))
-    if alpha is None or not pair.rank or (subject.config or {}).get("target_parameters"):
+    alpha = number(subject.fields.get("lora_alpha"))
+    if alpha is None or not pair.rank or subject.fields.get("target_parameters"):
         return None
     return alpha / pair.rank if alpha else 1.0
 
@@ -97,33 +68,14 @@ LLAMACPP = Consumer(
     "2026.08",
     "convert_lora_to_gguf.py at 0b03ada, src/llama-adapter.cpp, src/llama-adapter.h",
     (
-        Rule(
-            "config",
-            Verdict.REFUSED,
-            "adapter_config.json must lie beside the tensors.",
-            has_config,
-            final=True,
-        ),
-        Rule(
-            "fields",
-            Verdict.REFUSED,
-            "The configuration must have lora_alpha.",
-            has_fields("lora_alpha"),
-        ),
-        Rule(
-            "tensor-file",
-            Verdict.REFUSED,
+        CONFIG,
+        fields("lora_alpha"),
+        tensor_file(
             "The converter reads adapter_model.safetensors or adapter_model.bin.",
-            has_file("adapter_model.safetensors", "adapter_model.bin"),
-            final=True,
+            "adapter_model.safetensors",
+            "adapter_model.bin",
         ),
-        Rule(
-            "types",
-            Verdict.REFUSED,
-            "lora_alpha must be a number.",
-            typed("lora_alpha"),
-            final=True,
-        ),
+        types("lora_alpha", text="lora_alpha must be a number."),
         Rule(
             "no-factors",
             Verdict.REFUSED,
@@ -131,12 +83,9 @@ LLAMACPP = Consumer(
             has_pairs,
             final=True,
         ),
-        Rule(
-            "keys",
-            Verdict.REFUSED,
+        keys(
             "The converter stops at any tensor that is not lora_A or lora_B, norms aside.",
-            _strange,
-            _strange_mend,
+            has_only(_is_known, "are neither lora_A nor lora_B"),
         ),
         Rule("incomplete", Verdict.REFUSED, "Every factor needs its other one.", _incomplete),
         Rule("matrices", Verdict.REFUSED, "Factors must be matrices of one rank.", _shapes),

@@ -2,7 +2,7 @@
 
 import shlex
 
-from lora_tools.consumers.base import Subject
+from lora_tools.consumers.base import Check, Mend, Subject
 from lora_tools.consumers.limits import RANKS, REFUSES
 
 
@@ -34,6 +34,17 @@ def lowered(subject: Subject, rank: int) -> str | None:
     if not _rank(subject) or _kinds(subject) & REFUSES:
         return None
     return _shrink(subject, rank) + " --for vllm"
+
+
+def plainly_named(check: Check) -> Mend:
+    """Mend names that keep the adapter's own in them; other offenders cannot be mended at all."""
+
+    def mend(subject: Subject) -> str | None:
+        named = {key for p in subject.pairs if p.spelling == "peft, named" for key in p.keys}
+        found = check(subject)
+        return uniform(subject) if found and set(found.where) <= named else None
+
+    return mend
 
 
 def _shrink(subject: Subject, rank: int) -> str:

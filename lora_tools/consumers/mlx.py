@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import has_config, has_file
+from lora_tools.consumers.checks import breach, has_only
 from lora_tools.consumers.keys import Pair
+from lora_tools.consumers.rules import CONFIG, tensor_file
 from lora_tools.errors import some
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -14,12 +15,12 @@ NEEDED = ("rank", "scale", "dropout")
 
 
 def _parameters(subject: Subject) -> Mapping[str, Any] | None:
-    found = (subject.config or {}).get("lora_parameters")
+    found = subject.fields.get("lora_parameters")
     return found if isinstance(found, Mapping) else None
 
 
 def _kind(subject: Subject) -> str:
-    return str((subject.config or {}).get("fine_tune_type", "lora"))
+    return str(subject.fields.get("fine_tune_type", "lora"))
 
 
 def _fields(subject: Subject) -> Breach | None:
@@ -29,19 +30,12 @@ def _fields(subject: Subject) -> Breach | None:
     parameters = _parameters(subject)
     if parameters is not None:
         missing += [f"lora_parameters.{name}" for name in NEEDED if name not in parameters]
-    return Breach(f"adapter_config.json lacks {some(missing)}", missing) if missing else None
+    return breach(missing, f"adapter_config.json lacks {some(missing)}")
 
 
-def _strange(subject: Subject) -> Breach | None:
-    if _kind(subject) == "full":
-        return None
+def _is_known(subject: Subject, key: str) -> bool:
     leaves = ("lora_a", "lora_b", "m") if _kind(subject) == "dora" else ("lora_a", "lora_b")
-    strange = [key for key in subject.specs if key.rpartition(".")[2] not in leaves]
-    return (
-        Breach(f"{len(strange)} tensors are not parameters of an adapter", strange)
-        if strange
-        else None
-    )
+    return _kind(subject) == "full" or key.rpartition(".")[2] in leaves
 
 
 def _ranks(subject: Subject) -> Breach | None:
@@ -76,7 +70,7 @@ def _turned(pair: Pair) -> Pair:
 
 
 def _layers(subject: Subject) -> Breach | None:
-    count = (subject.config or {}).get("num_layers")
+    count = subject.fields.get("num_layers")
     if not isinstance(count, int) or count <= 0 or (_parameters(subject) or {}).get("keys"):
         return None  # -1 is all; keys name modules wherever they are
     found = {int(match[1]): key for key in subject.specs if (match := LAYER.search(key))}
@@ -106,20 +100,8 @@ MLX = Consumer(
     "0.32.2",
     "mlx_lm/tuner/utils.py, lora.py",
     (
-        Rule(
-            "config",
-            Verdict.REFUSED,
-            "adapter_config.json must lie beside the tensors.",
-            has_config,
-            final=True,
-        ),
-        Rule(
-            "tensor-file",
-            Verdict.REFUSED,
-            "The tensors are read from adapters.safetensors.",
-            has_file("adapters.safetensors"),
-            final=True,
-        ),
+        CONFIG,
+        tensor_file("The tensors are read from adapters.safetensors.", "adapters.safetensors"),
         Rule(
             "fields",
             Verdict.REFUSED,
@@ -130,7 +112,7 @@ MLX = Consumer(
             "keys",
             Verdict.REFUSED,
             "Every tensor must be a lora_a or lora_b, or, of DoRA, an m.",
-            _strange,
+            has_only(_is_known, "are not parameters of an adapter"),
         ),
         Rule(
             "shapes",

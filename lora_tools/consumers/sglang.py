@@ -4,17 +4,11 @@ import re
 from collections.abc import Iterable
 
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
-from lora_tools.consumers.checks import (
-    config_scale,
-    has_config,
-    has_fields,
-    has_pairs,
-    read_at,
-    sets,
-    typed,
-)
+from lora_tools.consumers.checks import breach, has_pairs
 from lora_tools.consumers.keys import Pair
 from lora_tools.consumers.mends import even, rebaked, uniform
+from lora_tools.consumers.rules import CONFIG, DORA, fields, types
+from lora_tools.consumers.scales import config_scale, read_at
 from lora_tools.errors import some
 
 LAYER = re.compile(r"layers\.\d+\.")
@@ -30,12 +24,12 @@ def _tensors(subject: Subject) -> Breach | None:
 
 
 def _kind(subject: Subject) -> Breach | None:
-    kind = (subject.config or {}).get("peft_type", "LORA")
+    kind = subject.fields.get("peft_type", "LORA")
     return Breach(f"peft_type is {kind!r}", ["peft_type"]) if str(kind).lower() != "lora" else None
 
 
 def _regex(subject: Subject) -> Breach | None:
-    wanted = (subject.config or {}).get("target_modules", [])
+    wanted = subject.fields.get("target_modules", [])
     if isinstance(wanted, str) and wanted not in ALL:
         return Breach(f"target_modules is the regular expression {wanted!r}", ["target_modules"])
     return None
@@ -56,10 +50,10 @@ def _two_dimensional(subject: Subject) -> list[Pair]:
 
 
 def _mixed_ranks(subject: Subject) -> Breach | None:
-    general = (subject.config or {}).get("r")
+    general = subject.fields.get("r")
     if not isinstance(general, int):
         return None
-    stacked = bool((subject.config or {}).get("target_parameters"))
+    stacked = bool(subject.fields.get("target_parameters"))
     other = {
         pair.path: pair.rank
         for pair in _two_dimensional(subject)
@@ -84,27 +78,21 @@ def _query_alone(subject: Subject) -> Breach | None:
         if s.endswith("q_proj") and s.removesuffix("q_proj") + "v_proj" not in stems
     ]
     lone = [stem for stem in lone if not stem.endswith("qkv_proj")]
-    if not lone:
-        return None
-    return Breach(f"{len(lone)} q_proj have no v_proj beside them to be packed with", sorted(lone))
+    return breach(sorted(lone), f"{len(lone)} q_proj have no v_proj beside them to be packed with")
 
 
 def _passed_over(subject: Subject) -> Breach | None:
-    targets = (subject.config or {}).get("target_modules") or []
+    targets = subject.fields.get("target_modules") or []
     names = set(EMBEDDINGS) & set(targets) if isinstance(targets, list) else set(EMBEDDINGS)
     lost = [key for key in subject.specs if not LAYER.search(key) and not _any(names, key)]
-    if not lost or len(lost) == len(subject.specs):
-        return (
-            Breach("no tensor belongs to `layers.N`", [p.stem for p in subject.pairs])
-            if lost
-            else None
-        )
-    return Breach(f"{len(lost)} tensors outside `layers.N` are passed over", lost)
+    if lost and len(lost) == len(subject.specs):
+        return Breach("no tensor belongs to `layers.N`", [p.stem for p in subject.pairs])
+    return breach(lost, f"{len(lost)} tensors outside `layers.N` are passed over")
 
 
 def _others(subject: Subject) -> Breach | None:
     others = [key for key in subject.rest if LAYER.search(key)]
-    return Breach(f"{len(others)} tensors of layers are no factors", others) if others else None
+    return breach(others, f"{len(others)} tensors of layers are no factors")
 
 
 def _any(names: Iterable[str], key: str) -> bool:
@@ -116,30 +104,13 @@ SGLANG = Consumer(
     "0.5.23",
     "sglang/srt/lora/lora_config.py, lora.py, lora_manager.py, mem_pool.py, utils.py",
     (
-        Rule(
-            "config",
-            Verdict.REFUSED,
-            "adapter_config.json must lie beside the tensors.",
-            has_config,
-            final=True,
-        ),
-        Rule(
-            "fields",
-            Verdict.REFUSED,
-            "The configuration must have peft_type, r, lora_alpha and target_modules.",
-            has_fields("peft_type", "r", "lora_alpha", "target_modules"),
-        ),
+        CONFIG,
+        fields("peft_type", "r", "lora_alpha", "target_modules"),
         Rule("kind", Verdict.REFUSED, "peft_type must be LORA.", _kind, final=True),
         Rule(
             "tensor-file", Verdict.REFUSED, "Tensors must lie in the folder.", _tensors, final=True
         ),
-        Rule(
-            "types",
-            Verdict.REFUSED,
-            "Numbers must be numbers, names names, and patterns pairs of them.",
-            typed("r", "lora_alpha", "target_modules"),
-            final=True,
-        ),
+        types("r", "lora_alpha", "target_modules"),
         Rule(
             "regex",
             Verdict.REFUSED,
@@ -153,12 +124,7 @@ SGLANG = Consumer(
             "Adapters that add tokens to the vocabulary are refused.",
             _added_tokens,
         ),
-        Rule(
-            "dora",
-            Verdict.REFUSED,
-            "DoRA is not supported.",
-            sets("use_dora", "DoRA is not supported"),
-        ),
+        DORA,
         Rule(
             "mixed-ranks",
             Verdict.REFUSED,

@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from lora_tools.linalg.rounding import WIDTH, accumulator, rounded, rounded_tensor, widen
+from lora_tools.linalg.rounding import round_into, rounded_tensor
+from lora_tools.linalg.stored import WIDTH, accumulator, widen
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
@@ -122,7 +123,7 @@ class Host:
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""
         out = self._out[: wide.size * WIDTH[self._target]]
-        rounded(wide, self._target, out, self._delta[: wide.size])
+        round_into(wide, self._target, out, self._delta[: wide.size])
         return out
 
 
@@ -132,10 +133,11 @@ class Device:
     def __init__(self, device: str, source: str, target: str) -> None:
         import torch
 
-        self._device, self._target = device, target
+        self._device = device
         names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
         names |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
         self._stored: torch.dtype = getattr(torch, names[source])
+        self._target: torch.dtype = getattr(torch, names[target])
         self._kind = torch.float32 if accumulator(target) == np.float32 else torch.float64
 
     def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:

@@ -1,73 +1,114 @@
-"""Stored numbers and the wider ones that are computed with: exact one way, one rounding the other.
+"""The one rounding to a stored type: to nearest, ties to even, whatever it is rounded from.
 
-On the host a stored tensor is its bytes: numpy has no bfloat16, so torch converts that one.
+A float64 that goes to a half type by way of float32 is rounded twice, and where the first rounding
+makes a tie of it the second one errs. So its way leads through few digits whose last is odd.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lora_tools.linalg.half import narrow
+from lora_tools.errors import NonFiniteError
+from lora_tools.linalg import half
+from lora_tools.linalg.stored import KINDS
 from lora_tools.shapes import Float
+from lora_tools.update import Array
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-NUMPY = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
-WIDTH = {"F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-"""Bytes per element of the types that numbers can be added to."""
+SLICE = 1 << 15
+"""Elements that are rounded at a time: with what lies between, they stay in a core's cache."""
 
-DIGITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
-"""Significant binary digits."""
+LOST = (1 << 37) - 1
+"""The bits of a float64 behind its 16 leading digits.
 
-LEAST = {"BF16": -126, "F16": -14, "F32": -126, "F64": -1022}
-"""Exponent of the smallest normal number."""
+Sixteen are two more than float16 and bfloat16 need to be rounded rightly from, and few enough for
+float32 to hold them wherever bfloat16 is subnormal.
+"""
 
 
-def accumulator(target: str) -> type[np.floating[Any]]:
-    """Return the type in which sums for ``target`` are formed.
+class Stored(NamedTuple):
+    """An array in its stored type, and the same numbers in a type that numpy computes with."""
 
-    Twice the digits of the target and some: float32 for bfloat16. Sums in float32 for float16 would
-    round one element in ten thousand wrongly, so that and all else is added in float64.
+    bits: Array
+    """Elements as the file has them; those of bfloat16 as their bits, in uint16."""
+    wide: Float[np.ndarray, "..."]
+
+
+def rounded(array: Float[np.ndarray, "..."], code: str) -> Stored:
+    """Round an array to a type of safetensors: F64, F32, F16 or BF16.
+
+    Raises `NonFiniteError` if the type cannot hold the numbers.
     """
-    return np.float32 if target == "BF16" else np.float64
-
-
-def widen(raw: np.ndarray, code: str, out: Float[np.ndarray, "n"]) -> None:
-    """Fill ``out`` with the numbers that the bytes ``raw`` hold; exact."""
-    if code in NUMPY:
-        np.copyto(out, raw.view(NUMPY[code]))
-    elif code == "BF16":
-        single = out if out.dtype == np.float32 else np.empty(out.size, np.float32)
-        np.left_shift(raw.view(np.uint16), 16, out=single.view(np.uint32), dtype=np.uint32)
-        if single is not out:
-            np.copyto(out, single)
+    kind = np.dtype(KINDS[code])
+    if array.dtype == kind:
+        result = Stored(array, array)
     else:
-        import torch  # float8
+        array = np.ascontiguousarray(array)
+        bits = np.empty(array.shape, kind)
+        wide = bits if kind.itemsize > 2 else np.empty(array.shape, np.float32)
+        flat, raw, back = array.reshape(-1), bits.reshape(-1).view(np.uint8), wide.reshape(-1)
+        for start in range(0, array.size, SLICE):
+            some = slice(start, start + SLICE)
+            here = slice(start * kind.itemsize, (start + SLICE) * kind.itemsize)
+            round_into(flat[some], code, raw[here], back[some])
+        result = Stored(bits, wide)
+    if not np.isfinite(result.wide).all():
+        raise NonFiniteError(f"values exceed the range of {code}")
+    return result
 
-        names = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-        torch.from_numpy(out).copy_(torch.from_numpy(raw).view(getattr(torch, names[code])))
 
-
-def rounded(
+def round_into(
     wide: Float[np.ndarray, "n"], code: str, out: np.ndarray, back: Float[np.ndarray, "n"]
 ) -> None:
-    """Fill the bytes ``out`` with ``wide``, rounded once: to nearest, ties to even.
+    """Fill the bytes ``out`` with ``wide``, rounded.
 
-    ``back`` gets the numbers that those bytes hold. It has the type of ``wide``.
+    ``back`` gets the numbers that those bytes hold. Its type is one that can hold them.
     """
-    single = odd(wide) if wide.dtype == np.float64 and code in ("F16", "BF16") else wide
-    if code == "BF16":
-        bits = back.view(np.uint32) if back.dtype == np.float32 else np.empty(out.size // 2, "u4")
-        _round_bits(single.view(np.uint32), bits)
-        np.right_shift(bits, 16, out=out.view(np.uint16), casting="unsafe")
-        if back.dtype != np.float32:
-            np.copyto(back, bits.view(np.float32))
-        return
-    stored = out.view(NUMPY[code])
-    with np.errstate(over="ignore"):  # whoever adds checks for Inf
-        np.copyto(stored, narrow(single) if code == "F16" else single, casting="same_kind")
-    np.copyto(back, stored)
+    stored = out.view(KINDS[code])
+    match code:
+        case "BF16":
+            bits = back.view(np.uint32) if back.dtype == np.float32 else np.empty(wide.size, "u4")
+            _round_bits(single(wide).view(np.uint32), bits)
+            np.right_shift(bits, 16, out=stored, casting="unsafe")
+            if back.dtype != np.float32:
+                np.copyto(back, bits.view(np.float32))
+        case "F16":
+            np.copyto(stored, half.narrow(single(wide)))
+            np.copyto(back, half.widen(stored))
+        case _:
+            with np.errstate(over="ignore"):  # who rounds checks for Inf
+                np.copyto(stored, wide, casting="same_kind")
+            np.copyto(back, stored)
+
+
+def single(wide: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Return float32 numbers that round to a half type as ``wide`` does, float32 or float64."""
+    if wide.dtype == np.float32:
+        return wide
+    with np.errstate(over="ignore", invalid="ignore"):  # Inf and NaN stay what they are
+        result: np.ndarray = odd(wide.view(np.int64)).view(np.float64).astype(np.float32)
+        return result
+
+
+def odd(bits: Array) -> Array:
+    """Cut the bits of float64 numbers after 16 digits, the last set wherever anything is lost.
+
+    A later rounding to fewer digits then gives what one rounding would have given
+    (Boldo and Melquiond 2008): the set bit keeps what was lost from being taken for a tie.
+    Takes integers of numpy and of torch; an infinity stays one, and a NaN stays NaN.
+
+    >>> numbers = np.array([1.0, 1 + 2**-40, -1 - 2**-15])
+    >>> [x.hex() for x in odd(numbers.view(np.int64)).view(np.float64)]
+    ['0x1.0000000000000p+0', '0x1.0002000000000p+0', '-0x1.0002000000000p+0']
+    """
+    kept = bits & LOST
+    kept += LOST  # carries into the last digit unless nothing is lost
+    kept |= bits
+    kept &= ~LOST
+    return kept
 
 
 def _round_bits(bits: np.ndarray, out: np.ndarray) -> None:
@@ -86,47 +127,10 @@ def _round_bits(bits: np.ndarray, out: np.ndarray) -> None:
         out[nan] = bits[nan] & 0xFFFF0000 | 0x400000
 
 
-def odd(wide: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Round float64 to float32 towards zero, the last bit set wherever that is not exact.
-
-    A later rounding to fewer digits then gives what one rounding would have given
-    (Boldo and Melquiond 2008): the set bit keeps what was lost from being taken for a tie.
-
-    >>> odd(np.array([1.0, 1 + 2**-40])).view(np.uint32) & 1
-    array([0, 1], dtype=uint32)
-    """
-    with np.errstate(over="ignore"):
-        single = wide.astype(np.float32)
-    back = single.astype(np.float64)
-    bits = single.view(np.uint32)
-    bits -= np.abs(back) > np.abs(wide)
-    bits |= (back != wide) & ~np.isnan(wide)
-    return single
-
-
-def rounded_tensor(wide: "Tensor", code: str) -> "Tensor":
-    """Return ``wide`` rounded once to a type, on its device."""
+def rounded_tensor(wide: "Tensor", dtype: "torch.dtype") -> "Tensor":
+    """Return a tensor rounded to a type of torch, on its device."""
     import torch
 
-    target: torch.dtype = {
-        "BF16": torch.bfloat16,
-        "F16": torch.float16,
-        "F32": torch.float32,
-        "F64": torch.float64,
-    }[code]
-    if wide.dtype != torch.float64 or target.itemsize > 2:
-        return wide.to(target)
-    single = wide.float()
-    back = single.double()
-    bits = single.view(torch.int32)
-    bits -= (back.abs() > wide.abs()).int()
-    bits |= ((back != wide) & ~wide.isnan()).int()
-    return single.to(target)
-
-
-def spacing(value: Float[np.ndarray, "n"], code: str) -> Float[np.ndarray, "n"]:
-    """Return the distance of neighbouring numbers of a type at these values, in float64."""
-    _, exponent = np.frexp(np.abs(value))
-    exponent = np.maximum(exponent - 1, LEAST[code])
-    result: Float[np.ndarray, n] = np.ldexp(1.0, exponent - (DIGITS[code] - 1))
-    return result
+    if wide.dtype == torch.float64 and dtype.itemsize == 2:
+        wide = odd(wide.contiguous().view(torch.int64)).view(torch.float64)
+    return wide.to(dtype)

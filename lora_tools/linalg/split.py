@@ -7,7 +7,7 @@ import numpy as np
 from lora_tools.linalg.krylov import Leading
 from lora_tools.linalg.metrics import trace
 from lora_tools.linalg.operator import Operator
-from lora_tools.linalg.stored import rounded
+from lora_tools.linalg.rounding import rounded
 from lora_tools.linalg.truncate import least_squares
 from lora_tools.update import Array
 

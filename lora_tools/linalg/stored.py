@@ -1,45 +1,53 @@
-"""Numbers as a file will hold them: rounded once, and widened again to compute with."""
+"""Stored numbers, and the wider ones that they are computed with: exact, there is no rounding here.
 
-from typing import NamedTuple
+On the host a stored tensor is its bytes. Numpy has no bfloat16, whose bits are the upper half of a
+float32's, and no float8, which torch widens.
+"""
+
+from typing import Any
 
 import numpy as np
 
-from lora_tools.errors import NonFiniteError
-from lora_tools.linalg import bfloat, half
+from lora_tools.linalg import half
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
+KINDS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+"""What numpy has elements of a type as: those of bfloat16 as their bits."""
 
-class Stored(NamedTuple):
-    """An array in its stored type, and the same numbers in a type that numpy computes with."""
+WIDTH = {"F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+"""Bytes per element of the types that numbers can be added to."""
 
-    bits: Array
-    """Elements as the file has them; those of bfloat16 as their bits, in uint16."""
-    wide: Float[np.ndarray, "..."]
+DIGITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
+"""Significant binary digits."""
+
+LEAST = {"BF16": -126, "F16": -14, "F32": -126, "F64": -1022}
+"""Exponent of the smallest normal number."""
 
 
-def rounded(array: Float[np.ndarray, "..."], code: str) -> Stored:
-    """Round an array to a type of safetensors: F64, F32, F16 or BF16.
+def accumulator(target: str) -> type[np.floating[Any]]:
+    """Return the type in which sums for ``target`` are formed.
 
-    Raises `NonFiniteError` if the type cannot hold the numbers.
+    Twice the digits of the target and some: float32 for bfloat16. Sums in float32 for float16 would
+    round one element in ten thousand wrongly, so that and all else is added in float64.
     """
-    array = np.ascontiguousarray(array)
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        single = array.astype(np.float32, copy=False)
-    match code:
-        case "F64":
-            result = Stored(array.astype(np.float64), array.astype(np.float64))
-        case "F16":
-            bits = half.narrow(single)
-            result = Stored(bits, half.widen(bits))
-        case "BF16":
-            bits = bfloat.narrow(single)
-            result = Stored(bits, bfloat.widen(bits))
-        case _:
-            result = Stored(single, single)
-    if not np.isfinite(result.wide).all():
-        raise NonFiniteError(f"values exceed the range of {code}")
-    return result
+    return np.float32 if target == "BF16" else np.float64
+
+
+def widen(raw: np.ndarray, code: str, out: Float[np.ndarray, "n"]) -> None:
+    """Fill ``out`` with the numbers that the bytes ``raw`` hold; exact."""
+    if code == "BF16":
+        single = out if out.dtype == np.float32 else np.empty(out.size, np.float32)
+        np.left_shift(raw.view(np.uint16), 16, out=single.view(np.uint32), dtype=np.uint32)
+        if single is not out:
+            np.copyto(out, single)
+    elif code in KINDS:
+        np.copyto(out, raw.view(KINDS[code]))
+    else:
+        import torch  # float8
+
+        names = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+        torch.from_numpy(out).copy_(torch.from_numpy(raw).view(getattr(torch, names[code])))
 
 
 def widened(bits: Array, code: str) -> Float[np.ndarray, "..."]:
@@ -48,6 +56,16 @@ def widened(bits: Array, code: str) -> Float[np.ndarray, "..."]:
         case "F16":
             return half.widen(bits)
         case "BF16":
-            return bfloat.widen(bits)
+            wide: np.ndarray = bits.astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
         case _:
             return np.asarray(bits)
+
+
+def spacing(value: Float[np.ndarray, "n"], code: str) -> Float[np.ndarray, "n"]:
+    """Return the distance of neighbouring numbers of a type at these values, in float64."""
+    _, exponent = np.frexp(np.abs(value))
+    exponent = np.maximum(exponent - 1, LEAST[code])
+    result: Float[np.ndarray, n] = np.ldexp(1.0, exponent - (DIGITS[code] - 1))
+    return result

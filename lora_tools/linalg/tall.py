@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lora_tools.linalg.half import narrow, widen
+from lora_tools.linalg.rounding import rounded_tensor
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
 
@@ -113,9 +114,9 @@ class TorchTall:
         if ratio == 1.0 and self.array.dtype == wanted:
             return self, True
         product = self.wide * ratio
-        rounded = product.to(wanted)
-        exact = torch.equal(rounded.to(product), product)
-        return TorchTall(rounded.to(self.array.device)), exact
+        result = rounded_tensor(product, wanted)
+        exact = torch.equal(result.to(product), product)
+        return TorchTall(result.to(self.array.device)), exact
 
     def is_finite(self) -> bool:
         """Whether the factor holds neither NaN nor Inf."""
@@ -156,4 +157,4 @@ def _rounded(product: Float[np.ndarray, "*stack m n"], dtype: str) -> Tall:
             return HostTall(product.astype(dtype))
     import torch  # numpy has no bfloat16
 
-    return TorchTall(torch.from_numpy(product).bfloat16())
+    return TorchTall(rounded_tensor(torch.from_numpy(product), torch.bfloat16))

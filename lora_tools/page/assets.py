@@ -38,7 +38,7 @@ def style() -> str:
 def script() -> tuple[str, ...]:
     """Return the scripts in the order in which they run: plotly's, then ours."""
     try:
-        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+        from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise PackageError("a page needs plotly, which is not installed").hint(INSTALL) from error
     ours = "\n".join(_read(f"{part}.js") for part in PARTS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Gain, column_norms
-from lora_tools.linalg.rounding import WIDTH, widen
+from lora_tools.linalg.stored import WIDTH, widen
 from lora_tools.recipe.entry import Entry, Patch, Source
 from lora_tools.recipe.factors import Loaded, load, side_by_side, wide
 from lora_tools.shapes import Float

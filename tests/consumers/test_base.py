@@ -130,7 +130,7 @@ def test_what_no_format_reads_is_a_subject_too(tmp_path):
 ODD = [None, 0, -1, 1.5, "", "(", [], ["("], [1], {}, {"a": 1}, {"a": "b"}, {"(": 1}, True, [[1]]]
 
 
-@pytest.mark.parametrize("name", ["minilm-patterns", "moe-experts"])
+@pytest.mark.parametrize("name", ["minilm-patterns", "minilm-rslora", "moe-experts"])
 def test_no_field_of_any_kind_brings_a_rule_down(name):
     sound = consumers.subject(FIXTURES / name)
     assert sound.config is not None

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lora_tools.linalg.apply import Device, Gain, Host, Tally
-from lora_tools.linalg.rounding import accumulator
+from lora_tools.linalg.stored import accumulator
 
 DTYPES = {
     "BF16": torch.bfloat16,

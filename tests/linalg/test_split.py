@@ -7,8 +7,9 @@ import torch
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.krylov import Precision, leading
 from lora_tools.linalg.operator import HostOperator, TorchOperator, operator
+from lora_tools.linalg.rounding import rounded
 from lora_tools.linalg.split import split
-from lora_tools.linalg.stored import rounded, widened
+from lora_tools.linalg.stored import widened
 
 CODES = ("F64", "F32", "F16", "BF16")
 

@@ -63,3 +63,15 @@ def test_padding_appends_zeros():
         assert torch.equal(wide[..., :3], as_tensor(factor))
         assert not wide[..., 3:].any()
         assert padded(factor.array, 0) is factor.array
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_factor_times_a_number_is_rounded_once(dtype):
+    # By way of float32 the product would become a tie, and the tie go down to the even 1.
+    step = torch.finfo(getattr(torch, dtype)).eps
+    for factor in (HostTall(np.ones((1, 1))), TorchTall(torch.ones(1, 1, dtype=torch.float64))):
+        found, exact = factor.scaled(1 + step / 2 + 2.0**-40, dtype)
+        assert as_tensor(found).item() == 1 + step
+        assert not exact
+    host = HostTall(np.ones((1, 1))).times(np.array([[1 + step / 2 + 2.0**-40]]), dtype)
+    assert as_tensor(host).item() == 1 + step

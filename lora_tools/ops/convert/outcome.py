@@ -1,18 +1,14 @@
 """What a conversion did to each module, as data and as text."""
 
-import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabulate import tabulate
 
 from lora_tools.names import collapse, template
-from lora_tools.report import percent, size
+from lora_tools.report import Document, grouped, percent, section, size, total
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -56,7 +52,7 @@ class Change(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
+class Outcome(Document):
     """What a conversion did: fills up while the changes pass through `watch`."""
 
     source: str
@@ -87,14 +83,12 @@ class Outcome:
     @property
     def error(self) -> float:
         """Relative error of the whole adapter as it is stored."""
-        return _total(self.rows)
+        return total((row.norm, row.error) for row in self.rows)
 
     @property
     def optimal_error(self) -> float:
         """The least relative error possible at these ranks."""
-        whole = math.fsum(row.norm**2 for row in self.rows)
-        lost = math.fsum((row.norm * row.optimal_error) ** 2 for row in self.rows)
-        return math.sqrt(lost / whole) if whole else 0.0
+        return total((row.norm, row.optimal_error) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain data, in the schema that `docs/report.md` describes."""
@@ -120,24 +114,10 @@ class Outcome:
             "notes": list(self.notes),
         }
 
-    def to_json(self) -> str:
-        """Return the outcome as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def save(self, path: Path) -> None:
-        """Write the outcome as JSON."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
-
-    def to_text(self) -> str:
-        """Return the outcome as a table for a terminal, repeated layers in one line."""
-        return f"{self.table('simple')}\n\n{self.summary()}"
-
     def to_markdown(self) -> str:
         """Return the outcome as Markdown."""
-        lines = [f"Converted by `lora-tools convert` from {self.source_format}{self._policy}.", ""]
-        if self.arguments:
-            lines += ["```sh", self.arguments, "```", ""]
-        return "\n".join([*lines, *(f"- {line}" for line in self.summary().splitlines())])
+        title = f"Converted by `lora-tools convert` from {self.source_format}{self._policy}."
+        return section(title, self.arguments, self.summary())
 
     @property
     def _policy(self) -> str:
@@ -146,8 +126,7 @@ class Outcome:
     def table(self, style: str) -> str:
         """Return the modules as a table."""
         lines = []
-        for _, found in groupby(sorted(self.rows, key=_key), key=_key):
-            group = list(found)
+        for group in grouped(self.rows, _key):
             row = group[0]
             change = f"{row.scale_before:.4g} → {row.scale_after:.4g}"
             same = row.scale_before == row.scale_after
@@ -159,7 +138,7 @@ class Outcome:
                     row.rank if row.rank == row.rank_stored else f"{row.rank} → {row.rank_stored}",
                     f"{row.scale_after:.4g}" if same else change,
                     row.outcome,
-                    percent(_total(group)),
+                    percent(total((row.norm, row.error) for row in group)),
                 )
             )
         headers = ("module", "count", "shape", "rank", "scale", "factors", "error")
@@ -190,9 +169,3 @@ class Outcome:
 def _key(row: Row) -> tuple[object, ...]:
     scales = (row.scale_before, row.scale_after)
     return template(row.module), row.shape, row.rank, row.rank_stored, scales, row.outcome
-
-
-def _total(rows: list[Row]) -> float:
-    whole = math.fsum(row.norm**2 for row in rows)
-    lost = math.fsum((row.norm * row.error) ** 2 for row in rows)
-    return math.sqrt(lost / whole) if whole else 0.0

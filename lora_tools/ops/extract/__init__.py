@@ -1,6 +1,5 @@
 """Extract: the best adapter of a full fine-tune, with a certificate of how good it can be."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from lora_tools.ops.extract.tasks import (
     survey,
     survey_one,
 )
+from lora_tools.report import total
 from lora_tools.storage.guests import Guests
 
 __all__ = ["Extraction", "Options", "Plan", "Precision", "Report", "Row", "extract", "plan"]
@@ -203,9 +203,7 @@ def _excess(policy: MaxError, rows: Sequence[Row]) -> float:
     """Return by which factor written errors exceed a bound."""
     if policy.per_module:
         return max((row.error for row in rows), default=0.0) / policy.bound
-    whole = math.fsum(row.norm**2 for row in rows)
-    lost = math.fsum((row.norm * row.error) ** 2 for row in rows)
-    return math.sqrt(lost / whole) / policy.bound if whole else 0.0
+    return total((row.norm, row.error) for row in rows) / policy.bound
 
 
 def _as_in_base(plan: Plan, items: Sequence[Item], rows: Sequence[Row]) -> list[Row]:

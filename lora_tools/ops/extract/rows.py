@@ -1,17 +1,14 @@
 """What became of each tensor, and the report of all of them."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from lora_tools.names import collapse, template
-from lora_tools.report import percent, size
+from lora_tools.report import Document, grouped, percent, size, total
 
 SCHEMA = "lora-tools/extraction/1"
 
@@ -47,7 +44,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class Report:
+class Report(Document):
     """What an extraction did."""
 
     base: str
@@ -73,12 +70,12 @@ class Report:
     @property
     def error(self) -> float:
         """Relative error of everything that was extracted, as it is stored."""
-        return _total(self.extracted, [row.error for row in self.extracted])
+        return total((row.norm, row.error) for row in self.extracted)
 
     @property
     def bound(self) -> float:
         """The certified lower bound of that error, at these ranks."""
-        return _total(self.extracted, [row.optimal_error_lower_bound for row in self.extracted])
+        return total((row.norm, row.optimal_error_lower_bound) for row in self.extracted)
 
     @property
     def model_error(self) -> float:
@@ -86,7 +83,8 @@ class Report:
         losses = {"extracted": None, "full": 0.0, "left out": 1.0}
         rows = [row for row in self.rows if row.outcome in losses]
         errors = [row.error if row.outcome == "extracted" else losses[row.outcome] for row in rows]
-        return _total(rows, [float(error or 0.0) for error in errors])
+        norms = [row.norm for row in rows]
+        return total(zip(norms, (float(error or 0.0) for error in errors), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, in the schema that `docs/extract.md` describes."""
@@ -120,24 +118,14 @@ class Report:
             "notes": list(self.notes),
         }
 
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def save(self, path: Path) -> None:
-        """Write the report as JSON."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
-
-    def to_text(self) -> str:
-        """Return the report for a terminal."""
-        ordered = sorted(self.extracted, key=_key)
-        groups = [list(rows) for _, rows in groupby(ordered, key=_key)]
-        groups.sort(key=lambda rows: -_total(rows, [row.error for row in rows]))
+    def table(self, style: str) -> str:
+        """Return the modules as a table, repeated layers in one line, the worst first."""
+        groups = grouped(self.extracted, _key)
+        groups.sort(key=lambda rows: -total((row.norm, row.error) for row in rows))
         lines = [_line(rows, collapse([row.module for row in rows])) for rows in groups]
         lines.append(_line(self.extracted, f"total of {len(self.extracted)} modules"))
         headers = ("module", "shape", "rank", "‖ΔW‖/‖W‖", "energy", "error", "best ≥", "method")
-        table = tabulate(lines, headers, disable_numparse=True)
-        return f"{table}\n\n{self.summary()}"
+        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
 
     def summary(self) -> str:
         """Return the totals in sentences."""
@@ -187,20 +175,14 @@ def _line(rows: Sequence[Row], title: str) -> list[str]:
         "–".join(map(str, dict.fromkeys((ranks[0], ranks[-1])))) if ranks else "–",
         percent(_relative(rows)),
         percent(_energy(rows)),
-        percent(_total(rows, [row.error for row in rows])),
-        percent(_total(rows, [row.optimal_error_lower_bound for row in rows])),
+        percent(total((row.norm, row.error) for row in rows)),
+        percent(total((row.norm, row.optimal_error_lower_bound) for row in rows)),
         ", ".join(methods),
     ]
 
 
 def _key(row: Row) -> tuple[str, tuple[int, ...]]:
     return template(row.module), row.shape
-
-
-def _total(rows: Sequence[Row], errors: Sequence[float]) -> float:
-    whole = math.fsum(row.norm**2 for row in rows)
-    lost = math.fsum((row.norm * error) ** 2 for row, error in zip(rows, errors, strict=True))
-    return math.sqrt(lost / whole) if whole else 0.0
 
 
 def _energy(rows: Sequence[Row]) -> float:
@@ -220,7 +202,6 @@ def _share(rows: Sequence[Row], every: Sequence[Row]) -> float:
 
 
 def _names(rows: Sequence[Row]) -> str:
-    keyed = sorted(rows, key=_key)
-    groups = [collapse([row.module for row in same]) for _, same in groupby(keyed, key=_key)]
+    groups = [collapse([row.module for row in same]) for same in grouped(rows, _key)]
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return ", ".join(groups[:5]) + more

@@ -10,7 +10,8 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Adder, Device, Host, Tally
-from lora_tools.linalg.rounding import WIDTH, accumulator, rounded
+from lora_tools.linalg.rounding import round_into
+from lora_tools.linalg.stored import WIDTH, accumulator
 from lora_tools.ops.merge.shards import Shard
 from lora_tools.recipe import Entry
 from lora_tools.recipe.strips import as_bytes, by_columns, height, strips, tokens
@@ -104,6 +105,6 @@ def _sum(job: Job, target: int) -> Tally:
         put(target, out.data, job.start + strip.first * width)
     for row, values in tokens(entry, job.rows):
         out = np.empty(width, np.uint8)
-        rounded(values, code, out, np.empty_like(values))
+        round_into(values, code, out, np.empty_like(values))
         put(target, out.data, job.start + row * width)
     return total

@@ -1,10 +1,8 @@
 """What a merge did: per tensor, in total, in words, and as data."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from tabulate import tabulate
 from lora_tools.linalg.apply import Tally
 from lora_tools.names import collapse, template
 from lora_tools.recipe import Entry, Outcome
-from lora_tools.report import percent, size
+from lora_tools.report import Document, grouped, percent, section, size, total
 
 SCHEMA = "lora-tools/merge/1"
 
@@ -58,7 +56,7 @@ def row(entry: Entry, tally: Tally) -> Row:
 
 
 @dataclass(slots=True)
-class Merged:
+class Merged(Document):
     """The report of a merge."""
 
     base: str
@@ -80,7 +78,7 @@ class Merged:
     @property
     def error(self) -> float:
         """The share of the norm of all updates that rounding took."""
-        return _total(self.rows)
+        return total((row.norm, row.error) for row in self.rows)
 
     @property
     def swallowed(self) -> float:
@@ -127,31 +125,16 @@ class Merged:
             "notes": list(self.notes),
         }
 
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def save(self, path: Path) -> None:
-        """Write the report as JSON."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
-
-    def to_text(self) -> str:
-        """Return the report as a table for a terminal."""
-        return f"{self.table('simple')}\n\n{self.summary()}"
-
     def to_markdown(self) -> str:
         """Return the report as Markdown, a section of a model card."""
         names = ", ".join(f"`{Path(path).name}` × {weight:g}" for path, weight in self.adapters)
-        lines = [f"`{Path(self.base).name}` with {names} merged into it by `lora-tools merge`.", ""]
-        if self.arguments:
-            lines += ["```sh", self.arguments, "```", ""]
-        points = [f"- {line}" for line in self.summary().splitlines()]
-        return "\n".join([*lines, self.table("pipe"), "", *points])
+        title = f"`{Path(self.base).name}` with {names} merged into it by `lora-tools merge`."
+        return section(title, self.arguments, self.summary(), self.table("pipe"))
 
     def table(self, style: str) -> str:
         """Return the tensors as a table, repeated layers in one line."""
         rows = [row for row in self.rows if row.outcome != "cast"]
-        groups = [list(found) for _, found in groupby(sorted(rows, key=_key), key=_key)]
+        groups = grouped(rows, _key)
         lines = [_line(collapse([row.tensor for row in group]), group) for group in groups]
         lines.append(_line(f"total of {len(rows)} tensors", rows))
         lines[-1][1:4] = ["", "", ""]
@@ -193,19 +176,15 @@ def _line(title: str, rows: list[Row]) -> list[str]:
         rows[0].dtype if rows else "",
         rows[0].outcome if rows else "",
         shown[0] if len(shown) == 1 else f"{shown[0]}–{shown[-1]}" if shown else "–",
-        percent(_total(rows)) if any(row.norm for row in rows) else "–",
+        percent(total((row.norm, row.error) for row in rows))
+        if any(row.norm for row in rows)
+        else "–",
         percent(_swallowed(rows)) if any(row.moved for row in rows) else "–",
     ]
 
 
 def _key(row: Row) -> tuple[str, tuple[int, ...], str, str]:
     return template(row.tensor), row.shape, row.dtype, row.outcome
-
-
-def _total(rows: list[Row]) -> float:
-    whole = math.fsum(row.norm**2 for row in rows)
-    lost = math.fsum((row.norm * row.error) ** 2 for row in rows)
-    return math.sqrt(lost / whole) if whole else 0.0
 
 
 def _swallowed(rows: list[Row]) -> float:

@@ -1,8 +1,6 @@
 """Our section of a published README: what was done, what it cost, what is in it, how to load it."""
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import groupby
 from typing import Any
 
 from tabulate import tabulate
@@ -16,7 +14,7 @@ from lora_tools.ops.push.inputs import listed
 from lora_tools.ops.push.leaks import shorten
 from lora_tools.ops.push.loading import loading
 from lora_tools.ops.push.picture import NAME
-from lora_tools.report import percent, size
+from lora_tools.report import command_line, grouped, percent, size, total
 
 
 def section(
@@ -45,8 +43,7 @@ def _done(report: Mapping[str, Any]) -> Iterator[str]:
     source = shorten(str(report.get("source") or ""))
     yield f"`lora-tools {command}`{policy}" + (f" from `{source}`:" if source else ":")
     yield ""
-    if arguments := report.get("arguments"):
-        yield from ("```sh", shorten(str(arguments)), "```", "")
+    yield from command_line(shorten(str(report.get("arguments") or "")))
 
 
 def _sentence(subject: Adapter | Model, base: str | None, digests: Mapping[str, Digest]) -> str:
@@ -67,8 +64,7 @@ def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
     rows = {row["module"]: row for row in report.get("modules", ()) if "module" in row}
     known = all("error" in rows.get(name, {}) for name in adapter)
     lines = []
-    for _, found in groupby(sorted(adapter.manifest.modules, key=_key), key=_key):
-        group = list(found)
+    for group in grouped(adapter.manifest.modules, _key):
         first = group[0]
         line = [
             collapse([module.name for module in group]),
@@ -88,12 +84,10 @@ def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
 def _errors(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the error of modules together, and the least possible, as people read them."""
     rows = list(rows)
-    whole = math.fsum(row.get("norm", 1.0) ** 2 for row in rows)
-    shown = []
-    for name in ("error", "optimal_error"):
-        lost = math.fsum((row.get("norm", 1.0) * (row.get(name) or 0.0)) ** 2 for row in rows)
-        shown.append(percent(math.sqrt(lost / whole) if whole else 0.0))
-    return shown
+    return [
+        percent(total((row.get("norm", 1.0), row.get(name) or 0.0) for row in rows))
+        for name in ("error", "optimal_error")
+    ]
 
 
 def _costs(report: Mapping[str, Any]) -> Iterator[str]:

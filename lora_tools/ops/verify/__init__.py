@@ -1,19 +1,18 @@
 """Verify: prove that a merged model is its base and its adapters, whoever merged them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 from tabulate import tabulate
 
 from lora_tools.engine import Engine, Serial
-from lora_tools.linalg.rounding import DIGITS
+from lora_tools.linalg.stored import DIGITS
 from lora_tools.names import Prefix, align, collapse, template
 from lora_tools.ops.verify.evidence import Evidence, Job, chunks, coarsest, examine
 from lora_tools.ops.verify.verdict import Verdict, Word, judge
 from lora_tools.recipe import Entry, Options, Recipe, Strong, plan
+from lora_tools.report import Document, grouped
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.header import Spec
 
@@ -23,7 +22,7 @@ SCHEMA = "lora-tools/verify/1"
 
 
 @dataclass(slots=True)
-class Proof:
+class Proof(Document):
     """The verdicts on all tensors of a merged model."""
 
     merged: str
@@ -61,26 +60,24 @@ class Proof:
             "left_out": dict(self.left_out),
         }
 
-    def to_json(self) -> str:
-        """Return the proof as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def to_text(self) -> str:
-        """Return the proof as a table for a terminal, what failed first."""
-        shown = sorted((v for v in self.verdicts if v.word != "copied"), key=_key)
-        groups = [list(found) for _, found in groupby(shown, key=_key)]
+    def table(self, style: str) -> str:
+        """Return the verdicts as a table, what failed first."""
         lines = [
             (collapse([v.tensor for v in group]), len(group), group[0].word, _detail(group))
-            for group in groups
+            for group in grouped((v for v in self.verdicts if v.word != "copied"), _key)
         ]
-        table = tabulate(lines, ("tensor", "count", "verdict", ""), disable_numparse=True)
+        headers = ("tensor", "count", "verdict", "")
+        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+
+    def summary(self) -> str:
+        """Return how many tensors have each verdict, and what is missing or too many."""
         counts = ", ".join(f"{count} {word}" for word, count in self.counts.items())
         end = [f"{'passed' if self.passed else 'FAILED'}: {counts}"]
         end += [f"missing file: {name}" for name in self.missing_files]
         if self.extra:
             end.append(f"not in the base: {', '.join(self.extra[:5])} ({len(self.extra)} in all)")
         end += [f"left out: {name} ({why})" for name, why in self.left_out.items()]
-        return "\n".join([table, "", *end])
+        return "\n".join(end)
 
 
 def verify(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_tools.linalg.apply import normalise
-from lora_tools.linalg.rounding import DIGITS, WIDTH, rounded, spacing, widen
+from lora_tools.linalg.rounding import round_into
+from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
 from lora_tools.recipe import Entry
 from lora_tools.recipe.strips import Strip, as_bytes, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
@@ -139,7 +140,7 @@ def _weigh(
     total = base + delta
     merged, right = np.empty_like(base), np.empty_like(base)
     widen(raw, code, merged)
-    rounded(total, code, np.empty(base.size * WIDTH[code], np.uint8), right)
+    round_into(total, code, np.empty(base.size * WIDTH[code], np.uint8), right)
     equal = merged == right
     due, kept = int(np.count_nonzero(right != base)), int(np.count_nonzero(merged == base))
     same = int(np.count_nonzero(equal))
@@ -160,9 +161,9 @@ def _weigh(
     # Rounded after dW was: half a step of the sum, and half of dW's, which may be the larger one.
     near = ~equal & ~close & (off <= np.maximum(step, (step + before) / 2) + slack)
     early, scratch = np.empty_like(base), np.empty_like(base)
-    rounded(delta, cast, np.empty(base.size * WIDTH[cast], np.uint8), scratch)
+    round_into(delta, cast, np.empty(base.size * WIDTH[cast], np.uint8), scratch)
     scratch += base
-    rounded(scratch, code, np.empty(base.size * WIDTH[code], np.uint8), early)
+    round_into(scratch, code, np.empty(base.size * WIDTH[code], np.uint8), early)
     change = merged - base
     broken = ~np.isfinite(change)
     change[broken] = 0

@@ -1,17 +1,16 @@
-"""Reports: what was done to each module and what it cost, as data and as text."""
+"""What was done to each module and what it cost, for verbs that write updates anew."""
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabulate import tabulate
 
 from lora_tools.names import collapse, template
+from lora_tools.report.document import Document, grouped, section
+from lora_tools.report.figures import percent, size, total
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -53,7 +52,7 @@ class Change(NamedTuple):
 
 
 @dataclass(slots=True)
-class Report:
+class Report(Document):
     """What a command did: fills up while the changes pass through `watch`."""
 
     command: str
@@ -84,12 +83,12 @@ class Report:
     @property
     def error(self) -> float:
         """Relative error of the whole adapter as it is stored."""
-        return _total(self.rows, [row.error for row in self.rows])
+        return total((row.norm, row.error) for row in self.rows)
 
     @property
     def optimal_error(self) -> float:
         """The least relative error possible at these ranks."""
-        return _total(self.rows, [row.optimal_error for row in self.rows])
+        return total((row.norm, row.optimal_error) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, in the schema that `docs/report.md` describes."""
@@ -116,29 +115,14 @@ class Report:
             "notes": list(self.notes),
         }
 
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-
-    def save(self, path: Path) -> None:
-        """Write the report as JSON."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
-
-    def to_text(self) -> str:
-        """Return the report as a table for a terminal."""
-        return f"{self.table('simple')}\n\n{self.summary()}"
-
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        lines = [f"Made by `lora-tools {self.command}` ({self.policy}).", ""]
-        if self.arguments:
-            lines += ["```sh", self.arguments, "```", ""]
-        points = [f"- {line}" for line in self.summary().splitlines()]
-        return "\n".join([*lines, self.table("pipe"), "", *points])
+        title = f"Made by `lora-tools {self.command}` ({self.policy})."
+        return section(title, self.arguments, self.summary(), self.table("pipe"))
 
     def table(self, style: str) -> str:
         """Return the modules as a table, repeated layers in one line, the worst first."""
-        groups = [_Group(list(rows)) for _, rows in groupby(sorted(self.rows, key=_key), key=_key)]
+        groups = [_Group(rows) for rows in grouped(self.rows, _key)]
         groups.sort(key=lambda group: -group.error)
         lines = [group.line() for group in groups]
         lines.append(_Group(self.rows).line(f"total of {len(self.rows)} modules"))
@@ -174,12 +158,12 @@ class _Group:
 
     @property
     def error(self) -> float:
-        return _total(self.rows, [row.error for row in self.rows])
+        return total((row.norm, row.error) for row in self.rows)
 
     def line(self, title: str | None = None) -> list[str]:
         rows = self.rows
-        best = _total(rows, [row.optimal_error for row in rows])
-        energy = 1 - _total(rows, [math.sqrt(max(1 - row.energy, 0)) for row in rows]) ** 2
+        best = total((row.norm, row.optimal_error) for row in rows)
+        energy = 1 - total((row.norm, math.sqrt(max(1 - row.energy, 0))) for row in rows) ** 2
         after = sorted({row.rank_after for row in rows})
         before = sorted({row.rank_before for row in rows})
         return [
@@ -194,34 +178,8 @@ class _Group:
         ]
 
 
-def size(nbytes: float) -> str:
-    """Write a number of bytes for people.
-
-    >>> size(512), size(20_500_000)
-    ('512 B', '20.5 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
-
-
-def percent(value: float) -> str:
-    """Write a share with three significant digits; tiny ones as a power of ten."""
-    if value == 0 or value >= 1e-4:
-        return f"{100 * value:.3g} %" if value < 0.999 or value == 1 else f"{100 * value:.5g} %"
-    return f"{100 * value:.1e} %"
-
-
 def _key(row: Row) -> tuple[str, tuple[int, ...]]:
     return template(row.module), row.shape
-
-
-def _total(rows: list[Row], errors: list[float]) -> float:
-    whole = math.fsum(row.norm**2 for row in rows)
-    lost = math.fsum((row.norm * error) ** 2 for row, error in zip(rows, errors, strict=True))
-    return math.sqrt(lost / whole) if whole else 0.0
 
 
 def _span(values: list[int]) -> str:

@@ -1,0 +1,64 @@
+"""What every verb's report is: one set of data that is written as JSON, as text and as Markdown."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Document(ABC):
+    """A report. Inherited, so that the same data are written in the same way by every verb."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, in a schema that `docs/report.md` describes."""
+
+    @abstractmethod
+    def table(self, style: str) -> str:
+        """Return its rows as a table in a style of tabulate, repeated layers in one line."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return the totals in sentences, a line each."""
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json_text(self.to_dict())
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def to_text(self) -> str:
+        """Return it for a terminal: the table, then the summary."""
+        return f"{self.table('simple')}\n\n{self.summary()}"
+
+
+def json_text(data: Any) -> str:
+    """Return plain data as JSON for people and machines."""
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def section(title: str, arguments: str, summary: str, *tables: str) -> str:
+    """Return a section of a model card: what made it, the tables, and the summary as points."""
+    lines = [title, "", *command_line(arguments)]
+    for table in tables:
+        lines += [table, ""]
+    return "\n".join([*lines, *(f"- {line}" for line in summary.splitlines())])
+
+
+def command_line(arguments: str) -> Iterator[str]:
+    """Yield the lines of Markdown that show a command line, if there was one."""
+    if arguments:
+        yield from ("```sh", arguments, "```", "")
+
+
+def grouped(rows: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item]]:
+    """Return the rows that share a key together, in the order of the keys."""
+    return [list(found) for _, found in groupby(sorted(rows, key=key), key=key)]
