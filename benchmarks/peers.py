@@ -29,6 +29,7 @@ class Peer:
 
 MERGEKIT = Peer("mergekit", "0.1.5", pins=("torch==2.13.0",))
 SFT = Peer("sft-cli", "0.2.2", pins=("torch==2.13.0",))
+GRADIENCE = Peer("gradience", "0.11.0", pins=("torch==2.13.0",))
 
 
 def install(peer: Peer) -> Peer:

@@ -1,120 +1,125 @@
 """Who keeps the strength of an adapter: each tool's files, loaded by diffusers and by peft.
 
-python benchmarks/scale_correctness.py
+python benchmarks/scale_correctness.py [--out DIR]
 
 The truth is what peft computes from the adapter as it was trained. Every other number is the share
 of it that arrives: 1 is right, 0.5 is half the strength. No time is measured.
 """
 
+import argparse
+import datetime
 import json
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 
-import diffusers
-import peft
+import peers
+import provenance
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_kohya
-from safetensors.torch import load_file, save_file
-from tabulate import tabulate
-
-from lora_tools.adapter import read, write
-from lora_tools.formats.registry import format_named
-from lora_tools.ops.convert import convert
+from safetensors.torch import save_file
+from scale_routes import CONFIG, KEPT, PREFIX, ROUTES, WEIGHTS, Deltas, unet
+from tables import table
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-RANKS = {f"{ATTENTION}.to_q": 4, f"{ATTENTION}.to_v": 4, "mid_block.resnets.0.conv1": 2}
+FEED = "mid_block.attentions.0.transformer_blocks.0"
+PATHS = (f"{ATTENTION}.to_q", f"{ATTENTION}.to_v", f"{FEED}.ff.net.2")
 ADAPTERS = {
-    "alpha = rank": {"alphas": (4, 4, 2)},
-    "one alpha": {"alphas": (8, 8, 8)},
-    "rsLoRA": {"alphas": (8, 8, 8), "use_rslora": True},
-    "alpha_pattern": {"alphas": (8, 2, 1)},
+    "r 16, alpha 16": {"alphas": (16, 16, 16)},
+    "r 16, alpha 32": {"alphas": (32, 32, 32)},
+    "rsLoRA": {"alphas": (32, 32, 32), "use_rslora": True},
+    "alpha_pattern": {"alphas": (32, 8, 4)},
+    "rank_pattern": {"alphas": (32, 32, 32), "ranks": (16, 8, 16)},
 }
 
-Deltas = dict[str, torch.Tensor]
 
-
-def unet() -> diffusers.UNet2DConditionModel:
-    """Return a UNet of a few layers."""
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-        attention_head_dim=2,
+def main() -> None:
+    """Send every adapter every way, print the table and write it to a file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="where the report goes"
+    )
+    options = parser.parse_args()
+    for peer in (peers.SFT, peers.GRADIENCE):
+        peers.install(peer)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lines = list(report(Path(folder)))
+    print("\n".join(lines))
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"scale_correctness_cpu{provenance.cores()}_{datetime.date.today()}.md"
+    (options.out / name).write_text("\n".join(lines) + "\n")
 
 
-def trained(folder: Path, alphas: tuple[float, ...], *, use_rslora: bool = False) -> Deltas:
+def report(folder: Path) -> Iterator[str]:
+    """Yield the lines of the report."""
+    cells: dict[str, list[str]] = {route: [] for route in ROUTES}
+    failed: dict[str, str] = {}
+    for number, (adapter, how) in enumerate(ADAPTERS.items()):
+        place = folder / str(number)
+        truth = trained(place / "source", seed=number, **how)
+        for index, (route, (make, load)) in enumerate(ROUTES.items()):
+            try:
+                cell = share(load(make(place / "source", place / f"to{index}")), truth)
+            except Exception as error:  # noqa: BLE001 - a tool that fails is a result
+                cell = "fails"
+                failed.setdefault(route, f"{type(error).__name__}: {error}")
+            cells[route].append(cell)
+            print(adapter, "|", route, "|", cell, file=sys.stderr)
+    versions = provenance.versions("lora-tools", "peft", "diffusers", "torch")
+    versions |= {peer.name: peer.version for peer in (peers.SFT, peers.GRADIENCE)}
+    yield "# Who keeps the strength of an adapter"
+    yield ""
+    yield f"- date: {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
+    yield f"- commit: {provenance.commit()}"
+    yield f"- hardware: {provenance.hardware()}"
+    yield "- command: `python benchmarks/scale_correctness.py`"
+    yield f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}"
+    yield ""
+    yield "An adapter of a small UNet, as peft writes it, goes through a tool and into a loader. 1"
+    yield "is the strength that peft gives it; two numbers are the least and the most of any layer."
+    yield f"The updates have rank {KEPT}, so that a truncation to {KEPT} should lose nothing."
+    yield "Layers are linear: sft and gradience know no others. diffusers' loader gives all"
+    yield "attention layers of a kohya file the first alpha that it meets."
+    yield ""
+    yield from table(("way", *ADAPTERS), [(route, *each) for route, each in cells.items()])
+    yield ""
+    for where, error in failed.items():
+        yield f"- {where}: {' '.join(error.split())[:200]}"
+
+
+def trained(
+    folder: Path,
+    alphas: tuple[float, ...],
+    *,
+    seed: int,
+    ranks: tuple[int, ...] = (16, 16, 16),
+    use_rslora: bool = False,
+) -> Deltas:
     """Write an adapter as peft does and return its updates by their definition."""
     model, tensors, truth = unet(), {}, {}
-    pattern = dict(zip(RANKS, alphas, strict=True))
-    for path, rank in RANKS.items():
+    torch.manual_seed(seed)
+    for path, rank, alpha in zip(PATHS, ranks, alphas, strict=True):
         weight = model.get_submodule(path).weight
-        a = torch.randn(rank, *weight.shape[1:])
-        b = torch.randn(weight.shape[0], rank, *(1,) * (weight.ndim - 2))
-        stem = f"base_model.model.{path}"
-        tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
-        scale = pattern[path] / (sqrt(rank) if use_rslora else rank)
-        truth[path] = scale * (b.flatten(1) @ a.flatten(1)).reshape(weight.shape)
+        out, inp = weight.flatten(1).shape
+        a = torch.randn(rank, KEPT) @ torch.randn(KEPT, inp)
+        b = torch.randn(out, rank, *(1,) * (weight.ndim - 2))
+        stem = f"{PREFIX}{path}"
+        tensors[f"{stem}.lora_A.weight"] = a.reshape(rank, *weight.shape[1:])
+        tensors[f"{stem}.lora_B.weight"] = b
+        scale = alpha / (sqrt(rank) if use_rslora else rank)
+        truth[path] = scale * (b.flatten(1) @ a).reshape(weight.shape)
     folder.mkdir(parents=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": alphas[0], "use_rslora": use_rslora}
-    config |= {"rank_pattern": RANKS, "alpha_pattern": pattern, "target_modules": list(RANKS)}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": alphas[0], "use_rslora": use_rslora}
+    config["rank_pattern"] = {p: r for p, r in zip(PATHS, ranks, strict=True) if r != 16}
+    config["alpha_pattern"] = {p: a for p, a in zip(PATHS, alphas, strict=True) if a != alphas[0]}
+    (folder / CONFIG).write_text(json.dumps(config | {"target_modules": list(PATHS)}))
     return truth
-
-
-def by_lora_tools(target: str) -> Callable[[Path, Path], Path]:
-    """Return a conversion by lora-tools: the file it writes."""
-
-    def run(source: Path, out: Path) -> Path:
-        plan = convert(read(source), format_named(target))
-        out.mkdir()
-        updates = plan.outcome().watch(plan)
-        write(out, plan.manifest, updates, like=plan.source, format=plan.format)
-        return next(out.glob("*.safetensors"))
-
-    return run
-
-
-def by_diffusers(source: Path, out: Path) -> Path:
-    """Convert peft's tensors to kohya's with diffusers' own function, which takes no alpha."""
-    tensors = load_file(source / "adapter_model.safetensors")
-    named = {key.replace("base_model.model.", "unet."): value for key, value in tensors.items()}
-    out.mkdir()
-    save_file(convert_state_dict_to_kohya(named), out / "lora.safetensors")
-    return out / "lora.safetensors"
-
-
-def in_diffusers(file: Path) -> Deltas:
-    """Return what diffusers adds to a UNet."""
-    model = unet()
-    loader = StableDiffusionLoraLoaderMixin
-    state, alphas, metadata = loader.lora_state_dict(
-        str(file.parent), weight_name=file.name, unet_config=model.config, return_lora_metadata=True
-    )
-    loader.load_lora_into_unet(state, alphas, model, adapter_name="default", metadata=metadata)
-    return updates_of(model)
-
-
-def in_peft(file: Path) -> Deltas:
-    """Return what peft adds to a UNet."""
-    return updates_of(peft.PeftModel.from_pretrained(unet(), str(file.parent)).base_model.model)
-
-
-def updates_of(model: torch.nn.Module) -> Deltas:
-    """Return the updates of the layers that peft has wrapped."""
-    return {
-        name: layer.get_delta_weight("default").detach()
-        for name, layer in model.named_modules()
-        if getattr(layer, "lora_A", None)
-    }
 
 
 def share(seen: Deltas, truth: Deltas) -> str:
@@ -124,40 +129,6 @@ def share(seen: Deltas, truth: Deltas) -> str:
     shares = [float((seen[p] * truth[p]).sum() / truth[p].square().sum()) for p in truth]
     low, high = f"{min(shares):.3g}", f"{max(shares):.3g}"
     return low if low == high else f"{low}–{high}"
-
-
-ROUTES = {
-    "peft, as it is → peft": (lambda source, _: source / "adapter_model.safetensors", in_peft),
-    "lora-tools → diffusers → diffusers": (by_lora_tools("diffusers"), in_diffusers),
-    "lora-tools → kohya → diffusers": (by_lora_tools("kohya"), in_diffusers),
-    "diffusers' converter → kohya → diffusers": (by_diffusers, in_diffusers),
-}
-
-
-def main() -> None:
-    """Print the table."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for number, (name, how) in enumerate(ADAPTERS.items()):
-            torch.manual_seed(number)
-            place = Path(folder, str(number))
-            truth = trained(place / "source", **how)
-            cells = []
-            for index, (make, load) in enumerate(ROUTES.values()):
-                try:
-                    cells.append(share(load(make(place / "source", place / f"to{index}")), truth))
-                except Exception as error:  # noqa: BLE001 - a tool that fails is a result
-                    cells.append(type(error).__name__)
-            rows.append((name, *cells))
-        # Back again: what was written in kohya's spelling, read and written for peft.
-        for number in range(len(ADAPTERS)):
-            place = Path(folder, str(number))
-            again = by_lora_tools("peft")(place / "to2", place / "again")
-            rows[number] += (share(in_peft(again), in_peft(place / "source" / "x")),)
-    print(f"diffusers {diffusers.__version__}, peft {peft.__version__}; share of the strength\n")
-    headers = ("adapter", *ROUTES, "lora-tools → kohya → peft")
-    print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -68,11 +68,7 @@ def pieces(path: str, out: int, inp: int) -> list[Piece]:
     if match is None:
         return []
     kind, number, layer = match.groups()
-    block = (
-        f"transformer_blocks.{number}."
-        if kind == "double"
-        else (f"single_transformer_blocks.{number}.")
-    )
+    block = f"{'single_' if kind == 'single' else ''}transformer_blocks.{number}."
     known = DOUBLE if kind == "double" else SINGLE
     if layer in known:
         return [Piece(block + known[layer], ((0, out),))]
@@ -104,9 +100,9 @@ class Place(NamedTuple):
 def place(path: str) -> Place | None:
     """Return the authors' layer that one of diffusers' is, or is a part of; None if not Flux's.
 
-    >>> place("transformer_blocks.3.attn.add_v_proj"), place("norm_out.linear")
-    (Place(path='double_blocks.3.txt_attn.qkv', part=2), Place(path='final_layer.adaLN_modulation.1', part=None))
-    """  # noqa: E501
+    >>> place("transformer_blocks.3.attn.add_v_proj")
+    Place(path='double_blocks.3.txt_attn.qkv', part=2)
+    """
     if path == "norm_out.linear":
         return Place(SWAPPED)
     for ours, theirs in ENDS.items():

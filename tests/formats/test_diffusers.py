@@ -1,6 +1,7 @@
 """diffusers: what its own loaders make of files written here, on a tiny UNet and a tiny Flux."""
 
 import json
+import re
 import warnings
 from math import sqrt
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from conftest import real
 from judges import judge
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
@@ -141,6 +142,74 @@ def test_diffusers_loads_a_transformers_adapter_at_its_strength(tmp_path):
         torch.testing.assert_close(seen[path], delta, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+def test_diffusers_loads_a_transformers_kohya_file_at_its_strength(rslora, tmp_path):
+    """Layers that were stacked here, and are split by diffusers' own code."""
+    model = flux()
+    block = "transformer_blocks.0"
+    targets = {f"{block}.attn.to_{x}": 4 for x in "qkv"}
+    targets |= {f"{block}.attn.add_q_proj": 2, f"{block}.ff.net.2": 3, f"{block}.norm1.linear": 4}
+    alphas = (3.0, 5.0, 4.0, 2.0, 8.0, 1.0)
+    named = {"base_model_name_or_path": "black-forest-labs/FLUX.1-dev", "use_rslora": rslora}
+    wanted = peft(tmp_path / "peft", model, targets, alphas, **named)
+    file = converted(tmp_path / "peft", tmp_path / "out", "kohya")
+    loader = judge("diffusers.loaders").FluxLoraLoaderMixin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state, metadata = loader.lora_state_dict(
+            str(file.parent), weight_name=file.name, return_lora_metadata=True
+        )
+        loader.load_lora_into_transformer(
+            state, None, model, adapter_name="default", metadata=metadata
+        )
+    seen = updates_of(model)
+    for path, delta in wanted.items():
+        torch.testing.assert_close(seen.pop(path), delta, rtol=1e-5, atol=1e-5)
+    # What else the stack covers, diffusers' code makes layers of: they add nothing.
+    assert set(seen) == {f"{block}.attn.add_k_proj", f"{block}.attn.add_v_proj"}
+    assert not any(delta.any() for delta in seen.values())
+
+
+WHOLE = {f"transformer_blocks.0.attn.to_{x}": 3072 for x in "qkv"} | {
+    **{f"single_transformer_blocks.0.attn.to_{x}": 3072 for x in "qkv"},
+    "single_transformer_blocks.0.proj_mlp": 12288,
+}
+
+
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+def test_diffusers_splits_what_is_stacked_here_in_its_true_size(target, tmp_path):
+    """Its code knows Flux's own sizes only: the factors are compared, by what they do to a vector.
+
+    It has no loader for ComfyUI's spelling of Flux. ComfyUI itself takes the spelling with dots and
+    that of kohya for the same weights (`comfy/lora.py`), so the names are put into the other.
+    """
+    utils = judge("diffusers.loaders.lora_conversion_utils")
+    torch.manual_seed(0)
+    tensors = {}
+    for path, out in WHOLE.items():
+        stem = f"base_model.model.{path}"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(2, 3072)
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(out, 2)
+    (tmp_path / "peft").mkdir()
+    save_file(tensors, tmp_path / "peft" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3.0, "target_modules": ".*"}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    file = converted(tmp_path / "peft", tmp_path / "out", target)
+    written = {}
+    for key, tensor in load_file(file).items():
+        stem, suffix = re.fullmatch(r"(.+?)\.(alpha|lora_\w+\.weight)", key).groups()
+        flat = stem.replace("diffusion_model.", "lora_unet_").replace(".", "_")
+        suffix = suffix.replace("lora_A", "lora_down").replace("lora_B", "lora_up")
+        written[f"{flat}.{suffix}"] = tensor
+    state = utils._convert_kohya_flux_lora_to_diffusers(written)
+    x = torch.randn(3072)
+    for path in WHOLE:
+        a, b = (tensors[f"base_model.model.{path}.lora_{f}.weight"] for f in "AB")
+        found = [state[f"transformer.{path}.lora_{f}.weight"] for f in "AB"]
+        seen, wanted = found[1] @ (found[0] @ x), 3 / 2 * b @ (a @ x)
+        torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-2)
+
+
 def test_what_diffusers_itself_writes_is_read_at_its_strength(tmp_path):
     model = unet()
     config = judge("peft").LoraConfig(
@@ -154,8 +223,6 @@ def test_what_diffusers_itself_writes_is_read_at_its_strength(tmp_path):
     model.add_adapter(config, adapter_name="default")
     model.save_lora_adapter(tmp_path, adapter_name="default")
     (file,) = tmp_path.glob("*.safetensors")
-    from safetensors.torch import load_file
-
     layers = {f"unet.{key}": value for key, value in load_file(file).items()}
     fields = {f"unet.{k}": v for k, v in config.to_dict().items() if not isinstance(v, set)}
     metadata = {"lora_adapter_metadata": json.dumps(fields, default=list)}

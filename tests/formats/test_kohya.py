@@ -110,7 +110,7 @@ def test_a_full_difference_is_added_as_it_is(tmp_path):
     assert [extra.kind for extra in adapter.manifest.extras] == ["bias difference"] * 2
 
 
-@pytest.mark.parametrize("name", ["locon", "locon-tucker", "rslora"])
+@pytest.mark.parametrize("name", ["locon", "locon-tucker", "rslora", "loha-tucker", "lokr-tucker"])
 def test_lycoris_reads_what_is_written_here(name, tmp_path):
     model, network = trained(ALGORITHMS[name])
     adapter = read(saved(network, tmp_path))
@@ -146,6 +146,57 @@ def test_dora_has_its_axis(on_output, tmp_path):
     else:
         with pytest.raises(UnsupportedError, match=r"DoRA by column: lycoris_"):
             convert(adapter, peft)
+
+
+def weights(model, network):
+    """Return the weights that a network leaves a model with in use, DoRA's norms and all."""
+    found = {}
+    with torch.no_grad():
+        found["proj"] = (model.proj(torch.eye(12)) - model.proj.bias).T
+        columns = torch.eye(6 * 9).reshape(54, 6, 3, 3)
+        flat = model.conv(columns) - model.conv.bias[:, None, None]
+        found["conv"] = flat.reshape(54, 10).T
+    return found
+
+
+@pytest.mark.parametrize("on_output", [True, False])
+def test_lycoris_and_we_merge_its_dora_alike(on_output, tmp_path):
+    """The norms of rows, or of columns: of W + dW, by the definition, as its own forward has it."""
+    model, network = trained({"algo": "locon"}, dora_wd=True, wd_on_output=on_output)
+    wanted, adapter = weights(model, network), read(saved(network, tmp_path))
+    for name in adapter:
+        update, path = adapter[name], name.removeprefix("lycoris_")
+        base = next(m.org_module[0] for m in network.loras if m.lora_name == name)
+        delta = torch.as_tensor(update.direction.dense("float64")).reshape(base.weight.shape)
+        whole = base.weight.detach().double() + delta
+        axes = [d for d in range(whole.ndim) if d != (0 if on_output else 1)]
+        norm = whole.square().sum(axes, keepdim=True).sqrt()
+        magnitude = torch.as_tensor(update.magnitude).double().reshape(norm.shape)
+        seen = (magnitude * whole / norm).flatten(1).float()
+        torch.testing.assert_close(seen, wanted[path], rtol=1e-3, atol=1e-3)
+
+
+def test_lycoris_reads_the_dora_that_is_written_here(tmp_path):
+    """Norms of rows: its loader makes room for no others, not for those of its own files either."""
+    model, network = trained({"algo": "locon"}, dora_wd=True, wd_on_output=True)
+    adapter = read(saved(network, tmp_path))
+    plan = convert(adapter, KOHYA, dtype="F32")
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", plan.manifest, plan.outcome().watch(plan), like=adapter, format=KOHYA)
+    file = tmp_path / "out" / "made.safetensors"
+    before, after = load_file(adapter.path), load_file(file)
+    scales = [key for key in before if key.endswith("dora_scale")]
+    assert len(scales) == 2
+    assert all(torch.equal(before[key], after[key]) for key in scales)
+    fresh = Net()
+    fresh.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if k in dict(fresh.named_parameters())}
+    )
+    again, _ = judge("lycoris").create_lycoris_from_weights(1.0, str(file), fresh)
+    again.apply_to()
+    wanted, seen = weights(model, network), weights(fresh, again)
+    for path, weight in wanted.items():
+        torch.testing.assert_close(seen[path], weight, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["locon", "locon-tucker", "loha", "lokr", "lokr-full", "full"])

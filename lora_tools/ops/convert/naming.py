@@ -133,9 +133,10 @@ def _stack(path: str, members: dict[int, Module]) -> Step:
 
 
 def _check_plain(module: Module, what: str) -> None:
-    if module.site != Linear() or kinds_of(module):
-        kinds = ", ".join(kinds_of(module)) or "a convolution"
-        raise UnsupportedError(f"{module.name}: {kinds} of a layer that is {what}")
+    if beyond := kinds_of(module):
+        raise UnsupportedError(
+            f"{module.name}: {', '.join(beyond)} of a layer that is {what}"
+        ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")
 
 
 def _widest(codes: set[str]) -> str:

@@ -279,6 +279,8 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
 def _bare(module: Module, *, new: bool) -> Module:
     """Return a module as a pair of factors, without the spelling of the format it comes from."""
     pair = module.resized(module.r)
+    if pair.alpha is None and (new or not module.is_pair):  # LyCORIS reads no file without one
+        pair = replace(pair, alpha=float(pair.r))
     return replace(pair, stem=pair.name, owner=pair.name, rows=None) if new else pair
 
 

@@ -12,7 +12,9 @@ from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.flux import heights, is_flux, pieces, place
 from lora_tools.formats.registry import format_named
-from lora_tools.ops.convert import convert
+from lora_tools.linalg.rank import Fixed
+from lora_tools.ops.convert import convert, translate
+from lora_tools.ops.shrink import Options, shrink
 
 WIDE = 12
 DOUBLE = {f"attn.to_{x}": WIDE for x in "qkv"} | {f"attn.add_{x}_proj": WIDE for x in "qkv"}
@@ -211,3 +213,44 @@ def test_layers_that_cannot_be_stacked_are_refused():
     with pytest.raises(FormatError, match=r"rows cannot be stacked"):
         heights("double_blocks.0.img_attn.qkv", {0: 12, 1: 8}, 12)
     assert heights("single_blocks.0.linear1", {3: 20}, 12) == [12, 12, 12, 20]
+
+
+@pytest.mark.parametrize("target", ["kohya", "diffusers"])
+def test_stacks_are_shrunk_on_the_way(target, tmp_path):
+    """From peft to the authors' layers, or from those to diffusers': truncated once, whole."""
+    source = peft(tmp_path / "peft")
+    if target == "diffusers":
+        converted(source, tmp_path / "fused", "comfyui")
+        source = tmp_path / "fused"
+    translated = translate(read(source), format_named(target))
+    shrunk = shrink(translated, Fixed(2), Options(scale="keep"))
+    outcome = translated.outcome(shrunk.manifest, policy="rank 2")
+    out = tmp_path / "out"
+    out.mkdir()
+    rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
+    write(out, shrunk.manifest, rows, like=translated.source, format=translated.format)
+    assert {row.rank_kept for row in outcome.rows} == {2}
+    if target == "kohya":
+        found, wanted = fused(out), stacks(source)
+    else:
+        found = {n: torch.as_tensor(u.dense("float64")) for n, u in read(out).items()}
+        each = deltas(tmp_path / "peft")
+        wanted = {f"transformer.{n.removeprefix(PREFIX)}": delta for n, delta in each.items()}
+    assert found.keys() == wanted.keys()
+    lost = sum(float((found[p] - wanted[p]).square().sum()) for p in wanted)
+    tails = sum(float(torch.linalg.svdvals(d)[2:].square().sum()) for d in wanted.values())
+    whole = sum(float(d.square().sum()) for d in wanted.values())
+    assert outcome.error == pytest.approx((lost / whole) ** 0.5, rel=1e-6)
+    assert outcome.optimal_error == pytest.approx((tails / whole) ** 0.5, rel=1e-6)
+
+
+def test_other_models_keep_their_names(tmp_path):
+    """HunyuanVideo has Flux's names, and more blocks."""
+    layers = {f"single_transformer_blocks.39.{path}": out for path, out in SINGLE.items()}
+    source = peft(tmp_path / "peft", layers)
+    outcome = converted(source, tmp_path / "kohya", "kohya")
+    assert {row.outcome for row in outcome.rows} == {"kept"}
+    back = set(read(tmp_path / "kohya"))
+    assert {name.removeprefix("transformer.") for name in back} == layers.keys()
+    with pytest.raises(UnsupportedError, match="ComfyUI does not load these names"):
+        convert(read(source), format_named("comfyui"))
