@@ -10,6 +10,8 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
 from lora_tools.formats.diffusers import Diffusers
 from lora_tools.formats.kohya import Kohya
+from lora_tools.formats.litgpt import LitGPT
+from lora_tools.formats.loralib import Loralib
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.torchtune import Torchtune
@@ -18,7 +20,17 @@ from lora_tools.storage.header import Spec
 
 PEFT = Peft()
 """What new adapters are written as: every consumer reads it."""
-FORMATS: tuple[Format, ...] = (PEFT, Kohya(), Diffusers(), ComfyUI(), MLX(), XLabs(), Torchtune())
+FORMATS: tuple[Format, ...] = (
+    PEFT,
+    Kohya(),
+    Diffusers(),
+    ComfyUI(),
+    MLX(),
+    XLabs(),
+    Torchtune(),
+    Loralib(),
+    LitGPT(),
+)
 # Spellings that say too little for anyone to use the tensors without the code that made them.
 STRANGERS = (
     (
