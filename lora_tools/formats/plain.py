@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import FormatError
+from lora_tools.formats.fused import Share
 from lora_tools.formats.manifest import Module, Part, Role
+from lora_tools.formats.sites import Linear
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
 
@@ -78,6 +80,13 @@ def _check(stem: str, pair: Pair) -> None:
     a, b = pair.a.spec.shape, pair.b.spec.shape
     if len(a) != 2 or len(b) != 2 or min(*a, *b) < 1 or a[0] % b[1]:
         raise FormatError(f"{stem}: A {list(a)} and B {list(b)} are no pair of factors")
+
+
+def linear(path: str, stem: str, pair: Pair, alpha: float, share: Share | None = None) -> Module:
+    """Describe the linear layer that a pair, or a share of it, is the update of."""
+    out = share.out if share else pair.out
+    rank, inp = pair.rank, pair.inp
+    return Module(path, Linear(), out, inp, rank, alpha, False, pair.parts, stem, path, fused=share)
 
 
 def low_rank(module: Module, tensors: Mapping[str, "Array"]) -> "LowRank":

@@ -12,6 +12,7 @@ from lora_tools.formats.diffusers import Diffusers
 from lora_tools.formats.kohya import Kohya
 from lora_tools.formats.litgpt import LitGPT
 from lora_tools.formats.loralib import Loralib
+from lora_tools.formats.megatron import Megatron
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.torchtune import Torchtune
@@ -30,6 +31,7 @@ FORMATS: tuple[Format, ...] = (
     Torchtune(),
     Loralib(),
     LitGPT(),
+    Megatron(),
 )
 # Spellings that say too little for anyone to use the tensors without the code that made them.
 STRANGERS = (
