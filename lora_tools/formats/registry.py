@@ -8,7 +8,7 @@ from typing import Any
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
-from lora_tools.formats.diffusers import Diffusers
+from lora_tools.formats.diffusers import OMI, Diffusers
 from lora_tools.formats.kohya import Kohya
 from lora_tools.formats.litgpt import LitGPT
 from lora_tools.formats.loralib import Loralib
@@ -43,6 +43,11 @@ STRANGERS = (
     (
         re.compile(r"^#\d+$"),
         "the file is a list of tensors without names: which weight each belongs to is not in it",
+    ),
+    (
+        OMI,
+        "the Open Model Initiative's names number the parts of fused layers (qkv.0, linear1.3),"
+        " which is not supported: have it saved in the names of diffusers or of kohya",
     ),
     (
         re.compile(r"^w_[ab]_\d+$"),
