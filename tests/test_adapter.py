@@ -137,7 +137,8 @@ def test_tensors_of_no_known_format_are_named(tmp_path):
     with pytest.raises(FormatError, match=r"in no known adapter format.*named weight") as caught:
         read(tmp_path)
     assert caught.value.__notes__ == [
-        "Known formats: peft, kohya, diffusers, comfyui, mlx, xlabs, gguf, torchtune."
+        "Known formats: peft, kohya, diffusers, comfyui, mlx, xlabs, gguf, torchtune, loralib,"
+        " litgpt, megatron."
     ]
 
 

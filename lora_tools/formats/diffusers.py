@@ -46,6 +46,9 @@ STRANGE = (
 )
 """Fields of a configuration under which a module is no sum of matrices."""
 
+OMI = re.compile(r"\.(qkv|linear1)\.\d+\.lora_(down|up)\.weight$")
+"""Parts of a fused layer by number, which is how the Open Model Initiative's files name them."""
+
 
 class Diffusers:
     """The format of `save_lora_weights`, and those that diffusers still loads."""
@@ -59,8 +62,11 @@ class Diffusers:
     config_file: str | None = None
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
-        """Recognise diffusers by a pipeline's component, or a denoiser's path, before a suffix."""
-        if config is not None and "peft_type" in config:
+        """Recognise diffusers by a pipeline's component, or a denoiser's path, before a suffix.
+
+        OMI's names begin with a component, too, and are no paths of a model.
+        """
+        if (config is not None and "peft_type" in config) or any(map(OMI.search, specs)):
             return False
         stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
         return any(_path(stem) is not None for stem in stems)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.fused import Fused, Share
 from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.scaling import scale
@@ -72,6 +73,8 @@ class Module:
     """The module whose rank and alpha it has: itself, unless the base layer hands them down."""
     rows: Paired | None = None
     """The order of B's rows in the file, where it is not that of transformers' weight."""
+    fused: Fused | None = None
+    """How its factors come out of the file's tensors, where those are of a fused layer."""
 
     @property
     def stack(self) -> int:
@@ -114,16 +117,21 @@ class Module:
     @property
     def is_pair(self) -> bool:
         """Whether its factors are in the file, not made of other tensors by the format."""
-        return self.parts.keys() - BESIDE == {"a", "b"}
+        return self.fused is None and self.parts.keys() - BESIDE == {"a", "b"}
 
     @property
     def params(self) -> int:
-        """Parameters of all its tensors."""
+        """Parameters of all its tensors; of shared ones, those that are its own."""
+        if isinstance(self.fused, Share):
+            return self.rank * (self.out + self.inp)
         return sum(part.spec.numel for part in self.parts.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
+        """Bytes of all its tensors; of shared ones, those that are its own."""
+        if isinstance(self.fused, Share):
+            whole = sum(part.spec.numel for part in self.parts.values())
+            return sum(p.spec.nbytes for p in self.parts.values()) * self.params // whole
         return sum(part.spec.nbytes for part in self.parts.values())
 
     @property
@@ -151,7 +159,7 @@ class Module:
         for role, shape in zip(roles, factor_shapes(self, rank), strict=True):
             old = self.parts.get(role) or Part(f"{self.stem}.{role}", Spec(self.dtype, shape))
             parts[role] = Part(old.key, Spec(dtype or old.spec.dtype, shape))
-        return replace(self, rank=rank, parts=parts)
+        return replace(self, rank=rank, parts=parts, fused=None)
 
 
 MISFIT = "not understood"

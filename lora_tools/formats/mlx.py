@@ -11,6 +11,7 @@ from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
+from lora_tools.formats.tables import is_table
 from lora_tools.formats.uniform import at_one_rank, common_scale, scaled
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.container import SAFETENSORS, Container
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a|lora_b|m)")
 ROLES: dict[str, Role] = {"lora_a": "a", "lora_b": "b", "m": "magnitude"}
 SUFFIX: dict[Role, str] = {"a": ".lora_a", "b": ".lora_b", "magnitude": ".m"}
-TABLES = ("embed_tokens", "tok_embeddings", "word_embeddings", "wte")
-"""What models of MLX-LM call their embedding tables: the file does not tell them from layers."""
-
 EXPERT = ".weight"
 """What we put behind the name of a layer of experts: its parameter, which the update is of."""
 
@@ -87,8 +85,8 @@ class MLX:
         """
         modules = at_one_rank(manifest.modules)
         odd = [m.name for m in modules if isinstance(m.site, Experts) and not _is_switch(m)]
-        odd += [m.name for m in modules if isinstance(m.site, Embedding) and not _is_table(m.name)]
-        odd += [m.name for m in modules if isinstance(m.site, Linear) and _is_table(m.name)]
+        odd += [m.name for m in modules if isinstance(m.site, Embedding) and not is_table(m.name)]
+        odd += [m.name for m in modules if isinstance(m.site, Linear) and is_table(m.name)]
         if odd:
             raise UnsupportedError(f"MLX-LM has other layers in the place of {some(odd)}")
         check_uniform(modules, "MLX-LM")
@@ -145,7 +143,7 @@ def _module(stem: str, parts: dict[Role, Part], scale: float) -> Module:
     if not {"a", "b"} <= parts.keys():
         raise FormatError(f"{stem} has no lora_{'b' if 'a' in parts else 'a'}")
     a, b = parts["a"].spec.shape, parts["b"].spec.shape
-    site: Site = Embedding() if _is_table(stem) else Linear()
+    site: Site = Embedding() if is_table(stem) else Linear()
     if len(a) == 3 and len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
         site = Experts(EXPERT.removeprefix("."), a[0])
         name, rank, out, inp = stem + EXPERT, a[1], b[1], a[2]
@@ -183,10 +181,6 @@ def _spelled(module: Module) -> Module:
 def _layer_key(module: Module) -> str:
     """Return what mlx-lm targets a layer by: its path in its block, or in the model."""
     return re.sub(r"^.*\.layers\.\d+\.", "", module.stem)
-
-
-def _is_table(stem: str) -> bool:
-    return stem.rpartition(".")[2] in TABLES
 
 
 def _is_switch(module: Module) -> bool:

@@ -8,9 +8,12 @@ from typing import Any
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
-from lora_tools.formats.diffusers import Diffusers
+from lora_tools.formats.diffusers import OMI, Diffusers
 from lora_tools.formats.gguf import LlamaCpp
 from lora_tools.formats.kohya import Kohya
+from lora_tools.formats.litgpt import LitGPT
+from lora_tools.formats.loralib import Loralib
+from lora_tools.formats.megatron import Megatron
 from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.torchtune import Torchtune
@@ -28,6 +31,9 @@ FORMATS: tuple[Format, ...] = (
     XLabs(),
     LlamaCpp(),
     Torchtune(),
+    Loralib(),
+    LitGPT(),
+    Megatron(),
 )
 # Spellings that say too little for anyone to use the tensors without the code that made them.
 STRANGERS = (
@@ -39,6 +45,11 @@ STRANGERS = (
     (
         re.compile(r"^#\d+$"),
         "the file is a list of tensors without names: which weight each belongs to is not in it",
+    ),
+    (
+        OMI,
+        "the Open Model Initiative's names number the parts of fused layers (qkv.0, linear1.3),"
+        " which is not supported: have it saved in the names of diffusers or of kohya",
     ),
     (
         re.compile(r"^w_[ab]_\d+$"),

@@ -1,4 +1,4 @@
-"""Configurations: JSON files that hold one object."""
+"""Configurations: JSON and YAML files that hold one object."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,29 @@ from typing import Any
 
 from lora_tools.errors import FormatError
 
+YAML = (".yaml", ".yml")
+
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object that is the whole of a file.
+    """Return the object that is the whole of a file: YAML by its ending, or else JSON.
 
     Raises `FormatError` if it is anything else.
     """
+    kind = "YAML" if file.suffix in YAML else "JSON"
     try:
-        found = json.loads(file.read_bytes())
+        found = _yaml(file) if kind == "YAML" else json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: not valid JSON ({error})") from error
+        raise FormatError(f"{file}: not valid {kind} ({error})") from error
     if not isinstance(found, dict):
-        raise FormatError(f"{file}: not a JSON object")
+        raise FormatError(f"{file}: not a {kind} object")
     return found
+
+
+def _yaml(file: Path) -> Any:
+    """Return plain values only: what would make objects is refused."""
+    import yaml  # few folders have any
+
+    try:
+        return yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).partition("\n")[0]) from error

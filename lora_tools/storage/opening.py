@@ -12,7 +12,7 @@ from lora_tools.storage.header import Spec, read_header
 from lora_tools.storage.npz import read_npz
 from lora_tools.storage.place import Place
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 INDEX = ".safetensors.index.json"
 PICKLED_INDEX = ".bin.index.json"
 READERS = 8

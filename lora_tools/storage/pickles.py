@@ -13,7 +13,8 @@ from lora_tools.storage.header import LFS_POINTER, spec_of
 def load_pickle(path: Path) -> Checkpoint:
     """Load a ``.bin`` or ``.pt`` file that holds a flat dictionary of tensors, or a list of them.
 
-    The tensors of a list are called #0, #1, … in its order. Only tensors and plain containers are
+    The tensors of a list are called #0, #1, … in its order; a dictionary that is all that another
+    holds is taken for it. Only tensors and plain containers are
     unpickled, so a hostile file cannot run code. Raises `CheckpointError` for anything else.
     """
     with path.open("rb") as file:
@@ -29,6 +30,9 @@ def load_pickle(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read as tensors only ({reason})").hint(
             "lora-tools never unpickles objects. Save the state dict as safetensors instead."
         ) from error
+    if isinstance(loaded, Mapping) and len(loaded) == 1:
+        (inner,) = loaded.values()
+        loaded = inner if isinstance(inner, Mapping) else loaded  # {"model": {...}}
     if isinstance(loaded, list) and loaded:
         loaded = {f"#{number}": value for number, value in enumerate(loaded)}
     if not isinstance(loaded, Mapping):

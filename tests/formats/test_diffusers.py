@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.base import Contents
-from lora_tools.formats.registry import format_named
+from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.ops.convert import convert
 from lora_tools.storage.header import Spec
 
@@ -313,3 +313,15 @@ def with_config(**fields):
 def test_headers_that_contradict_their_tensors_are_refused(metadata, kind, message):
     with pytest.raises(kind, match=message):
         DIFFUSERS.read(Contents(pair("unet.conv_in"), None, metadata, {}))
+
+
+def test_numbered_parts_of_fused_layers_are_no_modules():
+    specs = {
+        f"transformer.{stem}.lora_{way}.weight": Spec("F32", (2, 2))
+        for stem in ("double_blocks.0.img_attn.qkv.0", "single_blocks.0.linear1.3")
+        for way in ("down", "up")
+    }
+    for order in (specs, dict(reversed(specs.items()))):
+        assert not [format.name for format in FORMATS if format.detect(order, None)]
+        with pytest.raises(UnsupportedError, match="number the parts of fused layers"):
+            detected(order, None)

@@ -161,3 +161,13 @@ def test_tensors_of_a_list_are_numbered(tmp_path):
     checkpoint = load_pickle(file)
     assert list(checkpoint) == ["#0", "#1"]
     assert torch.equal(checkpoint["#1"], torch.ones(3, 1))
+
+
+def test_a_dictionary_that_is_all_that_another_holds_is_taken_for_it(tmp_path):
+    file = tmp_path / "lit_model.pth.lora"
+    torch.save({"model": {"a": torch.ones(2)}}, file)
+    assert torch.equal(load_pickle(file)["a"], torch.ones(2))
+    assert list(open_checkpoint(file)) == ["a"]
+    torch.save({"model": {"a": torch.ones(2)}, "step": 3}, file)
+    with pytest.raises(CheckpointError, match="not named, dense tensors"):
+        load_pickle(file)

@@ -40,6 +40,8 @@ def command(as_json: bool) -> None:
     click.echo(tabulate(lines, ("format", "read", "write", "whose"), disable_numparse=True))
     click.echo("\nbesides linear layers, each can say:")
     for format in formats:
+        if format.expresses is None:
+            continue
         said = [kind for kind in KINDS if kind in (format.expresses or ())]
         click.echo(f"  {format.name}: {', '.join(said) or 'nothing'}")
     click.echo("\nknown, and refused:")

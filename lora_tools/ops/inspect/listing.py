@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_tools.adapter import Adapter, read
 from lora_tools.consumers import Consumer, Judgement, judge, subject
-from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
+from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, UnsupportedError
 from lora_tools.formats.registry import STRANGERS, format_named
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
@@ -117,4 +117,7 @@ def look(
     except (FormatError, UnsupportedError) as error:
         about = subject(path) if consumers else None
         judgements = tuple(judge(about, consumer) for consumer in consumers if about)
-        return Listing(open_model(path), error, judgements)
+        try:
+            return Listing(open_model(path), error, judgements)
+        except CheckpointError:
+            raise error from None  # no checkpoint by itself: why it is no adapter, says more

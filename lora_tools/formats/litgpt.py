@@ -1,0 +1,140 @@
+"""LitGPT: ``transformer.h.<n>.attn.qkv.lora_A``, three layers in one, sized by the base's heads."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.family import llama_heads
+from lora_tools.formats.fused import Share, blocks
+from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.formats.plain import LITGPT, Pair, linear, low_rank, pairs
+from lora_tools.formats.rotary import Heads
+from lora_tools.formats.stated import stated_alpha
+from lora_tools.storage.container import SAFETENSORS, Container
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+LAYER = re.compile(r"transformer\.h\.(?P<number>\d+)\.(?P<name>.+)")
+
+# Read in litgpt 0.5.13 (`lora.py`, `scripts/convert_lit_checkpoint.py`).
+LAYERS = {
+    "attn.proj": "self_attn.o_proj",
+    "mlp.fc_1": "mlp.gate_proj",
+    "mlp.fc_2": "mlp.up_proj",
+    "mlp.proj": "mlp.down_proj",
+}
+FUSED = "attn.qkv"
+SWITCHES = {"q_proj": "lora_query", "k_proj": "lora_key", "v_proj": "lora_value"}
+"""The parts of the fused layer, in their order, and the settings that adapt them."""
+
+
+class LitGPT:
+    """The format of ``lit_model.pth.lora``. It is read, not written."""
+
+    name = "litgpt"
+    about = "Lightning LitGPT"
+    expresses: frozenset[str] | None = None
+    container: Container = SAFETENSORS
+    names: Names = "any"
+    files: tuple[str, ...] = ("lit_model.pth.lora",)
+    config_file: str | None = "hyperparameters.yaml"
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise LitGPT by the names of its layers and of their factors."""
+        return any(LITGPT.fullmatch(key) for key in specs)
+
+    def read(self, contents: Contents) -> Manifest:
+        """Describe the adapter by the names of transformers, which the base model decides.
+
+        Raises `UnsupportedError` where the base is missing or of another family, or where the
+        file does not say which parts of a fused layer it adapts.
+        """
+        config = contents.config or {}
+        where = "no lora_alpha in a hyperparameters.yaml"
+        alpha = stated_alpha(contents, config.get("lora_alpha"), where)
+        heads = llama_heads(contents.base, "LitGPT")
+        found, rest = pairs(contents.specs, ".lora_A", ".lora_B")
+        if rest:
+            raise FormatError(f"names that are not understood: {some(rest)}")
+        modules = [
+            module
+            for stem, pair in found.items()
+            for module in _modules(stem, pair, alpha, config, heads)
+        ]
+        rank = config.get("lora_r")
+        odd = [stem for stem, pair in found.items() if rank is not None and pair.rank != rank]
+        problems = [f"hyperparameters.yaml says lora_r is {rank!r}, unlike {some(odd)}"]
+        return Manifest(
+            self.name,
+            tuple(modules),
+            (),
+            config,
+            contents.metadata,
+            problems=tuple(problems if odd else ()),
+        )
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Refuse: LitGPT reads pickles only."""
+        raise UnsupportedError("litgpt is read, not written: it is a pickle").hint(
+            "Write PEFT: lora-tools convert --to peft."
+        )
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        return low_rank(module, tensors)
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Refuse, as `write` does."""
+        raise UnsupportedError("litgpt is read, not written")
+
+
+def _modules(
+    stem: str, pair: Pair, alpha: float, config: Mapping[str, Any], heads: Heads
+) -> Iterator[Module]:
+    layer = LAYER.fullmatch(stem)
+    if layer and layer["name"] == FUSED:
+        yield from _parts(stem, layer["number"], pair, alpha, config, heads)
+        return
+    if layer and layer["name"] == "attn.attn":
+        raise UnsupportedError(
+            f"{stem} is of an older lit-gpt, which interleaved queries, keys and values"
+        ).hint(
+            "Merge it with the version that made it, and make an adapter of the result:"
+            " lora-tools extract BASE MERGED OUT."
+        )
+    if pair.products != 1:
+        raise FormatError(f"{stem}: A has {pair.products} times the rank of B")
+    name = "lm_head" if stem == "lm_head" else LAYERS.get(layer["name"]) if layer else None
+    if name is None:
+        raise FormatError(f"{stem} is no layer of LitGPT's that is known")
+    path = f"model.layers.{layer['number']}.{name}" if layer else name
+    yield linear(path, stem, pair, alpha)
+
+
+def _parts(
+    stem: str, number: str, pair: Pair, alpha: float, config: Mapping[str, Any], heads: Heads
+) -> Iterator[Module]:
+    """Yield the parts of a fused layer that are adapted."""
+    adapted = [part for part, switch in SWITCHES.items() if config.get(switch) is True]
+    if not any(switch in config for switch in SWITCHES.values()):
+        adapted = list(SWITCHES) if pair.products == len(SWITCHES) else []
+    if len(adapted) != pair.products:
+        raise UnsupportedError(
+            f"{stem} is a fused layer of which {pair.products} parts are adapted, and which is"
+            " not in the file"
+        ).hint("Put LitGPT's own hyperparameters.yaml into the same folder.")
+    counts = [heads.queries if part == "q_proj" else heads.keys for part in adapted]
+    if pair.out % sum(counts):
+        raise FormatError(f"{stem}: {pair.out} rows are not those of {sum(counts)} heads").hint(
+            "Check that the base model is the one of this adapter."
+        )
+    size = pair.out // sum(counts)
+    rows = blocks([count * size for count in counts])
+    for i, (part, own) in enumerate(zip(adapted, rows, strict=True)):
+        path = f"model.layers.{number}.self_attn.{part}"
+        share = Share((i * pair.rank, (i + 1) * pair.rank), (own,))
+        yield linear(path, stem, pair, alpha, share)

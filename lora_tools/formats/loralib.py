@@ -1,0 +1,111 @@
+"""loralib, Microsoft's own: ``<path>.lora_A`` and ``<path>.lora_B``, and no alpha anywhere."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.fused import Diagonal
+from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module
+from lora_tools.formats.plain import LITGPT, Pair, low_rank, pairs
+from lora_tools.formats.sites import Embedding, Linear, Site
+from lora_tools.formats.stated import stated_alpha
+from lora_tools.formats.tables import is_table
+from lora_tools.storage.container import SAFETENSORS, Container
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+PREFIX = "base_model."
+"""What PEFT puts before every path."""
+FUSED = ("c_attn", "in_proj", "qkv", "qkv_proj", "query_key_value", "Wqkv")
+"""What layers are called that compute queries, keys and values in one."""
+GPT2 = ("c_attn", "c_proj", "c_fc")
+"""Layers of GPT-2, whose weights transformers stores as (in, out)."""
+
+
+class Loralib:
+    """The format of `loralib.lora_state_dict`. It is read, not written."""
+
+    name = "loralib"
+    about = "Microsoft loralib"
+    expresses: frozenset[str] | None = None
+    container: Container = SAFETENSORS
+    names: Names = "any"
+    files: tuple[str, ...] = ()
+    config_file: str | None = None
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise loralib by factors that are parameters of their layer: no ``.weight``."""
+        return (
+            any(key.endswith(".lora_A") for key in specs)
+            and not any(key.startswith(PREFIX) or key.endswith(".lora_E") for key in specs)
+            and not any(LITGPT.fullmatch(key) for key in specs)
+        )
+
+    def read(self, contents: Contents) -> Manifest:
+        """Describe the adapter; its alpha is for a person to state.
+
+        Raises `UnsupportedError` for layers whose factors do not say where they belong.
+        """
+        alpha = stated_alpha(contents, None, "none in loralib's files")
+        found, rest = pairs(contents.specs, ".lora_A", ".lora_B")
+        gpt2 = (contents.base or {}).get("model_type") == "gpt2"
+        modules = tuple(_module(stem, pair, alpha, gpt2) for stem, pair in found.items())
+        extras = tuple(_extra(key, contents.specs[key]) for key in rest)
+        problems = tuple(
+            f"{extra.key} is not understood" for extra in extras if extra.kind == MISFIT
+        )
+        notes = (f"alpha is {alpha:g} in every module, as it was stated: no file says it.",)
+        return Manifest(
+            self.name, modules, extras, {}, contents.metadata, notes=notes, problems=problems
+        )
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Refuse: the format has no place for alpha."""
+        raise UnsupportedError("loralib is read, not written: its files have no alpha").hint(
+            "Write PEFT: lora-tools convert --to peft."
+        )
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        return low_rank(module, tensors)
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Refuse, as `write` does."""
+        raise UnsupportedError("loralib is read, not written")
+
+
+def _module(stem: str, pair: Pair, alpha: float, gpt2: bool) -> Module:
+    leaf = stem.rpartition(".")[2]
+    if "conv" in leaf.lower():
+        raise _unclear(stem, "a convolution, whose kernel it is reshaped to")
+    site: Site = Embedding() if is_table(stem) else Linear(gpt2 and leaf in GPT2)
+    parts = pair.parts
+    if pair.products == 1:
+        if leaf in FUSED and pair.out == pair.inp:
+            raise _unclear(stem, "a fused layer of which one part is adapted, and which one")
+        return Module(stem, site, pair.out, pair.inp, pair.rank, alpha, False, parts, stem, stem)
+    if pair.products != 3 or leaf not in FUSED:
+        raise _unclear(stem, f"a fused layer of which {pair.products} parts are adapted, and which")
+    if pair.out % 3:
+        raise FormatError(f"{stem}: B of {pair.out} rows is not that of three equal parts")
+    # The scale is that of each part, whose rank is a third.
+    rank, alpha = 3 * pair.rank, 3 * alpha
+    return Module(
+        stem, site, pair.out, pair.inp, rank, alpha, False, parts, stem, stem, fused=Diagonal(3)
+    )
+
+
+def _unclear(stem: str, what: str) -> UnsupportedError:
+    return UnsupportedError(f"{stem} is {what} is not in the file").hint(
+        "Let loralib merge it into the model, and make an adapter of that:"
+        " lora-tools extract BASE MERGED OUT."
+    )
+
+
+def _extra(key: str, spec: Spec) -> Extra:
+    if "lora_" in key.rpartition(".")[2]:
+        return Extra(key, spec, MISFIT)
+    return Extra(key, spec, "bias" if key.endswith("bias") else "full weight")

@@ -1,0 +1,129 @@
+"""Megatron-Bridge: ``decoder.layers.<n>.self_attention.linear_qkv.adapter.linear_in.weight``."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.family import llama_heads
+from lora_tools.formats.fused import Range, Share, blocks
+from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.formats.plain import Pair, linear, low_rank, pairs
+from lora_tools.formats.rotary import Heads
+from lora_tools.formats.stated import stated_alpha
+from lora_tools.storage.container import SAFETENSORS, Container
+from lora_tools.storage.header import Spec
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array, Update
+
+IN, OUT = ".linear_in.weight", ".linear_out.weight"
+STEM = re.compile(
+    r"(?:(?:module|model)\.)*(?:decoder\.layers\.(?P<number>\d+)\.(?P<layer>[a-z_]+\.linear_\w+)"
+    r"|output_layer)\.adapter(?:\.adapter_(?P<part>q|k|v|gate|up))?"
+)
+
+# Read in megatron-bridge 0.3.1 (`models/conversion/peft_bridge.py`, `param_mapping.py`).
+QKV, GATED = "self_attention.linear_qkv", "mlp.linear_fc1"
+PARTS = {
+    QKV: {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"},
+    GATED: {"gate": "mlp.gate_proj", "up": "mlp.up_proj"},
+}
+"""Layers that are several in transformers: CanonicalLoRA adapts each by itself, LoRA them all."""
+LAYERS = {"self_attention.linear_proj": "self_attn.o_proj", "mlp.linear_fc2": "mlp.down_proj"}
+
+
+class Megatron:
+    """The adapter's tensors under Megatron's names, in one file. It is read, not written."""
+
+    name = "megatron"
+    about = "NVIDIA Megatron-Bridge, NeMo"
+    expresses: frozenset[str] | None = None
+    container: Container = SAFETENSORS
+    names: Names = "any"
+    files: tuple[str, ...] = ()
+    config_file: str | None = None
+
+    def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
+        """Recognise Megatron by the names of its layers and of their adapters."""
+        return any(
+            key.endswith(IN) and STEM.fullmatch(key.removesuffix(IN)) is not None for key in specs
+        )
+
+    def read(self, contents: Contents) -> Manifest:
+        """Describe the adapter by the names of transformers, which the base model decides.
+
+        Raises `UnsupportedError` where the base is missing or of another family.
+        """
+        alpha = stated_alpha(
+            contents, None, "none in Megatron's tensors, only in its run's settings"
+        )
+        heads = llama_heads(contents.base, "Megatron")
+        found, rest = pairs(contents.specs, IN, OUT)
+        if rest:
+            raise FormatError(f"names that are not understood: {some(rest)}")
+        modules = [
+            module for stem, pair in found.items() for module in _modules(stem, pair, alpha, heads)
+        ]
+        notes = [f"alpha is {alpha:g} in every module, as it was stated: no file says it."]
+        if any(module.fused and module.name.endswith("gate_proj") for module in modules):
+            notes.append(
+                "Rows of linear_fc1 are read as those of gate, then up: their order without tensor"
+                " parallelism, or gathered by Megatron-Bridge."
+            )
+        return Manifest(self.name, tuple(modules), (), {}, contents.metadata, notes=tuple(notes))
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Refuse: Megatron reads distributed checkpoints."""
+        raise UnsupportedError(
+            "megatron is read, not written: its checkpoints are distributed"
+        ).hint("Write PEFT: lora-tools convert --to peft.")
+
+    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
+        """Make a module's update from the tensors of the file."""
+        return low_rank(module, tensors)
+
+    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
+        """Refuse, as `write` does."""
+        raise UnsupportedError("megatron is read, not written")
+
+
+def _modules(stem: str, pair: Pair, alpha: float, heads: Heads) -> Iterator[Module]:
+    match = STEM.fullmatch(stem)
+    if match is None:
+        raise FormatError(f"{stem} is no layer of Megatron's that is known")
+    if pair.products != 1:
+        raise FormatError(f"{stem}: linear_in has {pair.products} times the rank of linear_out")
+    layer, part, block = match["layer"], match["part"], f"model.layers.{match['number']}."
+    parts = PARTS.get(layer, {})
+    if layer is None and part is None:
+        yield linear("lm_head", stem, pair, alpha)
+    elif part is None and layer in LAYERS:
+        yield linear(block + LAYERS[layer], stem, pair, alpha)
+    elif part in parts:
+        yield linear(block + parts[part], stem, pair, alpha)
+    elif part is None and parts:
+        rows = _interleaved(stem, pair, heads) if layer == QKV else _halves(stem, pair)
+        for name, ranges in zip(parts.values(), rows, strict=True):
+            yield linear(block + name, stem, pair, alpha, Share((0, pair.rank), ranges))
+    else:
+        raise FormatError(f"{stem} is no layer of Megatron's that is known")
+
+
+def _interleaved(stem: str, pair: Pair, heads: Heads) -> list[tuple[Range, ...]]:
+    """Return the rows of queries, keys and values: each group has its queries, a key, a value."""
+    queries, odd = divmod(heads.queries, heads.keys)
+    size, rest = divmod(pair.out, heads.queries + 2 * heads.keys)
+    if odd or rest:
+        raise FormatError(
+            f"{stem}: {pair.out} rows are not those of {heads.queries} heads in {heads.keys} groups"
+        ).hint("Check that the base model is the one of this adapter.")
+    rows = blocks([queries * size, size, size] * heads.keys)
+    return [tuple(rows[i::3]) for i in range(3)]
+
+
+def _halves(stem: str, pair: Pair) -> list[tuple[Range, ...]]:
+    if pair.out % 2:
+        raise FormatError(f"{stem}: {pair.out} rows are not two halves")
+    return [(half,) for half in blocks([pair.out // 2] * 2)]
