@@ -3,8 +3,6 @@
 python benchmarks/bench_diff.py [--runs N] [--out DIR]
 """
 
-import argparse
-import datetime
 import shutil
 import subprocess
 import sys
@@ -16,9 +14,10 @@ import adapters
 import processes
 import provenance
 import torch
-from processes import QUIET, Command, Usage
+from processes import Command, Usage
+from results import heading, listed, parser, publish
 from safetensors.torch import load_file, save_file
-from tables import disturbance, section, table
+from tables import costs, disturbance, loud, medians, section
 
 RANK = 64
 KEPT = 16
@@ -27,23 +26,12 @@ OURS = [sys.executable, "-m", "lora_tools"]
 
 def main() -> None:
     """Measure, print the report and write it to a file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=3, help="counted runs, after one warm-up")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="where the report goes"
-    )
-    options = parser.parse_args()
+    options = parser(__doc__, 3, "counted runs, after one warm-up").parse_args()
     with TemporaryDirectory(prefix="lora-tools-bench-") as folder:
         source = adapters.llama2_7b(Path(folder, "a"), RANK)
         commands = make_commands(source)
         usages = processes.alternate(commands, options.runs)
-        lines = list(report(commands, usages, source.parent))
-    print("\n".join(lines))
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"diff_cpu{provenance.cores()}_{datetime.date.today()}.md"
-    target.write_text("\n".join(lines) + "\n")
+        publish(report(commands, usages, source.parent), "diff", options.out)
 
 
 def make_commands(source: Path) -> dict[str, Command]:
@@ -81,33 +69,15 @@ def report(
     commands: dict[str, Command], usages: dict[str, list[Usage]], folder: Path
 ) -> Iterator[str]:
     """Yield the lines of the report."""
-    yield f"# lora-tools diff, Llama-2-7B adapters, rank {RANK}, float16"
-    yield ""
-    yield f"- date: {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
-    yield f"- commit: {provenance.commit()}"
-    yield f"- hardware: {provenance.hardware()}"
-    yield f"- threads: {provenance.threads()}"
-    for name, command in commands.items():
-        shown = str(command).replace(str(folder), "$TMP").replace(f"{provenance.ROOT}/", "")
-        yield f"- {name}: `{shown}`"
+    yield from heading(f"lora-tools diff, Llama-2-7B adapters, rank {RANK}, float16")
+    yield from listed(commands, folder)
     yield ""
     yield "224 modules each, 320 MB. *copy*: the same bytes. *other factors*: (B·G, G⁻¹·A) in"
     yield "float32, 640 MB, where Gram matrices have too few digits for the difference."
-    for title, rows in (
-        ("Medians", [(name, *figures(processes.median(runs))) for name, runs in usages.items()]),
-        ("Every run", [(name, *figures(run)) for name, runs in usages.items() for run in runs]),
-    ):
-        yield from section(title)
-        yield from table(("", "wall s", "cpu s", "peak MB", "others' cores"), rows)
-    loud = sum(usage.others > QUIET for runs in usages.values() for usage in runs)
-    if loud:
-        yield ""
-        yield disturbance(loud)
-
-
-def figures(usage: Usage) -> tuple[str, ...]:
-    """Return a usage as cells."""
-    return f"{usage.wall:.2f}", f"{usage.cpu:.2f}", f"{usage.peak / 1e6:.0f}", f"{usage.others:.2f}"
+    yield from medians(usages, "Medians")
+    yield from section("Every run")
+    yield from costs((name, run) for name, runs in usages.items() for run in runs)
+    yield from disturbance(loud(usages))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python benchmarks/bench_extract.py [--runs N] [--large] [--no-peers] [--out DIR]
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -19,8 +18,9 @@ import peers
 import processes
 import provenance
 import tunes
-from processes import QUIET, Command, Usage
-from tables import disturbance, section, table
+from processes import QUIET, Command
+from results import heading, installed, parser, publish
+from tables import COSTS, disturbance, figures, loud, section, table
 
 RANK = 32
 OURS, MERGEKIT = "lora-tools", "mergekit"
@@ -36,50 +36,28 @@ def main() -> None:
     options = parse()
     if not options.no_peers:
         peers.install(peers.MERGEKIT)
-    lines = []
-    for line in report(options):
-        # Shown at once, so that a failure further down does not lose the minutes spent so far.
-        print(line, flush=True)
-        lines.append(line)
-    options.out.mkdir(parents=True, exist_ok=True)
-    what = "extract-large" if options.large else "extract"
-    name = f"{what}_cpu{provenance.cores()}_{datetime.date.today()}.md"
-    (options.out / name).write_text("\n".join(lines) + "\n")
-    print(options.out / name, file=sys.stderr)
+    publish(report(options), "extract-large" if options.large else "extract", options.out)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=3, help="counted runs")
-    parser.add_argument("--warmups", type=int, default=1, help="runs before that do not count")
-    parser.add_argument(
+    known = parser(__doc__, 3, "counted runs")
+    known.add_argument("--warmups", type=int, default=1, help="runs before that do not count")
+    known.add_argument(
         "--large",
         action="store_true",
         help="a pair of 13 GB a side instead, beside reading it: 27 GB of disk, and root",
     )
-    parser.add_argument("--no-peers", action="store_true", help="measure lora-tools alone")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="where the report goes"
-    )
-    return parser.parse_args()
+    known.add_argument("--no-peers", action="store_true", help="measure lora-tools alone")
+    return known.parse_args()
 
 
 def report(options: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the report, measuring on the way."""
-    yield f"# lora-tools extract, Llama shapes in bfloat16, rank {RANK}"
-    yield ""
-    yield f"- date: {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
-    yield f"- commit: {provenance.commit()}"
-    yield f"- hardware: {provenance.hardware()}"
-    yield f"- threads: {provenance.threads()}"
-    ours = provenance.versions("lora-tools", "numpy")
-    yield f"- versions: {', '.join(f'{name} {version}' for name, version in ours.items())}"
+    yield from heading(f"lora-tools extract, Llama shapes in bfloat16, rank {RANK}")
+    yield installed("versions", provenance.versions("lora-tools", "numpy"))
     if not options.no_peers and not options.large:
-        theirs = peers.versions(peers.MERGEKIT, "mergekit", "torch")
-        yield f"- {MERGEKIT}: {', '.join(f'{name} {version}' for name, version in theirs.items())}"
+        yield installed(MERGEKIT, peers.versions(peers.MERGEKIT, "mergekit", "torch"))
     yield f"- models: `benchmarks/tunes.py`; ‖ΔW‖ is {tunes.CHANGE:.0%} of ‖W‖, its singular values"
     yield f"  fall as i^-{tunes.DECAY} and end in the rounding of bfloat16"
     with TemporaryDirectory(prefix="lora-tools-bench-") as folder:
@@ -104,8 +82,7 @@ def beside(
     for tool, runs in usages.items():
         error, count = distances.distance(base, tuned, commands[tool].out)
         rows.append((tool, *figures(processes.median(runs)), f"{error:.8f}", str(count)))
-    header = ("median", "wall s", "cpu s", "peak MB", "others' cores", "error", "modules")
-    yield from table(header, rows)
+    yield from table(("median", *COSTS, "error", "modules"), rows)
     yield ""
     if MERGEKIT in usages:
         pairs = zip(usages[MERGEKIT], usages[OURS], strict=True)
@@ -118,10 +95,7 @@ def beside(
         f" {totals['optimal_error_lower_bound']:.8f}. Error: ‖ΔW − s·B·A‖ / ‖ΔW‖ over all modules,"
         " from the files in float64 (`benchmarks/distances.py`)."
     )
-    disturbed = sum(run.others > QUIET for runs in usages.values() for run in runs)
-    if disturbed:
-        yield ""
-        yield disturbance(disturbed)
+    yield from disturbance(loud(usages))
 
 
 def large(folder: Path) -> Iterator[str]:
@@ -139,15 +113,13 @@ def large(folder: Path) -> Iterator[str]:
     processes.settle()
     usage = processes.run(ours(base, tuned, folder / "ours"))
     yield from table(
-        ("", "wall s", "cpu s", "peak MB", "others' cores"),
+        ("", *COSTS),
         [("cat > /dev/null", f"{reading:.1f}", "", "", ""), (OURS, *figures(usage))],
     )
     yield ""
     yield f"{size / 1e9:.1f} GB read; {usage.wall / reading:.2f} times the time of reading it."
     yield "All layers have the same numbers, written out 32 times."
-    if usage.others > QUIET:
-        yield ""
-        yield disturbance(1)
+    yield from disturbance(int(usage.others > QUIET))
 
 
 def drop_caches() -> None:
@@ -168,11 +140,6 @@ def theirs(base: Path, tuned: Path, out: Path) -> Command:
     argv += ["--base-model", base, "--model", tuned, "--out-path", out, "--max-rank", RANK]
     argv += ["-e", "embed_tokens", "-e", "lm_head", "--skip-undecomposable"]
     return Command(list(map(str, argv)), out, provenance.ROOT)
-
-
-def figures(usage: Usage) -> tuple[str, ...]:
-    """Return a usage as cells."""
-    return f"{usage.wall:.2f}", f"{usage.cpu:.2f}", f"{usage.peak / 1e6:.0f}", f"{usage.others:.2f}"
 
 
 if __name__ == "__main__":

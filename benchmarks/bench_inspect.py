@@ -3,7 +3,6 @@
 python benchmarks/bench_inspect.py [--runs N] [--out DIR] [--no-peers]
 """
 
-import datetime
 import json
 import statistics
 import sys
@@ -15,9 +14,10 @@ import adapters
 import peers
 import processes
 import provenance
-from bench_shrink import figures, listed, parse
-from processes import QUIET, Command, Usage
-from tables import disturbance, section, table
+from bench_shrink import parse
+from processes import Command, Usage
+from results import heading, installed, listed, publish
+from tables import disturbance, loud, medians, table
 
 RANK = 64
 HEADER, SPECTRUM, SHRINK, MODEL = "inspect", "inspect --spectrum", "shrink --rank 16", "inspect 70B"
@@ -36,12 +36,7 @@ def main() -> None:
         slow = {name: commands.pop(name) for name in (SVD,) if name in commands}
         usages = processes.alternate(commands, options.runs)
         usages |= {name: [processes.run(command)] for name, command in slow.items()}
-        lines = list(report(commands | slow, usages, Path(folder)))
-    print("\n".join(lines))
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"inspect_cpu{provenance.cores()}_{datetime.date.today()}.md"
-    target.write_text("\n".join(lines) + "\n")
-    print(target, file=sys.stderr)
+        publish(report(commands | slow, usages, Path(folder)), "inspect", options.out)
 
 
 def make_commands(source: Path, model: Path, with_peers: bool) -> dict[str, Command]:
@@ -108,25 +103,18 @@ def report(
     commands: dict[str, Command], usages: dict[str, list[Usage]], folder: Path
 ) -> Iterator[str]:
     """Yield the lines of the report."""
-    yield "# lora-tools inspect, Llama-2-7B adapter of rank 64 in float16; headers of a 70B model"
-    yield ""
-    yield f"- date: {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
-    yield f"- commit: {provenance.commit()}"
-    yield f"- hardware: {provenance.hardware()}"
-    yield f"- threads: {provenance.threads()}"
-    yield f"- lora-tools: {listed(provenance.versions('torch', 'safetensors', 'numpy'))}"
+    yield from heading(
+        "lora-tools inspect, Llama-2-7B adapter of rank 64 in float16; headers of a 70B model"
+    )
+    yield installed("lora-tools", provenance.versions("torch", "safetensors", "numpy"))
     if INFO in commands:
-        installed = peers.versions(peers.SFT, "sft-cli", "torch", "safetensors", "numpy")
-        yield f"- sft: {listed(installed)}"
-    for name, command in commands.items():
-        shown = str(command).replace(str(folder), "$TMP").replace(f"{provenance.ROOT}/", "")
-        yield f"- {name}: `{shown}`"
+        packages = ("sft-cli", "torch", "safetensors", "numpy")
+        yield installed("sft", peers.versions(peers.SFT, *packages))
+    yield from listed(commands, folder)
     yield ""
     yield "The adapter is synthetic (`benchmarks/adapters.py`): 224 modules, 320 MB. The model is"
     yield "722 tensors, 138 GB in 30 shards, of which only headers and index are on the disk."
-    yield from section("Whole processes, medians")
-    rows = [(name, *figures(processes.median(runs))) for name, runs in usages.items()]
-    yield from table(("", "wall s", "cpu s", "peak MB", "others' cores"), rows)
+    yield from medians(usages, "Whole processes, medians")
     yield ""
     pairs = [(SPECTRUM, SHRINK)]
     pairs += [(HEADER, INFO), (SPECTRUM, SVD)] if INFO in commands else []
@@ -140,10 +128,7 @@ def report(
     if SVD in commands:
         yield ""
         yield f"{SVD} ran once."
-    disturbed = sum(run.others > QUIET for runs in usages.values() for run in runs)
-    if disturbed:
-        yield ""
-        yield disturbance(disturbed)
+    yield from disturbance(loud(usages))
 
 
 if __name__ == "__main__":

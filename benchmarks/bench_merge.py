@@ -4,23 +4,23 @@ python benchmarks/bench_merge.py [--runs N] [--out DIR] [--layers N] [--no-peft]
 """
 
 import argparse
-import datetime
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import processes
 import provenance
 import torch
-from processes import QUIET, Command, Usage
+from processes import Command, Usage
+from results import heading, installed, parser, publish
 from safetensors.torch import save_file
-from tables import disturbance, section, table
+from tables import alternating, disturbance, loud, medians, middle, section, table
 
 OURS, COPY, PEFT = "lora-tools", "cp -r; sync", "peft"
 HIDDEN, INNER, VOCABULARY, RANK = 2560, 6912, 32000, 16
@@ -45,23 +45,16 @@ def main() -> None:
         nbytes = make(folder, options.layers)
         commands = make_commands(folder, with_peft=not options.no_peft)
         usages = processes.alternate(commands, options.runs)
-        lines = [*heading(nbytes, folder, commands), *whole(usages), *stages(folder)]
-    print("\n".join(lines))
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"merge_cpu{provenance.cores()}_{datetime.date.today()}.md"
-    target.write_text("\n".join(lines) + "\n")
+        parts = (head(nbytes, folder, commands), whole(usages), stages(folder))
+        publish(chain.from_iterable(parts), "merge", options.out)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="counted runs, after one warm-up")
-    parser.add_argument("--layers", type=int, default=20, help="layers of the base")
-    parser.add_argument("--no-peft", action="store_true", help="leave PEFT out")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="where the report goes"
-    )
-    return parser.parse_args()
+    known = parser(__doc__, 5, "counted runs, after one warm-up")
+    known.add_argument("--layers", type=int, default=20, help="layers of the base")
+    known.add_argument("--no-peft", action="store_true", help="leave PEFT out")
+    return known.parse_args()
 
 
 def make(folder: Path, layers: int) -> int:
@@ -139,17 +132,11 @@ def make_commands(folder: Path, *, with_peft: bool) -> dict[str, Command]:
     return commands
 
 
-def heading(nbytes: int, folder: Path, commands: dict[str, Command]) -> Iterator[str]:
+def head(nbytes: int, folder: Path, commands: dict[str, Command]) -> Iterator[str]:
     """Say what was run, where, and with which versions."""
-    yield f"# lora-tools merge, a bfloat16 Llama of {nbytes / 1e9:.2f} GB, rank {RANK}"
-    yield ""
-    yield f"- date: {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
-    yield f"- commit: {provenance.commit()}"
-    yield f"- hardware: {provenance.hardware()}"
-    yield f"- threads: {provenance.threads()}"
+    yield from heading(f"lora-tools merge, a bfloat16 Llama of {nbytes / 1e9:.2f} GB, rank {RANK}")
     packages = ("numpy", "torch", "safetensors", "peft", "transformers")
-    versions = provenance.versions(*packages).items()
-    yield f"- versions: {', '.join(f'{name} {version}' for name, version in versions)}"
+    yield installed("versions", provenance.versions(*packages))
     for name, command in commands.items():
         if name != PEFT:
             shown = " ".join(command.argv[2:]).replace(str(folder), "$TMP")
@@ -161,30 +148,16 @@ def heading(nbytes: int, folder: Path, commands: dict[str, Command]) -> Iterator
 
 def whole(usages: dict[str, list[Usage]]) -> Iterator[str]:
     """Show medians, ratios of neighbouring runs, and the runs themselves."""
-    yield from section("Whole processes, medians")
-    rows = [(name, *figures(processes.median(runs))) for name, runs in usages.items()]
-    yield from table(("", "wall s", "cpu s", "peak MB", "others' cores"), rows)
+    yield from medians(usages, "Whole processes, medians")
     yield ""
     rows = []
     for name, runs in usages.items():
         if name != OURS:
             ratios = [ours.wall / its.wall for ours, its in zip(usages[OURS], runs, strict=True)]
-            span = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            rows.append((f"{OURS} / {name}", f"{statistics.median(ratios):.2f}", span))
+            rows.append((f"{OURS} / {name}", *middle(ratios, 2)))
     yield from table(("wall time", "median of pairs", "range"), rows)
-    yield from section("Every run, alternating")
-    turns = zip(*usages.values(), strict=True)
-    rows = [(name, *figures(run)) for turn in turns for name, run in zip(usages, turn, strict=True)]
-    yield from table(("", "wall s", "cpu s", "peak MB", "others' cores"), rows)
-    disturbed = sum(run.others > QUIET for runs in usages.values() for run in runs)
-    if disturbed:
-        yield ""
-        yield disturbance(disturbed)
-
-
-def figures(usage: Usage) -> tuple[str, ...]:
-    """Return a usage as cells."""
-    return f"{usage.wall:.2f}", f"{usage.cpu:.2f}", f"{usage.peak / 1e6:.0f}", f"{usage.others:.2f}"
+    yield from alternating(usages)
+    yield from disturbance(loud(usages))
 
 
 def stages(folder: Path) -> Iterator[str]:

@@ -4,10 +4,8 @@ python benchmarks/bench_shrink.py [--runs N] [--out DIR] [--no-peers]
 """
 
 import argparse
-import datetime
 import importlib.util
 import json
-import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,9 @@ import peers
 import processes
 import provenance
 import truncation
-from processes import QUIET, Command, Usage
-from tables import disturbance, section, table
+from processes import Command, Usage
+from results import heading, installed, listed, parser, publish
+from tables import alternating, disturbance, loud, medians, middle, section, table
 
 RANK = 64
 KEPT = 16
@@ -38,35 +37,19 @@ def main() -> None:
         commands = make_commands(source, not options.no_peers)
         print(f"{source}: made; {options.runs} runs of each command follow", file=sys.stderr)
         usages = processes.alternate(commands, options.runs)
-        lines = []
-        for line in report(source, commands, usages, options.runs):
-            # Shown at once, so that a failure further down does not lose the minutes spent so far.
-            print(line, flush=True)
-            lines.append(line)
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"shrink_cpu{provenance.cores()}_{datetime.date.today()}.md"
-    target.write_text("\n".join(lines) + "\n")
-    print(target, file=sys.stderr)
+        publish(report(source, commands, usages, options.runs), "shrink", options.out)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--runs", type=int, default=5, help="counted runs of each command, after one warm-up"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="where the report goes"
-    )
-    parser.add_argument(
+    known = parser(__doc__, 5, "counted runs of each command, after one warm-up")
+    known.add_argument(
         "--no-peers", action="store_true", help="measure lora-tools alone, install nothing"
     )
-    options = parser.parse_args()
+    options = known.parse_args()
     # Asked now: minutes later the last part of the report would fail.
     if importlib.util.find_spec("lora_tools") is None:
-        parser.error("lora_tools is not installed in this environment: pip install -e .")
+        known.error("lora_tools is not installed in this environment: pip install -e .")
     return options
 
 
@@ -95,27 +78,20 @@ def report(
     source: Path, commands: dict[str, Command], usages: dict[str, list[Usage]], runs: int
 ) -> Iterator[str]:
     """Yield the lines of the report, measuring the later parts on the way."""
-    yield from heading(commands, source.parent)
+    yield from head(commands, source.parent)
     yield from whole_processes(usages)
     yield from quality(source, commands)
     yield from truncation.compare(RANK, KEPT, runs)
 
 
-def heading(commands: dict[str, Command], folder: Path) -> Iterator[str]:
+def head(commands: dict[str, Command], folder: Path) -> Iterator[str]:
     """Say what was run, where, and with which versions."""
-    yield "# lora-tools shrink, Llama-2-7B adapter, rank 64 to 16, float16"
-    yield ""
-    yield f"- date: {datetime.datetime.now().astimezone().isoformat(timespec='minutes')}"
-    yield f"- commit: {provenance.commit()}"
-    yield f"- hardware: {provenance.hardware()}"
-    yield f"- threads: {provenance.threads()}"
-    yield f"- {OURS}: {listed(provenance.versions('torch', 'safetensors', 'numpy'))}"
+    yield from heading("lora-tools shrink, Llama-2-7B adapter, rank 64 to 16, float16")
+    yield installed(OURS, provenance.versions("torch", "safetensors", "numpy"))
     if SFT in commands:
-        installed = peers.versions(peers.SFT, "sft-cli", "torch", "safetensors", "numpy")
-        yield f"- {SFT}: {listed(installed)}"
-    for name, command in commands.items():
-        shown = str(command).replace(str(folder), "$TMP").replace(f"{provenance.ROOT}/", "")
-        yield f"- {name}: `{shown}`"
+        packages = ("sft-cli", "torch", "safetensors", "numpy")
+        yield installed(SFT, peers.versions(peers.SFT, *packages))
+    yield from listed(commands, folder)
     yield ""
     yield "The adapter is synthetic (`benchmarks/adapters.py`): 224 modules, 320 MB,"
     yield "singular values falling as i^-0.6 to i^-1.4, from module to module."
@@ -123,30 +99,17 @@ def heading(commands: dict[str, Command], folder: Path) -> Iterator[str]:
 
 def whole_processes(usages: dict[str, list[Usage]]) -> Iterator[str]:
     """Show each command's medians, the ratios of the runs, and the runs themselves."""
-    yield from section("Whole processes, medians")
-    rows = [(name, *figures(processes.median(runs))) for name, runs in usages.items()]
-    yield from table(("", "wall s", "cpu s", "peak MB", "others' cores"), rows)
+    yield from medians(usages, "Whole processes, medians")
     if SFT in usages:
         ratios = processes.ratios(usages[OURS], usages[SFT])
         rows = [
-            (name, f"{statistics.median(column):.3f}", f"{min(column):.3f} to {max(column):.3f}")
+            (name, *middle(column, 3))
             for name, column in zip(("wall", "cpu", "peak"), zip(*ratios, strict=True), strict=True)
         ]
         yield ""
         yield from table((f"{OURS} / {SFT}", "median of pairs", "range"), rows)
-    yield from section("Every run, alternating")
-    turns = zip(*usages.values(), strict=True)
-    rows = [(name, *figures(run)) for turn in turns for name, run in zip(usages, turn, strict=True)]
-    yield from table(("", "wall s", "cpu s", "peak MB", "others' cores"), rows)
-    disturbed = sum(run.others > QUIET for runs in usages.values() for run in runs)
-    if disturbed:
-        yield ""
-        yield disturbance(disturbed)
-
-
-def figures(usage: Usage) -> tuple[str, ...]:
-    """Return a usage as cells."""
-    return f"{usage.wall:.2f}", f"{usage.cpu:.2f}", f"{usage.peak / 1e6:.0f}", f"{usage.others:.2f}"
+    yield from alternating(usages)
+    yield from disturbance(loud(usages))
 
 
 def quality(source: Path, commands: dict[str, Command]) -> Iterator[str]:
@@ -193,11 +156,6 @@ def quality(source: Path, commands: dict[str, Command]) -> Iterator[str]:
         yield f"{SFT} writes no adapter_config.json and no alpha. PEFT refuses the"
         yield f"source's own beside its output (r is {RANK}); with r alone corrected the scale is"
         yield f"{edited:g}, not {right:g}."
-
-
-def listed(versions: dict[str, str]) -> str:
-    """Return versions on one line."""
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 if __name__ == "__main__":

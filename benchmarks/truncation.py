@@ -62,9 +62,7 @@ def compare(rank: int, kept: int, runs: int) -> Iterator[str]:
         f"range {min(ratios):.0f} to {max(ratios):.0f}. {torch.get_num_threads()} threads. "
         f"Singular values differ by at most {gap:.1e} of the first."
     )
-    if disturbed:
-        yield ""
-        yield disturbance(disturbed)
+    yield from disturbance(disturbed)
 
 
 def spread(times: Sequence[float]) -> str:
