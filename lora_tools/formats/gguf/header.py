@@ -47,8 +47,10 @@ def alpha_of(metadata: Mapping[str, str]) -> float | None:
 
 def base_of(metadata: Mapping[str, str]) -> str | None:
     """Return the base model that the header names, as the Hub does where it can."""
-    url = metadata.get(BASE_URL, "")
-    return url.removeprefix(HUB) if url.startswith(HUB) else metadata.get(BASE_NAME)
+    url, name = (metadata.get(key) for key in (BASE_URL, BASE_NAME))
+    if url and url.startswith(HUB):
+        return url.removeprefix(HUB)
+    return str(field_of(name).value) if name else None
 
 
 def common_alpha(modules: Iterable[Module]) -> float | None:
@@ -87,7 +89,7 @@ def header(
     if kept.pop(FILE_TYPE, None) and len(types := {*dtypes}) == 1:
         first[FILE_TYPE] = text_of(Field("UINT32", FILE_TYPES[types.pop()]))
     last = {ADAPTER: "lora", ALPHA: text_of(Field("FLOAT32", alpha or 0.0))}
-    return first | kept | last
+    return first | kept | first | last  # what is there keeps its place
 
 
 def _base(name: str) -> dict[str, str]:

@@ -263,8 +263,9 @@ def as_the_converter_writes(path, tensors, arch="llama", alpha=8.0, **fields):
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    add = {list: writer.add_array, int: writer.add_uint32, str: writer.add_string}
     for key, value in fields.items():
-        writer.add_array(key, value) if isinstance(value, list) else writer.add_string(key, value)
+        add[type(value)](key, value)
     for name, (array, kind) in tensors.items():
         writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -317,7 +318,8 @@ def test_what_the_converter_writes_is_read_right(tmp_path, kind, alpha):
 def test_a_quantised_adapter_is_read_as_it_is_dequantised(tmp_path):
     modules = {path: found for path, found in MODULES.items() if path.endswith("o_proj")}
     tensors, expected = made_up(modules, KINDS.Q8_0, rank=32)
-    as_the_converter_writes(tmp_path / "x.gguf", tensors, alpha=32)
+    kinds = {"general.file_type": 7, "general.quantization_version": 2}
+    as_the_converter_writes(tmp_path / "x.gguf", tensors, alpha=32, **kinds)
     adapter = read(tmp_path / "x.gguf")
     for name, delta in dense(adapter).items():
         assert np.allclose(delta, expected[name], rtol=1e-12, atol=1e-12)
@@ -325,8 +327,10 @@ def test_a_quantised_adapter_is_read_as_it_is_dequantised(tmp_path):
     (tmp_path / "small").mkdir()
     small = shrink(adapter, Fixed(2))
     write(tmp_path / "small", small.manifest, small.report("").watch(small), like=adapter)
-    types = {t.tensor_type.name for t in gguf.GGUFReader(file_in(tmp_path / "small")).tensors}
-    assert types == {"F32"}
+    reader = gguf.GGUFReader(file_in(tmp_path / "small"))
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F32"}
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.ALL_F32
+    assert "general.quantization_version" not in reader.fields
 
 
 MODELS = {
@@ -603,6 +607,14 @@ def test_fields_of_the_header_stay_with_the_file(tmp_path):
     made = convert(adapter, format_named("peft"))
     assert made.manifest.metadata["adapter.lora.task_name"] == "sql"
     assert "header field general.license" in made.outcome().left_out
+
+
+@pytest.mark.parametrize("name", ["org/base", "/some/path/of/mine", "base", "FLOAT32 1.0"])
+def test_the_base_model_is_named_in_the_header(tmp_path, name):
+    converted(peft(tmp_path / "peft", ONE, base_model_name_or_path=name), tmp_path / "out")
+    adapter = read(tmp_path / "out")
+    assert adapter.base_model == name
+    assert convert(adapter, GGUF).manifest.metadata == adapter.manifest.metadata
 
 
 def test_text_that_looks_like_a_number_stays_text(tmp_path):
