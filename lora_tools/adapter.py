@@ -140,7 +140,9 @@ def read(
         manifest = spelling.read(
             Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         )
-        notes = (*tensors.notes, *manifest.notes)
+        said = {module.alpha for module in manifest.modules} - {alpha}
+        idle = ("Its files say alpha: --alpha is passed over.",) if alpha and said else ()
+        notes = (*tensors.notes, *manifest.notes, *idle)
         manifest = replace(manifest, notes=notes, base=base)
     except LoraToolsError as error:
         raise error.located(path) from error
@@ -223,7 +225,7 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
     for format in FORMATS:
         file = folder / format.config_file if format.config_file else None
         if file and file.is_file():
-            return read_object(file)
+            return read_object(file, FormatError)
     return None
 
 

@@ -158,6 +158,13 @@ class Consumer:
     """The ranks that it allows for a whole adapter, if it has a list."""
     refuses: frozenset[str] = field(default_factory=frozenset)
     """Kinds of tensors that it does not load."""
+    own: tuple[str, tuple[Rule, ...]] | None = None
+    """How the files of a container of its own end, and the rules for them instead of the others."""
+
+    def rules_for(self, file: str) -> tuple[Rule, ...]:
+        """Return the rules for a tensor file of this name."""
+        ending, rules = self.own or ("", ())
+        return rules if self.own and file.endswith(ending) else self.rules
 
 
 def judge(subject: Subject, consumer: Consumer) -> Judgement:
@@ -167,7 +174,7 @@ def judge(subject: Subject, consumer: Consumer) -> Judgement:
     only versions before the consumer's have makes a remark of what they would do.
     """
     findings = []
-    for rule in consumer.rules:
+    for rule in consumer.rules_for(subject.file):
         holds = rule.holds(consumer.version)
         past = rule.until is not None and order(rule.until) <= order(consumer.version)
         breach = rule.check(subject) if holds or past else None

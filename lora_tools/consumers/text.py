@@ -65,9 +65,17 @@ def _table(consumer: Consumer) -> Iterator[str]:
     yield ""
     yield f"As of {consumer.version}: {consumer.source}."
     yield ""
+    yield from _rows(consumer.rules)
+    if consumer.own:
+        ending, rules = consumer.own
+        yield from (f"Of {ending} files:", "")
+        yield from _rows(rules)
+
+
+def _rows(rules: Iterable[Rule]) -> Iterator[str]:
     yield "| rule | what the engine does | an adapter that breaks it | mended by |"
     yield "|---|---|---|---|"
-    for rule in consumer.rules:
+    for rule in rules:
         does = rule.text.replace("|", "\\|") + _span(rule)
         verdict = "loads, with a remark" if rule.verdict is Verdict.LOADS else str(rule.verdict)
         if rule.whole:

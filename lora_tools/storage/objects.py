@@ -4,23 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_tools.errors import FormatError
+from lora_tools.errors import CheckpointError, LoraToolsError
 
 YAML = (".yaml", ".yml")
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path, error: type[LoraToolsError] = CheckpointError) -> dict[str, Any]:
     """Return the object that is the whole of a file: YAML by its ending, or else JSON.
 
-    Raises `FormatError` if it is anything else.
+    Raises an ``error`` if it is anything else.
     """
     kind = "YAML" if file.suffix in YAML else "JSON"
     try:
         found = _yaml(file) if kind == "YAML" else json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: not valid {kind} ({error})") from error
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{file}: not valid {kind} ({fault})") from fault
     if not isinstance(found, dict):
-        raise FormatError(f"{file}: not a {kind} object")
+        raise error(f"{file}: not a {kind} object")
     return found
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from conftest import FIXTURES
 from safetensors.torch import load_file, save_file
 
 SHAPES = {"q_proj": (16, 8), "k_proj": (8, 8), "v_proj": (8, 8)}
@@ -78,3 +79,14 @@ def test_the_others_are_told_alpha(silent, base, tmp_path):
     told = run("verify", tmp_path / "merged", base, silent, "--alpha", 6)
     assert told.returncode == 0, told.stdout
     assert run("verify", tmp_path / "merged", base, silent, "--alpha", 7).returncode == 1
+
+
+def test_an_alpha_that_the_files_say_is_passed_over_with_a_note(tmp_path):
+    plain, told = FIXTURES / "minilm-plain", ("--alpha", 6)
+    shown, silent = (
+        json.loads(run("inspect", plain, "--json", *more).stdout) for more in (told, ())
+    )
+    assert "Its files say alpha: --alpha is passed over." in shown["notes"]
+    assert shown["modules"] == silent["modules"]
+    done = run("convert", plain, tmp_path / "x", "--to", "mlx", *told)
+    assert "passed over" in done.stdout

@@ -144,9 +144,10 @@ def test_no_field_of_any_kind_brings_a_rule_down(name):
 
 def test_rules_have_names_of_their_own_and_sentences():
     for consumer in consumers.CONSUMERS:
-        names = [rule.name for rule in consumer.rules]
-        assert len(names) == len(set(names))
-        assert all(rule.text.endswith(".") for rule in consumer.rules)
+        for rules in (consumer.rules, *(consumer.own or ())[1:]):
+            names = [rule.name for rule in rules]
+            assert len(names) == len(set(names))
+            assert all(rule.text.endswith(".") for rule in rules)
         assert consumer.source
 
 

@@ -1,6 +1,6 @@
-"""llama.cpp, by way of convert_lora_to_gguf.py: one alpha, divided by the rank of each tensor."""
+"""What convert_lora_to_gguf.py makes of PEFT's folders: one alpha, over the rank of each tensor."""
 
-from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
+from lora_tools.consumers.base import Breach, Rule, Subject, Verdict
 from lora_tools.consumers.checks import breach, has_only, has_pairs
 from lora_tools.consumers.fields import number
 from lora_tools.consumers.keys import Pair
@@ -63,57 +63,52 @@ def _scale(subject: Subject, pair: Pair) -> float | None:
     return alpha / pair.rank if alpha else 1.0
 
 
-LLAMACPP = Consumer(
-    "llama.cpp",
-    "2026.08",
-    "convert_lora_to_gguf.py at 0b03ada, src/llama-adapter.cpp, src/llama-adapter.h",
-    (
-        CONFIG,
-        fields("lora_alpha"),
-        tensor_file(
-            "The converter reads adapter_model.safetensors or adapter_model.bin.",
-            "adapter_model.safetensors",
-            "adapter_model.bin",
-        ),
-        types("lora_alpha", text="lora_alpha must be a number."),
-        Rule(
-            "no-factors",
-            Verdict.REFUSED,
-            "Factors must be named as PEFT names them.",
-            has_pairs,
-            final=True,
-        ),
-        keys(
-            "The converter stops at any tensor that is not lora_A or lora_B, norms aside.",
-            has_only(_is_known, "are neither lora_A nor lora_B"),
-        ),
-        Rule("incomplete", Verdict.REFUSED, "Every factor needs its other one.", _incomplete),
-        Rule("matrices", Verdict.REFUSED, "Factors must be matrices of one rank.", _shapes),
-        Rule(
-            "stacked-experts",
-            Verdict.REFUSED,
-            "Experts must not be stacked in one tensor.",
-            _experts,
-        ),
-        Rule(
-            "transposed",
-            Verdict.REFUSED,
-            "GPT-2's Conv1D layers are transposed with their factors, which then do not fit.",
-            _transposed,
-        ),
-        Rule(
-            "tied-head",
-            Verdict.LOADS,
-            "An adapted lm_head is refused if the base ties it to its embedding.",
-            _head,
-        ),
-        Rule(
-            "one-alpha",
-            Verdict.WRONG,
-            "One alpha for the whole adapter, divided by the rank of each tensor, or scale 1 if it"
-            " is 0: alpha_pattern and use_rslora are lost.",
-            read_at("llama.cpp", _scale, "divides one alpha by each tensor's rank"),
-            even,
-        ),
+RULES = (
+    CONFIG,
+    fields("lora_alpha"),
+    tensor_file(
+        "The converter reads adapter_model.safetensors or adapter_model.bin.",
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+    ),
+    types("lora_alpha", text="lora_alpha must be a number."),
+    Rule(
+        "no-factors",
+        Verdict.REFUSED,
+        "Factors must be named as PEFT names them.",
+        has_pairs,
+        final=True,
+    ),
+    keys(
+        "The converter stops at any tensor that is not lora_A or lora_B, norms aside.",
+        has_only(_is_known, "are neither lora_A nor lora_B"),
+    ),
+    Rule("incomplete", Verdict.REFUSED, "Every factor needs its other one.", _incomplete),
+    Rule("matrices", Verdict.REFUSED, "Factors must be matrices of one rank.", _shapes),
+    Rule(
+        "stacked-experts",
+        Verdict.REFUSED,
+        "Experts must not be stacked in one tensor.",
+        _experts,
+    ),
+    Rule(
+        "transposed",
+        Verdict.REFUSED,
+        "GPT-2's Conv1D layers are transposed with their factors, which then do not fit.",
+        _transposed,
+    ),
+    Rule(
+        "tied-head",
+        Verdict.LOADS,
+        "An adapted lm_head is refused if the base ties it to its embedding.",
+        _head,
+    ),
+    Rule(
+        "one-alpha",
+        Verdict.WRONG,
+        "One alpha for the whole adapter, divided by the rank of each tensor, or scale 1 if it"
+        " is 0: alpha_pattern and use_rslora are lost.",
+        read_at("llama.cpp", _scale, "divides one alpha by each tensor's rank"),
+        even,
     ),
 )
