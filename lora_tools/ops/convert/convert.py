@@ -10,7 +10,8 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.ops.convert.outcome import Change, Outcome
 from lora_tools.ops.convert.task import Job, rewrite
-from lora_tools.ops.convert.translated import Translated, translate
+from lora_tools.ops.convert.translate import translate
+from lora_tools.ops.convert.translated import Translated
 from lora_tools.scaling import alpha_at
 
 
