@@ -428,7 +428,7 @@ def test_shrink_publishes_what_it_wrote(hub, alice, mine):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         sha256 = hashlib.sha256((mine / name).read_bytes()).hexdigest()
         assert re.search(rf"\| `mine` +\| `{name}` +\| `{sha256}` \|", readme)
-    again = json.loads(alice.does("push", "small", "alice/small", "--json"))
+    again = json.loads(alice.does("push", "small", "alice/small", "--json", picture=True))
     assert {file["state"] for file in again["files"]} == {"unchanged"}
 
 
