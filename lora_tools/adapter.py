@@ -137,12 +137,9 @@ def read(
     spelling = format_named(format) if format else None
     try:
         spelling = spelling or detected(tensors.specs, config)
-        manifest = spelling.read(
-            Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
-        )
-        said = {module.alpha for module in manifest.modules} - {alpha}
-        idle = ("Its files say alpha: --alpha is passed over.",) if alpha and said else ()
-        notes = (*tensors.notes, *manifest.notes, *idle)
+        contents = Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
+        manifest = spelling.read(contents)
+        notes = (*tensors.notes, *manifest.notes, *_idle(spelling, contents))
         manifest = replace(manifest, notes=notes, base=base)
     except LoraToolsError as error:
         raise error.located(path) from error
@@ -227,6 +224,17 @@ def _config(folder: Path) -> Mapping[str, Any] | None:
         if file and file.is_file():
             return read_object(file, FormatError)
     return None
+
+
+def _idle(format: Format, contents: Contents) -> Iterator[str]:
+    """Yield a remark if the files say alpha themselves: without the one that is stated, too."""
+    if contents.alpha is None:
+        return
+    try:
+        format.read(replace(contents, alpha=None))
+    except FormatError:
+        return
+    yield "Its files say alpha: --alpha is passed over."
 
 
 def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:

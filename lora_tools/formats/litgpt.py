@@ -2,21 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
-from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.base import Contents
 from lora_tools.formats.family import llama_heads
 from lora_tools.formats.fused import Share, blocks
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.plain import LITGPT, Pair, linear, low_rank, pairs
+from lora_tools.formats.plain import LITGPT, Pair, linear, pairs
+from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
-from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
-
-if TYPE_CHECKING:
-    from lora_tools.update import Array, Update
 
 LAYER = re.compile(r"transformer\.h\.(?P<number>\d+)\.(?P<name>.+)")
 
@@ -32,14 +29,12 @@ SWITCHES = {"q_proj": "lora_query", "k_proj": "lora_key", "v_proj": "lora_value"
 """The parts of the fused layer, in their order, and the settings that adapt them."""
 
 
-class LitGPT:
+class LitGPT(ReadOnly):
     """The format of ``lit_model.pth.lora``. It is read, not written."""
 
     name = "litgpt"
     about = "Lightning LitGPT"
-    expresses: frozenset[str] | None = None
-    container: Container = SAFETENSORS
-    names: Names = "any"
+    why = "it is a pickle"
     files: tuple[str, ...] = ("lit_model.pth.lora",)
     config_file: str | None = "hyperparameters.yaml"
 
@@ -76,20 +71,6 @@ class LitGPT:
             contents.metadata,
             problems=tuple(problems if odd else ()),
         )
-
-    def write(self, manifest: Manifest) -> Manifest:
-        """Refuse: LitGPT reads pickles only."""
-        raise UnsupportedError("litgpt is read, not written: it is a pickle").hint(
-            "Write PEFT: lora-tools convert --to peft."
-        )
-
-    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
-        """Make a module's update from the tensors of the file."""
-        return low_rank(module, tensors)
-
-    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
-        """Refuse, as `write` does."""
-        raise UnsupportedError("litgpt is read, not written")
 
 
 def _modules(

@@ -1,21 +1,18 @@
 """loralib, Microsoft's own: ``<path>.lora_A`` and ``<path>.lora_B``, and no alpha anywhere."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.base import Contents
 from lora_tools.formats.fused import Diagonal
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module
-from lora_tools.formats.plain import LITGPT, Pair, low_rank, pairs
+from lora_tools.formats.plain import LITGPT, Pair, pairs
+from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.sites import Embedding, Linear, Site
 from lora_tools.formats.stated import stated_alpha
 from lora_tools.formats.tables import is_table
-from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
-
-if TYPE_CHECKING:
-    from lora_tools.update import Array, Update
 
 PREFIX = "base_model."
 """What PEFT puts before every path."""
@@ -25,14 +22,12 @@ GPT2 = ("c_attn", "c_proj", "c_fc")
 """Layers of GPT-2, whose weights transformers stores as (in, out)."""
 
 
-class Loralib:
+class Loralib(ReadOnly):
     """The format of `loralib.lora_state_dict`. It is read, not written."""
 
     name = "loralib"
     about = "Microsoft loralib"
-    expresses: frozenset[str] | None = None
-    container: Container = SAFETENSORS
-    names: Names = "any"
+    why = "its files have no alpha"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 
@@ -61,20 +56,6 @@ class Loralib:
         return Manifest(
             self.name, modules, extras, {}, contents.metadata, notes=notes, problems=problems
         )
-
-    def write(self, manifest: Manifest) -> Manifest:
-        """Refuse: the format has no place for alpha."""
-        raise UnsupportedError("loralib is read, not written: its files have no alpha").hint(
-            "Write PEFT: lora-tools convert --to peft."
-        )
-
-    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
-        """Make a module's update from the tensors of the file."""
-        return low_rank(module, tensors)
-
-    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
-        """Refuse, as `write` does."""
-        raise UnsupportedError("loralib is read, not written")
 
 
 def _module(stem: str, pair: Pair, alpha: float, gpt2: bool) -> Module:

@@ -2,21 +2,18 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lora_tools.errors import FormatError, UnsupportedError, some
-from lora_tools.formats.base import Contents, Names
+from lora_tools.errors import FormatError, some
+from lora_tools.formats.base import Contents
 from lora_tools.formats.family import llama_heads
 from lora_tools.formats.fused import Range, Share, blocks
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.plain import Pair, linear, low_rank, pairs
+from lora_tools.formats.plain import Pair, linear, pairs
+from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
-from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
-
-if TYPE_CHECKING:
-    from lora_tools.update import Array, Update
 
 IN, OUT = ".linear_in.weight", ".linear_out.weight"
 STEM = re.compile(
@@ -34,14 +31,12 @@ PARTS = {
 LAYERS = {"self_attention.linear_proj": "self_attn.o_proj", "mlp.linear_fc2": "mlp.down_proj"}
 
 
-class Megatron:
+class Megatron(ReadOnly):
     """The adapter's tensors under Megatron's names, in one file. It is read, not written."""
 
     name = "megatron"
     about = "NVIDIA Megatron-Bridge, NeMo"
-    expresses: frozenset[str] | None = None
-    container: Container = SAFETENSORS
-    names: Names = "any"
+    why = "its checkpoints are distributed"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 
@@ -73,20 +68,6 @@ class Megatron:
                 " parallelism, or gathered by Megatron-Bridge."
             )
         return Manifest(self.name, tuple(modules), (), {}, contents.metadata, notes=tuple(notes))
-
-    def write(self, manifest: Manifest) -> Manifest:
-        """Refuse: Megatron reads distributed checkpoints."""
-        raise UnsupportedError(
-            "megatron is read, not written: its checkpoints are distributed"
-        ).hint("Write PEFT: lora-tools convert --to peft.")
-
-    def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
-        """Make a module's update from the tensors of the file."""
-        return low_rank(module, tensors)
-
-    def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
-        """Refuse, as `write` does."""
-        raise UnsupportedError("megatron is read, not written")
 
 
 def _modules(stem: str, pair: Pair, alpha: float, heads: Heads) -> Iterator[Module]:

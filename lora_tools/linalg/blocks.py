@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_tools.scaling import alpha_at
 from lora_tools.shapes import Float
-from lora_tools.update import Array, LowRank
+from lora_tools.update import Array, Biased, DoRA, LowRank, Update, factors
 
 Rows = tuple[tuple[int, int], ...]
 """Ranges of rows, in the order in which they are wanted."""
@@ -20,14 +20,39 @@ def sliced(update: LowRank, rows: Rows) -> LowRank:
     A column of B without a number in these rows goes, and its row of A with it: of a stack of
     layers that were fused block by block, each gets its own rank back. No element changes.
     """
-    pieces = [update.b[start:stop] for start, stop in rows]
-    b = pieces[0] if len(pieces) == 1 else _library(pieces[0]).concatenate(pieces)
+    b = _taken(update.b, rows)
     live = (b != 0).any(0)
     count = int(live.sum())
     if count in (0, update.rank):
         return replace(update, b=b)
     alpha = alpha_at(update.alpha, update.rank, count, rslora=update.rslora)
     return LowRank(update.a[live], b[:, live], alpha, update.rslora)
+
+
+def of_rows(update: Update, rows: Rows) -> Update:
+    """Return the update of some rows of the weight, with their norms or their bias."""
+    low = sliced(factors(update), rows)
+    match update:
+        case DoRA(magnitude=magnitude, axis="out"):
+            return DoRA(low, _taken(magnitude.reshape(-1), rows))
+        case Biased(bias=bias):  # which the scale multiplies: it is the same
+            return Biased(low, _taken(bias.reshape(-1), rows))
+        case _:
+            return low
+
+
+def upon(updates: Sequence[Update], starts: Sequence[int], out: int) -> Update:
+    """Return the update of a weight of ``out`` rows that holds others, norms of all rows included.
+
+    With norms of rows, the others have to fill the weight, each with its own.
+    """
+    low = stacked([factors(update) for update in updates], starts, out)
+    norms = [update.magnitude.reshape(-1) for update in updates if isinstance(update, DoRA)]
+    if not norms:
+        return low
+    if len({(type(norm), norm.dtype) for norm in norms}) > 1:
+        norms = [_wide(norm) for norm in norms]
+    return DoRA(low, _library(norms[0]).concatenate(norms))
 
 
 def stacked(updates: Sequence[LowRank], starts: Sequence[int], out: int) -> LowRank:
@@ -59,6 +84,11 @@ def stacked(updates: Sequence[LowRank], starts: Sequence[int], out: int) -> LowR
     a = kept[0] if len(kept) == 1 else _library(kept[0]).concatenate(kept)
     alpha = alpha_at(like.alpha, like.rank, total, rslora=like.rslora)
     return LowRank(a, b, alpha, like.rslora)
+
+
+def _taken(array: Array, rows: Rows) -> Array:
+    pieces = [array[start:stop] for start, stop in rows]
+    return pieces[0] if len(pieces) == 1 else _library(pieces[0]).concatenate(pieces)
 
 
 def _alike(pairs: Sequence[tuple[Array, Array]]) -> bool:

@@ -90,15 +90,37 @@ def test_rows_that_cannot_be_shared_out_are_refused():
     assert pieces("input_blocks.0.0", 8, 8) == []
 
 
-def test_norms_of_a_fused_layer_are_refused_or_dropped(tmp_path):
+def fused_norms(path, shape):
     stem = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors = {
         f"{stem}.lora_down.weight": torch.randn(2, 8),
         f"{stem}.lora_up.weight": torch.randn(24, 2),
-        f"{stem}.dora_scale": torch.randn(24, 1),
+        f"{stem}.dora_scale": torch.rand(shape) + 1,
     }
-    save_file(tensors, tmp_path / "x.safetensors")
+    save_file(tensors, path)
+    return tensors[f"{stem}.dora_scale"]
+
+
+def test_norms_of_a_fused_layers_rows_go_with_them(tmp_path):
+    norms = fused_norms(tmp_path / "x.safetensors", (24, 1))
     adapter = read(tmp_path / "x.safetensors")
-    with pytest.raises(UnsupportedError, match="DoRA of a layer that is split"):
+    plan = convert(adapter, format_named("diffusers"))
+    (tmp_path / "out").mkdir()
+    outcome = plan.outcome()
+    write(tmp_path / "out", plan.manifest, outcome.watch(plan), like=adapter, format=plan.format)
+    again = read(tmp_path / "out")
+    parts = [again[f"transformer.transformer_blocks.0.attn.to_{x}"] for x in "qkv"]
+    assert torch.equal(
+        torch.cat([torch.as_tensor(p.magnitude).flatten() for p in parts]), norms[:, 0]
+    )
+    whole = adapter["diffusion_model.double_blocks.0.img_attn.qkv"].direction.dense("float64")
+    split = torch.cat([torch.as_tensor(part.direction.dense("float64")) for part in parts])
+    torch.testing.assert_close(split, torch.as_tensor(whole), rtol=1e-14, atol=1e-14)
+
+
+def test_norms_of_a_fused_layers_columns_are_refused_or_dropped(tmp_path):
+    fused_norms(tmp_path / "x.safetensors", (1, 8))
+    adapter = read(tmp_path / "x.safetensors")
+    with pytest.raises(UnsupportedError, match="DoRA by column"):
         convert(adapter, format_named("diffusers"))
-    assert len(convert(adapter, format_named("diffusers"), drop=["DoRA"])) == 3
+    assert len(convert(adapter, format_named("diffusers"), drop=["DoRA by column"])) == 3

@@ -8,13 +8,17 @@ from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.base import Format
 from lora_tools.formats.flux import SWAPPED, Piece, heights, is_flux, pieces, place
 from lora_tools.formats.folding import factor_shapes
-from lora_tools.formats.kinds import kinds_of
+from lora_tools.formats.kinds import PARTS, kinds_of
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.paths import component_of, is_known, split
 from lora_tools.formats.sites import Linear
 from lora_tools.formats.unet import is_xl, to_authors, to_diffusers
 from lora_tools.linalg.blocks import Rows
 from lora_tools.storage.header import Spec
+
+BY_ROW = ("DoRA", "bias")
+"""Kinds that a layer has by row, so that each part of it has its own."""
+ROLES = tuple(PARTS[kind] for kind in BY_ROW)
 
 PIPELINES = ("comfyui", "diffusers", "xlabs")
 """Formats in which every module is one of a pipeline's component."""
@@ -101,18 +105,22 @@ def _part(module: Module, component: str, piece: Piece) -> Step:
     name = f"{component}.{piece.path}"
     if piece.rows == ((0, module.out),):
         return _named(module, name)
-    _check_plain(module, "split")
+    _check(module, "split", BY_ROW)
     out = sum(stop - start for start, stop in piece.rows)
     # As a pair of factors: what it is made of cannot be shared out.
-    pair = replace(module.resized(module.r), name=name)
-    return Step(replace(pair, out=out), (module,), piece.rows)
+    pair = module.resized(module.r)
+    parts = {
+        role: part._replace(spec=Spec(part.spec.dtype, (out,))) if role in ROLES else part
+        for role, part in pair.parts.items()
+    }
+    return Step(replace(pair, name=name, out=out, parts=parts), (module,), piece.rows)
 
 
 def _stack(path: str, members: dict[int, Module]) -> Step:
     """Return the step to a layer of the authors', whose parts the adapter need not all have."""
     found = dict(sorted(members.items()))
     for module in found.values():
-        _check_plain(module, "fused")
+        _check(module, "fused", BY_ROW[:1])
     widths = {module.inp for module in found.values()}
     if len(widths) > 1:
         raise FormatError(f"{path}: layers of {sorted(widths)} columns cannot be stacked")
@@ -128,12 +136,22 @@ def _stack(path: str, members: dict[int, Module]) -> Step:
         "b": Part(f"{name}.b", Spec(dtype, b)),
         "a": Part(f"{name}.a", Spec(dtype, a)),
     }
+    norms = [old.parts["magnitude"] for old in olds if "magnitude" in old.parts]
+    if norms and len(norms) < len(rows):
+        raise UnsupportedError(
+            f"{path}: DoRA of {len(norms)} of the {len(rows)} layers that are fused there, whose"
+            " other rows need norms, too"
+        ).hint("Go on without: --drop DoRA")
+    if norms:
+        code = _widest({part.spec.dtype for part in norms})
+        parts["magnitude"] = Part(f"{name}.magnitude", Spec(code, (sum(rows),)))
     starts = tuple(sum(rows[:part]) for part in found)
     return Step(replace(bare, parts=parts), olds, starts=starts)
 
 
-def _check_plain(module: Module, what: str) -> None:
-    if beyond := kinds_of(module):
+def _check(module: Module, what: str, shared: Sequence[str]) -> None:
+    """Raise `UnsupportedError` for what layers can share out or join no more than ``shared``."""
+    if beyond := [kind for kind in kinds_of(module) if kind not in shared]:
         raise UnsupportedError(
             f"{module.name}: {', '.join(beyond)} of a layer that is {what}"
         ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")

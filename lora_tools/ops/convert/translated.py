@@ -9,13 +9,13 @@ from typing import NamedTuple
 from lora_tools.adapter import Adapter, laid_out
 from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.linalg.blocks import Rows, sliced, stacked
+from lora_tools.linalg.blocks import Rows, of_rows, upon
 from lora_tools.ops.convert.outcome import Change, Outcome, Row
 from lora_tools.report import Change as Shrunk
 from lora_tools.report import Row as ShrunkRow
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.sides import SideFiles
-from lora_tools.update import Biased, DoRA, Update, factors
+from lora_tools.update import Biased, DoRA, Update
 
 
 class Origin(NamedTuple):
@@ -86,9 +86,9 @@ class Translated:
         origin = self.origins[module.name]
         updates = [_kept(self.source.update(m, on_host=on_host), module) for m in origin.modules]
         if origin.starts:
-            return stacked([factors(update) for update in updates], origin.starts, module.out)
+            return upon(updates, origin.starts, module.out)
         (update,) = updates
-        return update if origin.rows is None else sliced(factors(update), origin.rows)
+        return update if origin.rows is None else of_rows(update, origin.rows)
 
     def spelled(self, manifest: Manifest) -> Manifest:
         """Return a manifest of its modules as the target writes it."""

@@ -171,15 +171,69 @@ def test_layers_that_are_missing_are_rows_of_zeros(tmp_path):
     assert not found[3 * WIDE :].any()
 
 
-def test_norms_of_a_layer_that_is_fused_are_refused(tmp_path):
-    layers = {path: out for path, out in LAYERS.items() if path != "norm_out.linear"}
-    source = peft(tmp_path / "peft", layers, use_dora=True)
+def dora(folder, layers=LAYERS):
+    """Write an adapter of diffusers' Flux with norms of every row, as peft does."""
+    source = peft(folder, layers, r=2, use_dora=True)  # stacks have fewer columns than the layer
     file = source / "adapter_model.safetensors"
-    norms = {f"{PREFIX}{p}.lora_magnitude_vector": torch.ones(out) for p, out in layers.items()}
+    norms = {
+        f"{PREFIX}{path}.lora_magnitude_vector": torch.rand(out) + 1 for path, out in layers.items()
+    }
     save_file(load_file(file) | norms, file)
-    with pytest.raises(UnsupportedError, match="DoRA of a layer that is fused"):
+    return source
+
+
+def test_norms_of_rows_are_joined_and_shared_out_again(tmp_path):
+    source = dora(tmp_path / "peft")
+    converted(source, tmp_path / "kohya", "kohya")
+    made = load_file(next((tmp_path / "kohya").glob("*.safetensors")))
+    before = load_file(source / "adapter_model.safetensors")
+    single = "single_transformer_blocks.3."
+    parts = [before[f"{PREFIX}{single}{path}.lora_magnitude_vector"] for path in SINGLE]
+    norms = made["lora_unet_single_blocks_3_linear1.dora_scale"]
+    assert torch.equal(norms.flatten(), torch.cat(parts))
+    turned = before[f"{PREFIX}norm_out.linear.lora_magnitude_vector"].chunk(2)[::-1]
+    norms = made["lora_unet_final_layer_adaLN_modulation_1.dora_scale"]
+    assert torch.equal(norms.flatten(), torch.cat(turned))
+    back = converted(next((tmp_path / "kohya").glob("*.safetensors")), tmp_path / "back", "peft")
+    assert back.error == 0
+    after = load_file(tmp_path / "back" / "adapter_model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_norms_of_some_layers_that_are_fused_are_refused(tmp_path):
+    single = "single_transformer_blocks.3."
+    layers = {path: out for path, out in LAYERS.items() if path != f"{single}proj_mlp"}
+    source = dora(tmp_path / "peft", layers)
+    with pytest.raises(
+        UnsupportedError, match=r"linear1: DoRA of 3 of the 4 layers that are fused"
+    ):
         convert(read(source), format_named("kohya"))
-    assert len(convert(read(source), format_named("kohya"), drop=["DoRA"])) == 5
+    assert len(convert(read(source), format_named("kohya"), drop=["DoRA"])) == 6
+
+
+def test_biases_go_with_their_rows(tmp_path):
+    """To PEFT, which alone has them beside the authors' names."""
+    stem = "transformer.single_transformer_blocks.3"
+    source = tmp_path / "x"
+    source.mkdir()
+    torch.manual_seed(0)
+    tensors = {
+        f"{PREFIX}diffusion_model.single_blocks.3.linear1.lora_A.weight": torch.randn(3, WIDE),
+        f"{PREFIX}diffusion_model.single_blocks.3.linear1.lora_B.weight": torch.randn(7 * WIDE, 3),
+        f"{PREFIX}diffusion_model.single_blocks.3.linear1.lora_B.bias": torch.randn(7 * WIDE),
+    }
+    save_file(tensors, source / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "lora_bias": True}
+    config["target_modules"] = ["linear1"]
+    (source / "adapter_config.json").write_text(json.dumps(config))
+    outcome = converted(source, tmp_path / "out", "diffusers")
+    assert outcome.error == 0
+    made = load_file(next((tmp_path / "out").glob("*.safetensors")))
+    bias = torch.cat([made[f"{stem}.{path}.lora_B.bias"] for path in SINGLE])
+    assert torch.equal(
+        bias, tensors[f"{PREFIX}diffusion_model.single_blocks.3.linear1.lora_B.bias"]
+    )
 
 
 def test_every_layer_has_its_place():
