@@ -244,3 +244,15 @@ def test_options_of_ranks_go_with_a_policy(arguments, message, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_by_itself_is_shrunk_beside_itself(tmp_path):
+    run("convert", PLAIN, tmp_path / "lora.safetensors", "--to", "kohya")
+    done = run("shrink", "lora.safetensors", "small", "--rank", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "small").is_dir()
+    shutil.copytree(PLAIN, tmp_path / "peft")
+    done = run("shrink", "adapter_model.safetensors", "small", "--rank", 2, cwd=tmp_path / "peft")
+    assert done.returncode == 1
+    assert "small: lies inside the folder of the source, ." in done.stderr
+    assert not (tmp_path / "peft" / "small").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bases import BASES
 from conftest import FIXTURES
+from safetensors.torch import save_file
 
 PLAIN = FIXTURES / "minilm-plain"
 
@@ -117,3 +118,15 @@ def test_sizes_and_types(base, tmp_path):
     tensors = dense.load_model(out)
     assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float16}
     assert len(list(out.glob("*.safetensors"))) > 2
+
+
+def test_a_base_of_one_file_is_merged_beside_itself(tmp_path):
+    state = dense.state_of(BASES["minilm-plain"]())
+    alone = tmp_path / "model.safetensors"
+    save_file({key: value.clone() for key, value in state.items()}, alone)
+    done = run("merge", alone, PLAIN, tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "config.json").write_text("{}")  # now the folder is the model
+    done = run("merge", alone, PLAIN, tmp_path / "again")
+    assert done.returncode == 1
+    assert "lies inside the folder of the base" in done.stderr

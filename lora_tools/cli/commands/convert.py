@@ -12,6 +12,7 @@ import click
 from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible
+from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     alpha_option,
     base_option,
@@ -109,10 +110,7 @@ def command(
     model = open_model(base) if base else None
     adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
-        inputs = {"source": source}
-        if adapter.format.config_file and not source.is_dir():
-            inputs["folder of the source"] = source.parent
-        check_output(out, inputs, force=force)
+        check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     engine = make_engine("cpu", jobs)
     paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
     translated = translate(adapter, format, engine, drop=drop, paths=paths)

@@ -10,6 +10,7 @@ import click
 
 from lora_tools.adapter import read
 from lora_tools.cli.console import say
+from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
@@ -32,7 +33,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.types import Size
 from lora_tools.errors import DeviceError, PolicyError
-from lora_tools.model import open_model
+from lora_tools.model import CONFIG, open_model
 from lora_tools.storage.writer import check_output
 
 
@@ -92,8 +93,8 @@ def command(
     if device == "mps":
         raise DeviceError("mps: has no float64, in which sums are formed").hint("Use --device cpu.")
     if not dry_run:
-        inputs = {"base": base, "folder of the base": base if base.is_dir() else base.parent}
-        check_output(out, inputs | {f"adapter {path}": path for path in adapters}, force=force)
+        sources = inputs("base", base, CONFIG) | {f"adapter {path}": path for path in adapters}
+        check_output(out, sources, force=force)
     model = open_model(base)
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
     found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]

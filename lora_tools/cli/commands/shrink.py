@@ -13,6 +13,7 @@ from tabulate import tabulate
 from lora_tools.adapter import README, REPORT, Adapter, read, write
 from lora_tools.card import with_section
 from lora_tools.cli.console import Visible, say
+from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     alpha_option,
     dry_run_option,
@@ -88,10 +89,9 @@ def command(
     began = time.monotonic()
     if report_file:
         check_file(report_file, force=force)
-    if not dry_run:
-        folder = source if source.is_dir() else source.parent
-        check_output(out, {"source": source, "folder of the source": folder}, force=force)
     adapter = read(source, own, alpha=alpha)
+    if not dry_run:
+        check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     policy = wish.policy(adapter) if wish else None
     engine = make_engine(device, jobs)
     survey = _survey(adapter, policy, limits.options(device), engine if quiet else Visible(engine))
