@@ -45,7 +45,7 @@ class XLabs:
 
         Raises `UnsupportedError` for single blocks, whose factors cover a part of a weight.
         """
-        found: dict[str, dict[Role, Part]] = {}
+        found: dict[tuple[str, str], dict[Role, Part]] = {}
         strange, single = [], []
         for key, spec in contents.specs.items():
             match = KEY.fullmatch(key)
@@ -56,14 +56,15 @@ class XLabs:
             else:
                 name = f"{NATIVE}{match['block']}.{STREAMS[match['stream']]}.{match['what']}"
                 role: Role = "a" if match["part"] == "down" else "b"
-                found.setdefault(name, {})[role] = Part(key, spec)
+                stem = key.removesuffix(SUFFIX[role])
+                found.setdefault((name, stem), {})[role] = Part(key, spec)
         if strange:
             raise FormatError(f"names that are not understood: {some(strange)}")
         if single:
             raise UnsupportedError(
                 f"factors that cover a part of a single block's weight: {some(single)}"
             )
-        modules = tuple(describe(name, name, parts, None) for name, parts in found.items())
+        modules = tuple(describe(name, stem, parts, None) for (name, stem), parts in found.items())
         return Manifest(self.name, modules, (), {}, contents.metadata)
 
     def write(self, manifest: Manifest) -> Manifest:

@@ -27,6 +27,11 @@ PATHS = {
         "single_blocks.1.linear2",
         "input_blocks.4.1.proj_in",
     ],
+    "double_blocks": [
+        "diffusion_model.double_blocks.0.img_attn.qkv",
+        "diffusion_model.double_blocks.18.txt_attn.qkv",
+        "diffusion_model.double_blocks.18.txt_attn.proj",
+    ],
     "text_encoder": ["text_model.encoder.layers.3.self_attn.q_proj"],
     "decoder": [
         "model.layers.0.self_attn.q_proj",
@@ -48,6 +53,7 @@ PATHS = {
         "lm_head",
     ],
 }
+PREFIXED = ("unet", "transformer", "diffusion_model", "text_encoder")
 BASES = {"qwen2": {"model_type": "qwen2", "num_attention_heads": 1}}
 """Configurations of the models whose architecture a format has to know."""
 
@@ -78,7 +84,7 @@ def modules(draw: st.DrawFn, name: str, kinds: frozenset[str] = frozenset()) -> 
 @st.composite
 def manifests(draw: st.DrawFn, component: str, kinds: frozenset[str] = frozenset()) -> Manifest:
     """Return an adapter of a component's modules."""
-    prefix = "" if component in ("model", "qwen2", "decoder") else f"{component}."
+    prefix = f"{component}." if component in PREFIXED else ""
     names = draw(st.lists(st.sampled_from(PATHS[component]), min_size=1, unique=True))
     found = tuple(draw(modules(prefix + name, kinds)) for name in names)
     return Manifest("elsewhere", found, base=BASES.get(component))

@@ -26,11 +26,12 @@ WRITES = [
     ("diffusers", "text_encoder"),
     ("comfyui", "diffusion_model"),
     ("comfyui", "text_encoder"),
+    ("xlabs", "double_blocks"),
     ("mlx", "model"),
     ("gguf", "qwen2"),
     ("torchtune", "decoder"),
 ]
-ONE_SCALE = ("mlx", "gguf", "torchtune")
+ONE_SCALE = ("xlabs", "mlx", "gguf", "torchtune")
 """Formats with one scale for all: whoever writes folds the difference."""
 BASES = {"torchtune": {"model_type": "llama", "num_attention_heads": 1}}
 """Configurations of base models, for formats whose rows depend on their heads."""
