@@ -1,14 +1,16 @@
 """XLabs' Flux LoRAs: ``double_blocks.0.processor.qkv_lora1.down.weight``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import describe, update, values_of
 from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.fused import Share, blocks
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
+from lora_tools.formats.plain import low_rank
 from lora_tools.formats.spelled import respelled
 from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
@@ -16,10 +18,10 @@ from lora_tools.storage.header import Spec
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-KEY = re.compile(
-    r"(?:diffusion_model\.)?(?P<block>(?:double|single)_blocks\.\d+)\.processor\."
-    r"(?P<what>qkv|proj)_lora(?P<stream>[12]?)\.(?P<part>down|up)\.weight"
+STEM = re.compile(
+    r"(?:diffusion_model\.)?(?:(double)|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora(?(1)([12]))"
 )
+KEY = re.compile(rf"{STEM.pattern}\.(?P<part>down|up)\.weight")
 NATIVE = "diffusion_model."
 SUFFIX: dict[Role, str] = {"a": ".down.weight", "b": ".up.weight"}
 STREAMS = {"1": "img_attn", "2": "txt_attn"}
@@ -43,35 +45,30 @@ class XLabs:
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter: stream 1 is the image's, stream 2 the text's.
 
-        Raises `UnsupportedError` for single blocks, whose factors cover a part of a weight.
+        The queries, keys and values of a single block are part of a weight there, so that they go
+        by the names of diffusers, which has them apart.
         """
-        found: dict[tuple[str, str], dict[Role, Part]] = {}
-        strange, single = [], []
+        found: dict[str, dict[Role, Part]] = {}
+        strange = []
         for key, spec in contents.specs.items():
             match = KEY.fullmatch(key)
             if match is None:
                 strange.append(key)
-            elif not match["stream"]:
-                single.append(key)
             else:
-                name = f"{NATIVE}{match['block']}.{STREAMS[match['stream']]}.{match['what']}"
                 role: Role = "a" if match["part"] == "down" else "b"
-                stem = key.removesuffix(SUFFIX[role])
-                found.setdefault((name, stem), {})[role] = Part(key, spec)
+                found.setdefault(key.removesuffix(SUFFIX[role]), {})[role] = Part(key, spec)
         if strange:
             raise FormatError(f"names that are not understood: {some(strange)}")
-        if single:
-            raise UnsupportedError(
-                f"factors that cover a part of a single block's weight: {some(single)}"
-            )
-        modules = tuple(describe(name, stem, parts, None) for (name, stem), parts in found.items())
-        return Manifest(self.name, modules, (), {}, contents.metadata)
+        modules = [module for stem, parts in found.items() for module in _modules(stem, parts)]
+        return Manifest(self.name, tuple(modules), (), {}, contents.metadata)
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as x-flux does, with a scale of 1."""
         stems = [(module, _stem(module.name)) for module in manifest.modules]
         if homeless := [module.name for module, stem in stems if not stem]:
-            raise UnsupportedError(f"XLabs has no processors for {some(homeless)}")
+            raise UnsupportedError(f"XLabs has no processors for {some(homeless)}").hint(
+                "Convert it to another format first: lora-tools convert --to diffusers."
+            )
         modules = tuple(
             replace(respelled(module, str(stem), SUFFIX), alpha=None) for module, stem in stems
         )
@@ -79,15 +76,37 @@ class XLabs:
 
     def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
         """Make a module's update from the tensors of the file."""
-        return update(module, tensors)
+        return low_rank(module, tensors) if module.fused else update(module, tensors)
 
     def tensors(self, module: Module, update: "Update") -> dict[str, "Array"]:
         """Make the file's tensors of a module from its update."""
         return {module.parts[role].key: value for role, value in values_of(module, update).items()}
 
 
+def _modules(stem: str, parts: Mapping[Role, Part]) -> Iterator[Module]:
+    """Yield the modules that a processor's pair of factors updates."""
+    match = STEM.fullmatch(stem)
+    assert match is not None
+    kind, number, what, stream = match.groups("")
+    block = f"{NATIVE}{kind or 'single'}_blocks.{number}."
+    if stream:
+        yield describe(f"{block}{STREAMS[stream]}.{what}", stem, parts, None)
+    elif what == "proj":
+        yield describe(f"{block}linear2", stem, parts, None)
+    else:
+        whole = describe(f"{block}linear1", stem, parts, None)
+        if whole.out % 3:
+            raise FormatError(f"{stem}: {whole.out} rows are not those of queries, keys and values")
+        for part, rows in zip("qkv", blocks([whole.out // 3] * 3), strict=True):
+            name = f"transformer.single_transformer_blocks.{number}.attn.to_{part}"
+            share = Share((0, whole.rank), (rows,))
+            yield replace(whole, name=name, owner=name, out=share.out, fused=share)
+
+
 def _stem(name: str) -> str | None:
     path = name.removeprefix(NATIVE)
+    if single := re.fullmatch(r"(single_blocks\.\d+)\.linear2", path):
+        return f"{single[1]}.processor.proj_lora"
     match = re.fullmatch(r"(double_blocks\.\d+)\.(img|txt)_attn\.(qkv|proj)", path)
     if match is None:
         return None
