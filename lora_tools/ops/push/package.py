@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_tools.adapter import README, REPORT, Adapter, read
@@ -19,6 +19,8 @@ from lora_tools.ops.push.strip import strip
 from lora_tools.ops.push.texts import is_searchable
 
 TAGS = ("lora", "lora-tools")
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 UNSEARCHED = "neither text, weights nor an image: nobody can tell what is in it"
 
@@ -238,6 +240,8 @@ def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:
         error.hint(f"Whoever has seen {kind} can use it: {fix}.")
     if any(leak.entry is not None for leak in found):
         return error.hint("--strip-metadata publishes a copy without these entries.")
+    if any(PurePosixPath(leak.file).suffix.lower() in IMAGES for leak in found):
+        error.hint("Images lose it when they are saved without metadata.")
     return error.hint("Take it out of the file, or leave the file out with --exclude.")
 
 

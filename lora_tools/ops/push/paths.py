@@ -11,13 +11,13 @@ FOLDERS = (
 )
 END = r"\s\"'`,;:)\]}<>|"
 UNIX = rf"(?<![\w.~:/$%}}-])/(?:{FOLDERS})[0-9]{{0,3}}/[^{END}]{{1,1000}}"
-LINKED = rf"(?i:file)://(?:localhost)?/(?:[A-Za-z]:)?[^{END}/][^{END}]{{0,1000}}"
+LINKED = rf"(?i:file)://(?:localhost)?/(?:[A-Za-z]:/)?[^{END}/][^{END}]{{0,1000}}"
 DRIVE = (
-    r"(?<![A-Za-z0-9])[A-Za-z]:"
+    r"(?<![A-Za-z0-9/])[A-Za-z]:"
     r"(?:/(?!/|Windows\b|Program Files)(?=[\w .$-]{1,100}/)"
-    r"|\\{1,8}(?!Windows\b|Program Files)(?=\w)"
+    r"|\\{1,8}(?!Windows\b|Program Files)(?=\w[\w .$-])"
     # A backslash before these letters may end a line in code or JSON: Q:\nWhat is it?\nA:
-    rf"(?![abfnrtuvx0](?![^{END}\\]{{0,100}}(?:\\{{1,8}}[^{END}\\nrt]|\.\w{{2,11}}\b))))"
+    rf"(?![abfnrtuvx0](?![^{END}\\]{{0,100}}(?:\\{{1,8}}[^{END}\\nrtux0]|\.\w{{2,11}}\b))))"
     rf"[^{END}]{{1,1000}}"
 )
 PATH = re.compile(f"{UNIX}|{LINKED}|{DRIVE}")
@@ -29,8 +29,8 @@ PATTERNS = (
 """The same one by one, which is quicker, and text that each needs."""
 
 PLACEHOLDER = re.compile(
-    r"(?:file://|[A-Za-z]:)?[\\/]+(?:(?:home|Users)[\\/]+(?:user(?:name)?|you|your[\w-]*|name)"
-    r"(?![\w-])|path[\\/]|absolute[\\/]|full[\\/]|your|[\w\\/]*[$%*…]|.*\.\.\.)",
+    r"(?:file://|[A-Za-z]:)?[\\/]+(?:(?:home|Users)[\\/]+(?:user(?:name)?|you|name)(?![\w-])"
+    r"|path[\\/]+to[\\/]|\w+[\\/]+(?:your|[$%*…{]|\.\.\.))",
     re.IGNORECASE,
 )
 """Examples of paths, which say nothing about a machine."""

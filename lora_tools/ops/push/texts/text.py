@@ -64,9 +64,8 @@ def pieces(
     for chunk in chain(chunks, (None,)):
         held += chunk or ""
         while held and (chunk is None or len(held) > BLOCK):
-            stop = held.rfind("\n", 0, BLOCK) + 1
-            if not stop and len(held) <= BLOCK:
-                stop = len(held)  # the last line
+            last = chunk is None and len(held) <= BLOCK
+            stop = len(held) if last else held.rfind("\n", 0, BLOCK) + 1
             if not stop:
                 yield from cut(held[:BLOCK], last=False)
                 held, column = held[BLOCK - 2 * MARGIN :], column + BLOCK - 2 * MARGIN
