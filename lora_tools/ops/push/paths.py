@@ -30,7 +30,7 @@ PATTERNS = (
 
 PLACEHOLDER = re.compile(
     r"(?:file://|[A-Za-z]:)?[\\/]+(?:(?:home|Users)[\\/]+(?:user(?:name)?|you|name)(?![\w-])"
-    r"|path[\\/]+to[\\/]|\w+[\\/]+(?:your|[$%*…{]|\.\.\.))",
+    r"|path[\\/]+to[\\/]|(?:\w+[\\/]+)?(?:your|[$%*…{]|\.\.\.))",
     re.IGNORECASE,
 )
 """Examples of paths, which say nothing about a machine."""

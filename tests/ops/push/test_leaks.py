@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, REAL, real
+from conftest import FIXTURES, REAL, ROOT, real
 from judges import judge
 from safetensors.numpy import save_file
 
@@ -182,7 +182,8 @@ def test_a_line_of_a_megabyte_takes_no_more_than_its_length(text):
 def test_no_file_of_ours_is_taken_for_a_leak():
     found = [
         str(leak)
-        for path in sorted(FIXTURES.rglob("*"))
+        for folder in (FIXTURES, ROOT / "docs")
+        for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
         for leak in leaks(path.name, path)
     ]

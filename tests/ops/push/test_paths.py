@@ -82,6 +82,8 @@ def test_private_paths_are_found_whole(text, form):
         "lora_unet/data/x",
         "ratio 16:9, a: b",
         "file:///",
+        "file:///…",
+        "file:///path/to/x",
         "/storage",
     ],
 )

@@ -1,5 +1,7 @@
 """Which files are searched, and what keeps the others from being published."""
 
+import tracemalloc
+
 import pytest
 
 from lora_tools.ops.push.texts import is_searchable, texts
@@ -23,3 +25,17 @@ def test_other_binary_data_are_not(name, data):
 def test_a_vocabulary_is():
     data = b"\n\x0f\n\x0bhf_a_secret\x12" + bytes(9)
     assert [text.text for text in texts("tokenizer.model", data)] == ["hf_a_secret"]
+
+
+@pytest.mark.parametrize("line", ["a line\n", "no line's end "])
+def test_a_file_of_any_size_is_read_in_little_memory(line, tmp_path):
+    file = tmp_path / "a.log"
+    with file.open("w") as log:
+        for _ in range(48):
+            log.write(line * ((1 << 20) // len(line)))
+    tracemalloc.start()
+    count = sum(1 for _ in texts("a.log", file))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count > 48
+    assert peak < 12 << 20
