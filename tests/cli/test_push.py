@@ -275,6 +275,40 @@ def test_a_secret_stops_it_before_anything_is_sent(hub, alice, mine):
     assert writes(hub) == []
 
 
+@pytest.mark.parametrize("name", ["run.log", "prod.env", "x.jsonl", "x.ipynb", "x.csv", "x.ini"])
+def test_what_is_included_is_searched_too(name, hub, alice, mine):
+    (mine / name).write_bytes(("login " + "hf_" + "a1B2" * 8 + "\n").encode("utf-16"))
+    refused = alice.run("push", mine, "alice/x", "--public", "--include", "*.*")
+    assert refused.returncode == 1
+    assert f"{name}, line 1: a Hugging Face token (hf_a1B…)" in refused.stderr
+    assert "revoke it at https://huggingface.co/settings/tokens" in refused.stderr
+    assert writes(hub) == []
+
+
+def test_a_workflow_in_an_image_is_searched(hub, alice, mine):
+    from judges import judge
+
+    info = judge("PIL.PngImagePlugin").PngInfo()
+    info.add_text("workflow", '{"path": "/home/alice/ComfyUI/models"}', zip=True)
+    judge("PIL.Image").new("L", (8, 8)).save(mine / "sample.png", pnginfo=info)
+    refused = alice.run("push", mine, "alice/x", "--public")
+    assert refused.returncode == 1
+    assert (
+        "sample.png, text workflow: a private path (/home/alice/ComfyUI/models)" in refused.stderr
+    )
+    assert "saved without metadata" in refused.stderr
+    assert writes(hub) == []
+
+
+def test_what_cannot_be_searched_stays_here(hub, alice, mine):
+    (mine / "adapter_extension.so").write_bytes(b"\x7fELF" + bytes(99))
+    done = alice.does("push", mine, "alice/x", "--public", "--include", "*.so")
+    assert "left out: adapter_extension.so (neither text, weights nor an image:" in done
+    repository = hub.repositories["alice/x"]
+    files = {entry.path for entry in repository.entries(repository.resolve("main"))}
+    assert "adapter_extension.so" not in files
+
+
 def test_metadata_is_stripped_from_a_copy(hub, alice):
     metadata = {"format": "pt", "ss_output_dir": "/home/alice/out", "ss_network_dim": "4"}
     mine = make_adapter(alice.folder / "mine", metadata=metadata)

@@ -1,36 +1,36 @@
 """What its owner would not want to publish: secrets, and the paths of a machine."""
 
 import re
+from bisect import bisect
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from lora_tools.storage.gguf import read_gguf
-from lora_tools.storage.header import read_header
+from lora_tools.ops.push.detectors import detected
+from lora_tools.ops.push.paths import private_paths
+from lora_tools.ops.push.secrets import PLACEHOLDER, RULES
+from lora_tools.ops.push.texts import Text, texts
 
-SECRETS = {
-    "a Hugging Face token": r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}",
-    "an AWS key": r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])",
-    "an API key": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}",
-    "a GitHub token": r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
-    "a Slack token": r"(?<![A-Za-z0-9])xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a Google key": r"(?<![A-Za-z0-9])AIza[0-9A-Za-z_-]{35}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
-SECRET = re.compile("|".join(f"({pattern})" for pattern in SECRETS.values()))
-
-FOLDERS = (
-    "home|Users|root|mnt|media|tmp|scratch|workspace|work|data|gpfs|lustre|nfs|fsx|kaggle"
-    "|content/drive"
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
 )
-PATH = re.compile(
-    rf"(?<![\w.~:/-])/(?:{FOLDERS})/[^\s\"'`,;:)\]}}<>|]+"
-    r"|(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/)(?:Users|home)(?:\\{1,2}|/)[^\s\"'`,;:)\]}<>|]+"
-)
-
-TEXTS = (".json", ".md", ".txt", ".yaml", ".yml", ".jinja", ".py", ".toml", ".cfg", ".sh", "")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 """Their words may look like anything: paths in them say nothing about a machine."""
+
+MOST = 100
+"""The leaks of one file after which the search ends."""
+
+WIDE = 200
+"""From here on in a line, its number alone leads nowhere."""
+
+ESCAPED = re.compile(r"(?<!\\)\\{1,16}(?:u([0-9a-fA-F]{4})|/)")
+ELSEWHERE = "revoke it where it was made"
 
 
 class Leak(NamedTuple):
@@ -41,64 +41,115 @@ class Leak(NamedTuple):
     kind: str
     shown: str
     """Enough to find it by: a secret is cut short."""
+    fix: str = ""
+    """What to do beside taking it out."""
+    entry: str | None = None
+    """Key of the metadata that it is in."""
 
     def __str__(self) -> str:
         return f"{self.file}, {self.place}: {self.kind} ({self.shown})"
 
 
+class Match(NamedTuple):
+    """A leak in a piece of text; what must not be shown is ``text[start:stop]``."""
+
+    kind: str
+    start: int
+    stop: int
+    fix: str = ""
+    secret: bool = True
+
+
 def leaks(name: str, content: Path | bytes) -> list[Leak]:
-    """Find the secrets and private paths of a text file, or of a tensor file's header."""
-    suffix = PurePosixPath(name).suffix
-    if suffix == ".safetensors" and isinstance(content, Path):
-        metadata = read_header(content).metadata
-        places = ((f"metadata {key}", f"{key} {value}") for key, value in metadata.items())
-    elif suffix == ".gguf" and isinstance(content, Path):
-        fields = read_gguf(content).metadata
-        places = ((f"field {key}", f"{key} {value}") for key, value in fields.items())
-    elif suffix in TEXTS:
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        lines = data.decode("utf-8", "replace").splitlines()
-        places = ((f"line {number}", line) for number, line in enumerate(lines, 1))
-    else:
-        return []
+    """Find the secrets and private paths in all texts of a file, and in its name.
+
+    Reads it once, with bounded memory, in time linear in its size. Raises what `texts` does.
+    """
     paths = PurePosixPath(name).name not in VOCABULARIES
-    return [
-        Leak(name, place, kind, shown)
-        for place, text in places
-        for kind, shown in _found(text, paths=paths)
-    ]
+    file = _masked(name)
+    found: dict[Leak, None] = {}  # a set that keeps their order
+    for text in _all(name, content):
+        for match in _matches(text.text, paths=paths):
+            if match.start >= text.begin and (text.end is None or match.start < text.end):
+                place, shown = _place(text, match), _shown(text.text, match)
+                found[Leak(file, place, match.kind, shown, match.fix, text.entry)] = None
+        if len(found) >= MOST:
+            break
+    return list(found)
 
 
-def shorten(text: str) -> str:
-    """Return a text of ours with the paths of this machine cut to their last part.
+def mask(secret: str) -> str:
+    """Return the beginning of a secret: at most a quarter of it.
 
-    >>> shorten("lora-tools shrink /home/me/loras/cat /tmp/small --rank 4")
-    'lora-tools shrink cat small --rank 4'
+    >>> mask("hf_" + "a1B2" * 8), mask("hunter2")
+    ('hf_a1B…', 'h…')
     """
-    return PATH.sub(lambda match: _last(match[0]), text)
+    return f"{secret[: min(6, len(secret) // 4)]}…"
 
 
-def is_private(path: str) -> bool:
-    """Whether a text is the path of a file or folder, rather than a name on the Hub.
-
-    >>> is_private("/data/llama"), is_private("./llama"), is_private("org/llama")
-    (True, True, False)
-    """
-    return (
-        path.startswith(("/", ".", "~"))
-        or "\\" in path
-        or path.count("/") > 1
-        or Path(path).is_dir()
-    )
+def _all(name: str, content: Path | bytes) -> Iterator[Text]:
+    """Yield the texts of a file, each also as it reads without escapes and NULs."""
+    yield Text(name, "its name")
+    for text in texts(name, content):
+        yield text
+        plain = ESCAPED.sub(_unescaped, text.text.replace("\0", ""))
+        if plain != text.text:
+            yield text._replace(text=plain, begin=0, end=None)
 
 
-def _found(text: str, *, paths: bool) -> Iterator[tuple[str, str]]:
-    for match in SECRET.finditer(text):
-        yield tuple(SECRETS)[(match.lastindex or 1) - 1], f"{match[0][:6]}…"
-    if paths:
-        for match in PATH.finditer(text):
-            yield "a private path", match[0]
+def _unescaped(match: re.Match[str]) -> str:
+    character = chr(int(match[1], 16)) if match[1] else "/"
+    return character if character.isprintable() else " "
 
 
-def _last(path: str) -> str:
-    return PureWindowsPath(path).name or path
+def _matches(text: str, *, paths: bool) -> list[Match]:
+    """Return what is found, in the order of the text; what overlaps is one leak."""
+    found: list[Match] = []
+    for match in (*_ours(text), *(_paths(text) if paths else ()), *_theirs(text)):
+        at = bisect(found, match.start, key=lambda other: other.start)
+        after = at == len(found) or match.stop <= found[at].start
+        if after and (at == 0 or found[at - 1].stop <= match.start):
+            found.insert(at, match)
+    return found
+
+
+def _ours(text: str) -> Iterator[Match]:
+    lower = text.lower()
+    for rule in RULES:
+        if any(mark in lower for mark in rule.marks):
+            for match in rule.pattern.finditer(text):
+                group = "secret" if "secret" in rule.pattern.groupindex and match["secret"] else 0
+                if not PLACEHOLDER.search(match[group]):
+                    yield Match(rule.name, *match.span(group), rule.fix)
+
+
+def _paths(text: str) -> Iterator[Match]:
+    return (Match("a private path", *match.span(), "", False) for match in private_paths(text))
+
+
+def _theirs(text: str) -> Iterator[Match]:
+    for name, start, stop in detected(text):
+        if not PLACEHOLDER.search(text[start:stop]):
+            yield Match(f"what looks like: {name}", start, stop, ELSEWHERE)
+
+
+def _place(text: Text, match: Match) -> str:
+    if not text.line:
+        return _masked(text.place)
+    before = text.text[: match.start]
+    column = len(before) - (before.rfind("\n") + 1) + (0 if "\n" in before else text.column)
+    line = f"line {text.line + before.count(chr(10))}"
+    where = f"{line}, column {column + 1:,}" if column >= WIDE else line
+    return f"{_masked(text.place)}, {where}" if text.place else where
+
+
+def _shown(text: str, match: Match) -> str:
+    value = text[match.start : match.stop]
+    return mask(value) if match.secret else _masked(value)
+
+
+def _masked(text: str) -> str:
+    """Return a name or a path with the secrets in it cut short."""
+    for match in reversed(_matches(text, paths=False)):
+        text = text[: match.start] + mask(text[match.start : match.stop]) + text[match.stop :]
+    return text

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_tools.adapter import README, REPORT, Adapter, read
@@ -11,12 +11,18 @@ from lora_tools.card import SECTION, metadata, with_metadata, with_section
 from lora_tools.errors import CheckpointError, RefusedError, some
 from lora_tools.model import Model, is_model, open_model
 from lora_tools.ops.push.files import Digest, digest, select
-from lora_tools.ops.push.leaks import Leak, is_private, leaks, shorten
+from lora_tools.ops.push.leaks import Leak, leaks
+from lora_tools.ops.push.paths import is_private, shorten
 from lora_tools.ops.push.picture import NAME, picture
 from lora_tools.ops.push.section import section
 from lora_tools.ops.push.strip import strip
+from lora_tools.ops.push.texts import is_searchable
 
 TAGS = ("lora", "lora-tools")
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
+UNSEARCHED = "neither text, weights nor an image: nobody can tell what is in it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +107,17 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
     weights = subject.tensors.path.name
     if weights not in chosen.files:
         raise RefusedError(f"{folder}: {weights} would be left out").hint("Do not --exclude it.")
-    files: dict[str, Path | bytes] = dict(chosen.files)
+    files: dict[str, Path | bytes] = {
+        name: path for name, path in chosen.files.items() if is_searchable(name, path)
+    }
+    unsearched = dict.fromkeys(sorted(chosen.files.keys() - files.keys()), UNSEARCHED)
     named = subject.base_model if isinstance(subject, Adapter) else _said(folder)
     base = wish.base_model or named
     if base and is_private(base):
         raise RefusedError(f"{folder}: its base model is {base}, a path of this machine").hint(
             "Nobody else can load that. Name the base on the Hub: --base-model ORG/NAME."
         )
-    made = Draft(folder, subject, files, chosen.left_out, base)
+    made = Draft(folder, subject, files, {**chosen.left_out, **unsearched}, base)
     if named and base and named != base and isinstance(subject, Adapter):
         _rename(made, subject.format.config_file, named, base)
     if REPORT in files:
@@ -203,14 +212,14 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
     found: list[Leak] = []
     for name, content in list(made.files.items()):
         here = leaks(name, _theirs(content) if name == README else content)
-        if here and strip_metadata and name.endswith(".safetensors") and isinstance(content, Path):
-            keys = {leak.place.removeprefix("metadata ") for leak in here}
+        keys = {leak.entry for leak in here if leak.entry is not None}
+        if keys and strip_metadata and isinstance(content, Path):
+            here = [leak for leak in here if leak.entry is None]
             copy = place / name.replace("/", "-")
             strip(content, copy, keys)
             made.files[name] = copy
             made.notes.append(f"{name}: without the metadata {some(sorted(keys))}")
-        else:
-            found += here
+        found += here
     if found:
         raise _refusal(made.folder, found)
 
@@ -223,11 +232,16 @@ def _theirs(readme: Path | bytes) -> bytes:
 
 
 def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:
+    found = list(found)
     lines = [str(leak) for leak in found]
     shown = "\n  ".join([*lines[:5], *([f"and {len(lines) - 5} more"] if len(lines) > 5 else [])])
     error = RefusedError(f"{folder}: would publish what is private:\n  {shown}")
-    if any(", metadata " in line for line in lines):
+    for kind, fix in {leak.kind: leak.fix for leak in found if leak.fix}.items():
+        error.hint(f"Whoever has seen {kind} can use it: {fix}.")
+    if any(leak.entry is not None for leak in found):
         return error.hint("--strip-metadata publishes a copy without these entries.")
+    if any(PurePosixPath(leak.file).suffix.lower() in IMAGES for leak in found):
+        error.hint("Images lose it when they are saved without metadata.")
     return error.hint("Take it out of the file, or leave the file out with --exclude.")
 
 

@@ -11,8 +11,8 @@ from lora_tools.model import Model
 from lora_tools.names import collapse, template
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, Digest
 from lora_tools.ops.push.inputs import listed
-from lora_tools.ops.push.leaks import shorten
 from lora_tools.ops.push.loading import loading
+from lora_tools.ops.push.paths import shorten
 from lora_tools.ops.push.picture import NAME
 from lora_tools.report import command_line, grouped, percent, size, total
 

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from conftest import FIXTURES, REAL, ROOT, real
 from judges import judge
 from safetensors.numpy import save_file
 
-from lora_tools.ops.push.leaks import is_private, leaks, shorten
+from lora_tools.ops.push.leaks import leaks
+from lora_tools.ops.push.texts import is_searchable
+
+TOKEN = "hf_" + "aB3xKq9ZtB" * 3
 
 
 @pytest.mark.parametrize(
@@ -96,25 +100,106 @@ def test_a_secret_is_not_printed_whole():
     assert secret not in str(leaks("a.json", secret.encode())[0])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["train.log", "prod.env", "data.jsonl", "a.csv", "a.ini", "x"])
+def test_every_text_file_is_searched_in_every_encoding(name, encoding):
+    text = f"first\nZoë: {TOKEN}\nsaved in /home/zoe/x\n"
+    assert [(leak.place, leak.kind) for leak in leaks(name, text.encode(encoding))] == [
+        ("line 2", "a Hugging Face token"),
+        ("line 3", "a private path"),
+    ]
+
+
+def test_a_log_whose_end_is_in_another_encoding():
+    data = b"plain text\n" * 1000 + f"login {TOKEN}\r\n".encode("utf-16-le")
+    assert [leak.place for leak in leaks("a.log", data)] == ["line 1001"]
+
+
 @pytest.mark.parametrize(
-    ("text", "short"),
+    ("text", "shown"),
     [
-        ("lora-tools shrink /home/me/cat /tmp/out --rank 4", "lora-tools shrink cat out --rank 4"),
-        ("'/home/me/a b'", "'a b'"),
-        (r"C:\Users\me\cat", "cat"),
-        ("org/name hf://org/name@abc", "org/name hf://org/name@abc"),
+        (r'{"dir": "\/home\/alice\/x"}', "/home/alice/x"),
+        (r'{"dir": "\u002fhome\u002falice"}', "/home/alice"),
+        (r'{"nested": "{\"dir\": \"D:\\\\nets\\\\cat\"}"}', "D:"),
+        (r'{"token": "\u0068f_' + TOKEN[3:] + '"}', "hf_aB3…"),
     ],
 )
-def test_our_own_paths_are_shortened(text, short):
-    if " b" in text:
-        short = "'a b'"  # up to the blank: what is left names nobody
-    assert shorten(text) == short
+def test_escapes_of_json_hide_nothing(text, shown):
+    (leak,) = leaks("a.json", text.encode())
+    assert leak.shown.startswith(shown)
+    assert leak.place == "line 1"
 
 
-def test_names_on_the_hub_are_not_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "here").mkdir(parents=True)
-    assert not is_private("org/name")
-    assert not is_private("gpt2")
-    assert is_private("org/here")  # a folder of that name is meant
-    assert all(map(is_private, ("/x", "./x", "../x", "~/x", "a/b/c", r"C:\x")))
+def test_a_leak_far_into_a_line_has_a_column():
+    (leak,) = leaks("a.json", ("x " * 50_000 + TOKEN + " y" * 50_000).encode())
+    assert leak.place == "line 1, column 100,001"
+
+
+@pytest.mark.parametrize("lead", range(1380, 1440))
+def test_where_pieces_of_a_line_meet_leaks_are_found_once_and_whole(lead):
+    line = "x" * lead + " " + TOKEN + " " + "y" * 3000
+    assert len(leaks("a.txt", line.encode())) == 1
+    inside = "x" * lead + TOKEN + "y" * 3000  # the middle of a longer word
+    assert leaks("a.txt", inside.encode()) == []
+
+
+def test_names_of_files_tensors_and_entries_are_searched_and_cut(tmp_path):
+    file = tmp_path / "x.safetensors"
+    save_file({TOKEN: np.ones(2, np.float32)}, file, {TOKEN: "x"})
+    found = leaks(f"{TOKEN}.safetensors", file)
+    assert [(leak.file, leak.place) for leak in found] == [
+        ("hf_aB3….safetensors", "its name"),
+        ("hf_aB3….safetensors", "metadata hf_aB3…"),
+        ("hf_aB3….safetensors", "the name of tensor hf_aB3…"),
+    ]
+    assert found[1].entry == TOKEN
+    assert not any(TOKEN in str(leak) for leak in found)
+
+
+def test_the_same_leak_twice_in_a_line_is_one_and_many_are_enough():
+    assert len(leaks("a.txt", f"{TOKEN} {TOKEN}\n{TOKEN}".encode())) == 2
+    assert len(leaks("a.txt", b"/home/alice/x\n" * 100_000)) < 10_000
+
+
+HOSTILE = [
+    "\\", "eyJ", "eyJa.", "sk-", "://", "a://b:", "/", "//", "/home/", "C:\\", "\\u0041", " ", "\0",
+    "api_key = ", "aws_secret", "wandb key ", "bearer ", "-----BEGIN ", "xoxb-1-", "glpat-",
+    '"username":"key":', "0123456789:", "/tmp/a\n", "TOKEN=a1b2c3d4 ", "a", "0",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_line_of_a_megabyte_takes_no_more_than_its_length(text):
+    """Quadratic patterns would need hours."""
+    line = text * (1_000_000 // len(text))
+    start = "a line of text\n" * 1000  # what begins with NULs is no text
+    found = leaks("a.txt", f"{start}{line}\n\nat the end: {TOKEN}\n".encode())
+    assert found == [] or all(len(str(leak)) < 5000 for leak in found)
+    assert any(leak.shown == "hf_aB3…" for leak in found) or len(found) >= 100
+
+
+def test_no_file_of_ours_is_taken_for_a_leak():
+    found = [
+        str(leak)
+        for folder in (FIXTURES, ROOT / "docs")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+        for leak in leaks(path.name, path)
+    ]
+    assert found == []
+
+
+TRUE = {
+    ("mlx-qwen05b", "adapter_config.json", "line 5"),
+    ("mlx-qwen05b", "adapter_config.json", "line 19"),
+}
+"""The home folder of whoever trained it, as mlx-lm writes it: what the search is for."""
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in REAL.glob("*") if p.is_dir()) or ["real"])
+def test_no_file_of_others_is_taken_for_a_leak(name):
+    files = [path for path in sorted(real(name).rglob("*")) if path.is_file()]
+    assert all(is_searchable(path.name, path) for path in files)
+    found = {(name, leak.file, leak.place) for path in files for leak in leaks(path.name, path)}
+    assert found == {leak for leak in TRUE if leak[0] == name}
