@@ -369,7 +369,8 @@ def test_my_readme_stays_mine(hub, alice, mine):
 
 def test_card_only_writes_the_card_and_sends_nothing(hub, alice, mine):
     alice.token = None
-    done = alice.run("push", mine, "alice/x", "--card-only", picture=True)
+    named = ("--base-model", "org/tiny-base")
+    done = alice.run("push", mine, "alice/x", "--card-only", *named, picture=True)
     assert done.returncode == 0
     assert {path.name for path in mine.iterdir()} == {
         "README.md",
