@@ -17,23 +17,24 @@ ESCAPES = (
     "\x1b]8;;http://evil.example\x1b\\click\x1b]8;;\x1b\\",
     "\x9b2J\x9d0;title\x9c\x7f\x08\x08\r",
     "\u202egpj.exe\u2066\u200b\u2028\u2029\ufeff\U000e0041",
-    f"\n{FORGED}\n  {FORGED}",
     "|`</script><img src=x onerror=alert(1)>[x](http://evil.example)",
     "\0",
 )
-EVIL = "".join(ESCAPES)
+LINES = f"\n{FORGED}\n  {FORGED}"
+"""What PEFT's own names cannot hold: an adapter with it contradicts itself."""
+EVIL = "".join([*ESCAPES, LINES])
 LONG = "x" * 100_000
 RAW = b"caf\xe9\x1b[31m.txt"
 """A file's name that is no text."""
 SIZE = 6
 
 
-def adapter(folder: Path, *, rank: int = 2, base: str | None = None) -> Path:
+def adapter(folder: Path, *, rank: int = 2, torn: bool = False) -> Path:
     """Write a PEFT adapter whose every name is hostile, and which every verb can read."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     tensors = {}
-    for name in modules():
+    for name in [*modules(), *([f"layers.0.m{LINES}"] if torn else [])]:
         stem = f"base_model.model.{name}"
         tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, SIZE)
         tensors[f"{stem}.lora_B.weight"] = torch.randn(SIZE, rank)
@@ -44,7 +45,7 @@ def adapter(folder: Path, *, rank: int = 2, base: str | None = None) -> Path:
         "r": rank,
         "lora_alpha": 4,
         "target_modules": [name.rpartition(".")[2] for name in modules()],
-        "base_model_name_or_path": base or EVIL + LONG,
+        "base_model_name_or_path": EVIL + LONG,
         "task_type": EVIL + "\ud800",
         "peft_version": EVIL + LONG,
         "revision": EVIL,

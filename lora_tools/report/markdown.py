@@ -6,7 +6,7 @@ from lora_tools.text import label, visible
 
 MARKS = re.compile(
     r"[\\`*<>|&~$]"
-    r"|(?<!\w)_|_(?!\w)"  # within a word it is a letter
+    r"|(?<![^\W_])_|_(?![^\W_])"  # within a word it is a letter
     r"|\[(?![\d.,…]*\](?![(\[:]))"  # but for the ranges of numbers that stand for layers
 )
 

@@ -524,3 +524,32 @@ def test_a_merged_model_is_published_as_one(hub, alice):
         "print(c.data.base_model, c.data.library_name, c.data.license, c.data.tags)"
     )
     assert card == "org/tiny-base transformers apache-2.0 ['lora', 'lora-tools']\n"
+
+
+def test_a_base_that_a_file_names_is_not_looked_up(hub, alice, mine):
+    config = json.loads((mine / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/tiny-base"
+    hub.requests.clear()
+    done = alice.run("push", mine, "alice/x", "--public", "--no-picture")
+    assert done.returncode == 0, done.stderr
+    assert "names no license" in done.stderr
+    assert not [request.path for request in hub.requests if "tiny-base" in request.path]
+    again = alice.run("push", mine, "alice/x", "--base-model", "org/tiny-base", "--no-picture")
+    assert again.returncode == 0, again.stderr
+    assert [request.path for request in hub.requests if "tiny-base" in request.path]
+
+
+def test_a_base_model_that_is_a_folder_here_is_refused(hub, alice, mine):
+    (alice.folder / "org" / "here").mkdir(parents=True)
+    done = alice.run("push", mine, "alice/x", "--public", "--base-model", "org/here")
+    assert done.returncode == 1
+    assert "a path of this machine" in done.stderr
+    assert writes(hub) == []
+
+
+def test_a_readme_that_is_not_utf8_is_refused_before_anything_is_sent(hub, alice, mine):
+    (mine / "README.md").write_bytes("# Café\n".encode("latin-1"))
+    done = alice.run("push", mine, "alice/x", "--public", "--no-picture")
+    assert done.returncode == 1
+    assert "README.md: is not UTF-8" in done.stderr
+    assert writes(hub) == []
