@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import hostile
 import pytest
 from hub_person import ALICE, Person, make_adapter
 from hub_server import HubServer
@@ -553,3 +554,19 @@ def test_a_readme_that_is_not_utf8_is_refused_before_anything_is_sent(hub, alice
     assert done.returncode == 1
     assert "README.md: is not UTF-8" in done.stderr
     assert writes(hub) == []
+
+
+def test_what_is_pushed_acts_on_no_terminal(hub, alice):
+    folder = hostile.adapter(alice.folder / "hostile")
+    named = ("--base-model", "org/tiny-base", "--dry-run", "--include", "*.txt")
+    done = alice.run("push", folder, "alice/x", *named)
+    assert done.returncode == 0, done.stderr
+    assert hostile.unseen(done.stdout + done.stderr) == []
+    assert "\\x1b[31m" in done.stdout
+    shown = json.loads(alice.does("push", folder, "alice/x", *named, "--json"))
+    assert f"side {hostile.ESCAPES[0]}.txt" in {file["file"] for file in shown["files"]}
+    ours = shown["card"].partition("<!-- lora-tools: begin -->")[2]
+    assert hostile.unseen(ours) == []
+    refused = alice.run("push", folder, "alice/x", "--dry-run")
+    assert refused.returncode == 1
+    assert hostile.unseen(refused.stderr) == []
