@@ -1,7 +1,9 @@
 """What files name is text: nothing but what a person names is opened, asked about or fetched."""
 
 import json
+import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,58 @@ def test_a_base_is_read_where_it_is_asked_for(trap, tmp_path):
     with looked_at() as paths:
         cli.main(words, standalone_mode=False)
     assert str(trap / "config.json") in paths
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("shrink", "A", "OUT", "--rank", "1"),
+        ("convert", "A", "OUT", "--to", "mlx"),
+        ("merge", "M", "A", "OUT"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_links_pipes_and_devices_stay_where_they_are(words, trap, tmp_path, capsys):
+    places = {"A": adapter(tmp_path / "adapter", "x"), "M": model(tmp_path / "model")}
+    places["OUT"] = tmp_path / "out"
+    source = places["M" if words[0] == "merge" else "A"]
+    (tmp_path / "secret.txt").write_text("secret")
+    (source / "away.txt").symlink_to("../secret.txt")
+    (source / "loop.txt").symlink_to("loop.txt")
+    (source / "null.txt").symlink_to("/dev/null")
+    os.mkfifo(source / "pipe.txt")
+    (source / "note.txt").write_text("note")
+    (source / "note.txt").chmod(0o600)
+    (source / "near.txt").symlink_to("note.txt")
+    (source / "README.md").unlink(missing_ok=True)
+    (source / "README.md").symlink_to("../secret.txt")
+    cli.main([str(places.get(word, word)) for word in words], standalone_mode=False)
+    out = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "lora_tools_report.json").read_bytes())
+    reasons = {
+        "away.txt": "a link that leaves the folder",
+        "loop.txt": "a link that leads in circles",
+        "null.txt": "a link that leaves the folder",
+        "pipe.txt": "not a file",
+    }
+    assert {name: report["left_out"].get(name) for name in reasons} == reasons
+    assert all(f": {name} ({why})" in out for name, why in reasons.items())
+    assert "README.md is left out: a link that leaves the folder" in report["notes"]
+    assert not [name for name in reasons if os.path.lexists(tmp_path / "out" / name)]
+    assert not any(file.read_bytes() == b"secret" for file in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "near.txt").read_text() == "note"
+    for name in ("note.txt", "near.txt"):
+        assert stat.S_IMODE((tmp_path / "out" / name).lstat().st_mode) == 0o600
+        assert not (tmp_path / "out" / name).is_symlink()
+
+
+@pytest.mark.parametrize("verb", ["shrink", "merge"])
+def test_a_readme_in_another_encoding_costs_nothing(verb, trap, tmp_path):
+    places = {"A": adapter(tmp_path / "adapter", "x"), "M": model(tmp_path / "model")}
+    out, data = tmp_path / "out", "# Café\r\n".encode("latin-1")
+    (places["M" if verb == "merge" else "A"] / "README.md").write_bytes(data)
+    words = {"shrink": ("shrink", "A", out, "--rank", 1), "merge": ("merge", "M", "A", out)}[verb]
+    cli.main([str(places.get(word, word)) for word in words], standalone_mode=False)
+    assert (out / "README.md").read_bytes() == data
+    report = json.loads((out / "lora_tools_report.json").read_bytes())
+    assert any("README.md is not UTF-8" in note for note in report["notes"])

@@ -13,6 +13,7 @@ from lora_tools.storage.npz import read_npz
 from lora_tools.storage.place import Place
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
+SHARDS = (".safetensors", *PICKLES)
 INDEX = ".safetensors.index.json"
 PICKLED_INDEX = ".bin.index.json"
 READERS = 8
@@ -86,6 +87,9 @@ def _files(index: Path) -> dict[str, list[str]]:
         raise CheckpointError(f"{index}: names shards outside its folder: {some(strays)}").hint(
             "Nothing there was opened. The shards of a checkpoint lie beside its index."
         )
+    # A merge names its files as the base does: no shard may pass for a configuration or a card.
+    if others := [file for file in files if Path(file).suffix not in SHARDS]:
+        raise CheckpointError(f"{index}: names files that are no shards: {some(others)}")
     return files
 
 

@@ -422,3 +422,15 @@ def test_a_shard_may_lie_below_its_index(tmp_path):
     document["weight_map"] = {k: f"below/{v}" for k, v in document["weight_map"].items()}
     index.write_text(json.dumps(document))
     assert open_checkpoint(index).keys() == document["weight_map"].keys()
+
+
+def test_an_index_that_calls_its_shards_like_other_files_is_refused(tmp_path):
+    index = shard(tmp_path)
+    document = json.loads(index.read_bytes())
+    first, second = SHARDS
+    (tmp_path / first).rename(tmp_path / "config.json")
+    names = {first: "config.json", second: second}
+    document["weight_map"] = {key: names[file] for key, file in document["weight_map"].items()}
+    index.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"no shards: config\.json$"):
+        open_checkpoint(index)
