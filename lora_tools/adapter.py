@@ -1,7 +1,5 @@
 """Adapters: read lazily from files, written atomically to folders."""
 
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +20,10 @@ from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.layout import Layout
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
-from lora_tools.storage.sides import SideFiles, side_files
+from lora_tools.storage.sides import SideFiles, carry, side_files
 from lora_tools.storage.stamp import blank, stamp
 from lora_tools.storage.writer import TensorWriter
+from lora_tools.text import json_text
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -177,11 +176,11 @@ def write(
                 file[key] = tensor
     stamp(target, manifest.specs, manifest.metadata)
     if format.config_file:
-        text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
+        text = json_text(manifest.config)
         (folder / format.config_file).write_text(text, encoding="utf-8")
     for side in () if name else like.side_files().carried:
         if not (folder / side.name).exists():
-            shutil.copyfile(side, folder / side.name)
+            carry(side, folder / side.name)
 
 
 def tensor_name(format: Format, like: Adapter) -> str:
@@ -238,8 +237,7 @@ def _idle(format: Format, contents: Contents) -> Iterator[str]:
 
 
 def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:
-    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-    lines = "\n  ".join([*problems[:5], *more])
-    return FormatError(f"{path}: configuration and tensors do not fit together:\n  {lines}").hint(
+    error = FormatError(f"{path}: configuration and tensors do not fit together:")
+    return error.listing(problems, most=5).hint(
         f"`lora-tools inspect {path}` shows all that is in it."
     )

@@ -5,14 +5,45 @@ The rest stays its author's, to the letter.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import FormatError
+from lora_tools.storage.sides import create, opened, why_not
 
 BEGIN = "<!-- lora-tools: begin -->"
 END = "<!-- lora-tools: end -->"
 # From the last BEGIN before an END, so that a stray BEGIN costs its author nothing.
 SECTION = re.compile(rf"{BEGIN}(?:(?!{BEGIN}).)*?{END}\n?", re.DOTALL)
+
+
+def carry(readme: Path, target: Path, section: str) -> tuple[str, ...]:
+    """Copy a README with our section in it; return what a person should know of that.
+
+    Writes nothing if there is none, or none that may go along. One that is not UTF-8 stays as it
+    is, byte for byte.
+    """
+    if not (readme.is_symlink() or readme.exists()):
+        return ()
+    if why := why_not(readme.parent, readme):
+        return (f"{readme.name} is left out: {why}",)
+    with opened(readme) as source, create(target, source) as copy:
+        data = source.read()
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            copy.write(data)
+            return (f"{readme.name} is not UTF-8: copied as it is, without a section about this.",)
+        copy.write(with_section(text, section).encode())
+    return ()
+
+
+def decoded(data: bytes, name: object) -> str:
+    """Return the text of a README that is to be published; `FormatError` if it is not UTF-8."""
+    try:
+        return data.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{name}: is not UTF-8 ({error})").hint("Save it as UTF-8.") from error
 
 
 def with_section(text: str, section: str) -> str:

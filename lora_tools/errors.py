@@ -22,9 +22,32 @@ Messages read *file: what is wrong*, with names and shapes; what to do about it 
 from collections.abc import Iterable
 from typing import Self
 
+from lora_tools.text import label
+
 
 class LoraToolsError(Exception):
     """The root: everything a caller may want to catch and show."""
+
+    points: tuple[str, ...] = ()
+    """What the message lists, a line each."""
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.title, *self.points])
+
+    @property
+    def title(self) -> str:
+        """The message without what it lists."""
+        return super().__str__()
+
+    def listing(self, points: Iterable[str], most: int | None = None) -> Self:
+        """Attach what the message lists, up to ``most`` and a count, and return the error.
+
+        Apart from the message, so that no name in it can begin a line of its own.
+        """
+        found = tuple(points)
+        more = len(found) - (len(found) if most is None else most)
+        self.points = (*found[:most], f"and {more} more") if more > 0 else found
+        return self
 
     def hint(self, text: str) -> Self:
         """Attach what to do about it and return the error, so that it can be raised in one line."""
@@ -33,7 +56,8 @@ class LoraToolsError(Exception):
 
     def located(self, place: object) -> Self:
         """Return the same error with the place where it arose before its words."""
-        error = type(self)(f"{place}: {self}")
+        error = type(self)(f"{place}: {self.title}")
+        error.points = self.points
         for note in getattr(self, "__notes__", ()):
             error.add_note(note)
         return error
@@ -92,11 +116,11 @@ class RefusedError(LoraToolsError, PermissionError):
 
 
 def some(items: Iterable[object], most: int = 5) -> str:
-    """Name up to ``most`` of the items and count the others.
+    """Name up to ``most`` of the items, as they can be shown, and count the others.
 
     >>> some(["a", "b", "c"], most=2)
     'a, b and 1 more'
     """
-    names = [str(item) for item in items]
-    shown = ", ".join(names[:most])
+    names = list(items)
+    shown = ", ".join(map(label, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

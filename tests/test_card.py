@@ -1,8 +1,10 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_tools.card import BEGIN, END, metadata, with_metadata, with_section
+from lora_tools.card import BEGIN, END, carry, decoded, metadata, with_metadata, with_section
 from lora_tools.errors import FormatError
 
 OURS = f"{BEGIN}\nnew\n{END}\n"
@@ -94,3 +96,38 @@ def test_odd_spellings_are_rewritten_rather_than_broken():
         text = with_metadata(f"---\n{front}\n---\n# Cat\n", {"tags": ["lora"]})
         assert metadata(text)["tags"] == ["lora"]
         assert text.endswith("---\n# Cat\n")
+
+
+def test_a_readme_is_carried_with_our_section(tmp_path):
+    (tmp_path / "README.md").write_bytes("# Mine\r\n\r\nσ\r\n".encode())
+    (tmp_path / "README.md").chmod(0o600)
+    assert carry(tmp_path / "README.md", tmp_path / "copy.md", "new") == ()
+    text = (tmp_path / "copy.md").read_bytes().decode()
+    assert text.startswith("# Mine\r\n\r\nσ")
+    assert text == with_section("# Mine\r\n\r\nσ\r\n", "new")
+    assert (tmp_path / "copy.md").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("data", ["é".encode("latin-1"), "# Σ".encode("utf-16"), b"\x80\xff\r\n"])
+def test_a_readme_in_another_encoding_stays_byte_for_byte(data, tmp_path):
+    (tmp_path / "README.md").write_bytes(data)
+    (note,) = carry(tmp_path / "README.md", tmp_path / "copy.md", "new")
+    assert "not UTF-8" in note
+    assert (tmp_path / "copy.md").read_bytes() == data
+    with pytest.raises(FormatError, match="not UTF-8"):
+        decoded(data, tmp_path / "README.md")
+
+
+def test_a_readme_that_is_none_of_the_folders_files_is_left_out(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "folder").mkdir()
+    readme = tmp_path / "folder" / "README.md"
+    assert carry(readme, tmp_path / "copy.md", "new") == ()
+    for target in (tmp_path / "secret", "README.md", "nothing"):
+        readme.symlink_to(target)
+        (note,) = carry(readme, tmp_path / "copy.md", "new")
+        assert note.startswith("README.md is left out: a link")
+        readme.unlink()
+    os.mkfifo(readme)
+    assert carry(readme, tmp_path / "copy.md", "new") == ("README.md is left out: not a file",)
+    assert not (tmp_path / "copy.md").exists()

@@ -1,12 +1,12 @@
 """The command line: a lazy group of commands and the one place where errors become messages."""
 
 import sys
-import traceback
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
+from lora_tools.cli.console import complain, say, trace, usage
 from lora_tools.cli.process import leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
@@ -68,7 +68,7 @@ def _run() -> int:
         result = cli.main(standalone_mode=False)
     except UnansweredError as trouble:
         if not isinstance(trouble.cause, LoraToolsError | OSError):
-            traceback.print_exception(trouble.cause)
+            trace(trouble.cause)
             return STATUS
         return _complain(trouble.cause, STATUS)
     except BoundError as error:
@@ -78,19 +78,15 @@ def _run() -> int:
     except (LoraToolsError, OSError) as error:
         return _complain(error, 1)
     except click.ClickException as error:
-        error.show()
+        usage(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        say("Interrupted.")
         return 130
     return result if isinstance(result, int) else 0
 
 
 def _complain(error: Exception, status: int) -> int:
-    if "--debug" in sys.argv:
-        traceback.print_exception(error)
-        return status
-    click.echo(f"{click.style('error:', fg='red')} {error}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        click.echo(f"{click.style('hint:', fg='cyan')} {note}", err=True)
+    show = trace if "--debug" in sys.argv else complain
+    show(error)
     return status

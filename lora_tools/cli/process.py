@@ -6,12 +6,15 @@ import os
 import sys
 from typing import NoReturn
 
+from lora_tools.cli.streams import guard
+
 # malloc.h of glibc
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
 def prepare() -> None:
     """Set the process up. Called before anything that computes is imported."""
+    guard()
     # Imports allocate a million objects that stay: collecting among them finds nothing.
     gc.set_threshold(100_000)
     # Modules are computed side by side; numpy reads this when it is loaded.
@@ -31,6 +34,9 @@ def leave(status: int) -> NoReturn:
 
     Everything is written and closed by now; taking torch apart again would cost half a second.
     """
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()  # what a library has printed: ours is flushed by now
+    except OSError:
+        status = status or 1
     sys.stderr.flush()
     os._exit(status)

@@ -1,6 +1,5 @@
 """Publishing, from whichever command: the options, the question, the conversation."""
 
-import json
 import re
 import sys
 import tempfile
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tabulate import tabulate
 
 from lora_tools.adapter import REPORT
-from lora_tools.cli.console import say
-from lora_tools.report import size
+from lora_tools.cli.console import ask, say, tell
+from lora_tools.report import size, table
 from lora_tools.storage.sides import WEIGHTS
+from lora_tools.text import json_text, label
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
@@ -104,7 +103,7 @@ class Publication:
 
         plan, pushed = push(folder, Wish(self._repo, self._private), Publisher(), quiet=quiet)
         if not quiet and pushed:
-            say(outcome(plan, pushed))
+            tell(outcome(plan, pushed))
 
 
 def push(
@@ -132,17 +131,15 @@ def visibility(repo: str, private: bool | None) -> bool:
         return private
     if not sys.stdin.isatty():
         raise click.UsageError(f"{repo} is new: say --private or --public")
-    choice = click.Choice(["private", "public"])
-    answer = click.prompt(f"{repo} is new. Who may see it?", type=choice, err=True)
-    return bool(answer == "private")
+    return ask(f"{repo} is new. Who may see it?", ["private", "public"]) == "private"
 
 
 def outcome(plan: "Plan", pushed: "Pushed | None") -> str:
     """Return what was done, or would be, for people."""
     package = plan.package
     lines = [(state, name, size(package.digests[name].size)) for name, state in plan.states.items()]
-    text = [tabulate(lines, ("", "file", "size"), disable_numparse=True), ""]
-    text += [f"left out: {name} ({why})" for name, why in package.left_out.items()]
+    text = [table(lines, ("", "file", "size")), ""]
+    text += [f"left out: {label(name)} ({why})" for name, why in package.left_out.items()]
     where = f"{plan.wish.repo}" + (f"@{plan.wish.revision}" if plan.wish.revision else "")
     if pushed is None:
         new = "" if plan.exists else ", which would be new"
@@ -157,4 +154,4 @@ def outcome(plan: "Plan", pushed: "Pushed | None") -> str:
 
 def to_json(plan: "Plan", pushed: "Pushed | None") -> str:
     """Return plan and outcome for machines."""
-    return json.dumps(plan.to_dict(pushed), indent=2, ensure_ascii=False)
+    return json_text(plan.to_dict(pushed))

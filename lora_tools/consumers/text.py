@@ -6,6 +6,7 @@ from textwrap import wrap
 from lora_tools.consumers.base import MOST_NAMED, Consumer, Finding, Judgement, Rule, Verdict
 from lora_tools.errors import some
 from lora_tools.names import collapse, template
+from lora_tools.text import joined, visible
 
 WIDTH = 100
 
@@ -15,7 +16,7 @@ def to_text(judgements: Sequence[Judgement], width: int = WIDTH) -> str:
     margin = max(
         (len(f"{judgement.engine} {judgement.version}") for judgement in judgements), default=0
     )
-    return "\n".join(line for judgement in judgements for line in _block(judgement, margin, width))
+    return joined(line for judgement in judgements for line in _block(judgement, margin, width))
 
 
 def to_markdown(consumers: Iterable[Consumer]) -> str:
@@ -51,7 +52,7 @@ def _where(names: Sequence[str]) -> str:
 def _wrapped(label: str, text: str, margin: int, width: int) -> list[str]:
     indent = " " * margin
     return wrap(
-        label + text,
+        visible(label + text),  # which has no line ends of its own
         width,
         initial_indent=indent,
         subsequent_indent=indent + "  ",

@@ -90,7 +90,7 @@ def collect(specs: Mapping[str, Spec]) -> Found:
     for ending, reason in REFUSED.items():
         refused.setdefault(reason, []).extend(key for key in specs if key.endswith(f".{ending}"))
     if reasons := [f"{why}: {some(keys, most=2)}" for why, keys in refused.items() if keys]:
-        raise UnsupportedError("not sums of matrices:\n  " + "\n  ".join(reasons))
+        raise UnsupportedError("not sums of matrices:").listing(reasons)
     modules: dict[str, dict[Role, Part]] = {}
     extras: list[Extra] = []
     unknown: list[str] = []

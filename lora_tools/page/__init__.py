@@ -6,6 +6,7 @@ from typing import Any
 from lora_tools.page.assets import policy, script, style, template
 from lora_tools.page.charts import charts
 from lora_tools.page.view import view
+from lora_tools.text import PATH, cut, visible
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -16,13 +17,23 @@ def render(document: Mapping[str, Any]) -> str:
 
     Raises `PackageError` where the extra ``lora-tools[report]`` is not installed.
     """
-    scripts = script()
-    html = template().render(
+    scripts, document = script(), _shown(document)
+    return template().render(
         policy=policy(scripts),
         style=style(),
         scripts=scripts,
         data=charts(document),
         **view(document),
     )
-    # Names may hold halves of surrogate pairs, which no encoding has.
-    return html.encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """Return data with every text as it can be shown, of a length that a page can hold."""
+    match value:
+        case str():
+            return visible(cut(value, PATH))
+        case Mapping():
+            return {_shown(key): _shown(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_shown(item) for item in value]
+    return value

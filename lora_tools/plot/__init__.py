@@ -10,6 +10,7 @@ from lora_tools.plot.curves import shrinking, spectra
 from lora_tools.plot.heat import heat, height
 from lora_tools.plot.style import SETTINGS, printable
 from lora_tools.report import size
+from lora_tools.text import label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def _figure(document: Mapping[str, Any]) -> "Figure":
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     modules, curve = document["modules"], document.get("ranks")
-    found = grid([module["module"] for module in modules])
+    found = grid([label(module["module"]) for module in modules])
     spectrum = any(module.get("spectrum") for module in modules)
     upper, lower = height(found), 3.6 if spectrum else 0.0
     figure = Figure(
@@ -73,7 +74,7 @@ def _title(document: Mapping[str, Any]) -> str:
     totals, source = document["totals"], str(document["source"])
     count = totals["modules"]
     parts = [
-        f"{document['format']} adapter of {document['base_model'] or 'an unnamed base'}",
+        f"{document['format']} adapter of {label(document['base_model'] or 'an unnamed base')}",
         f"{count:,} module{'' if count == 1 else 's'}",
         size(totals["bytes"]),
     ]
@@ -82,4 +83,4 @@ def _title(document: Mapping[str, Any]) -> str:
     if not any(module.get("spectrum") for module in document["modules"]):
         parts.append("norms and spectra come with --spectrum")
     name = source.rstrip("/").rpartition("/")[2] or source
-    return printable(name) + "\n" + printable(" · ".join(parts))
+    return printable(label(name)) + "\n" + printable(" · ".join(parts))

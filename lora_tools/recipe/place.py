@@ -79,12 +79,11 @@ def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
     if not placed.homeless:
         return
     lines = [f"{name}: {why}" for name, why in placed.homeless.items()]
-    raise FormatError(
-        f"{adapter.path}: {len(lines)} entries have no home in the base:\n  "
-        + "\n  ".join(lines[:5])
-        + (f"\n  and {len(lines) - 5} more" if len(lines) > 5 else "")
-        + f"\nThe base has {some(specs)}"
-    ).hint("Check that it is the base of this adapter, or pass --allow-missing to go on without.")
+    error = FormatError(f"{adapter.path}: {len(lines)} entries have no home in the base:")
+    error.listing(lines, most=5).hint(f"The base has {some(specs)}.")
+    raise error.hint(
+        "Check that it is the base of this adapter, or pass --allow-missing to go on without."
+    )
 
 
 def _place_module(

@@ -1,20 +1,26 @@
 """Reports: what was done to each module and what it cost, as data and as text."""
 
-from lora_tools.report.document import Document, command_line, grouped, json_text, section
+from lora_tools.report.document import Document, command_line, grouped, section
 from lora_tools.report.figures import percent, size, total
+from lora_tools.report.markdown import block, code, plain
 from lora_tools.report.report import SCHEMA, Change, Report, Row
+from lora_tools.report.table import Code, table
 
 __all__ = [
     "SCHEMA",
     "Change",
+    "Code",
     "Document",
     "Report",
     "Row",
+    "block",
+    "code",
     "command_line",
     "grouped",
-    "json_text",
     "percent",
+    "plain",
     "section",
     "size",
+    "table",
     "total",
 ]

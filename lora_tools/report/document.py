@@ -1,11 +1,13 @@
 """What every verb's report is: one set of data that is written as JSON, as text and as Markdown."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
+
+from lora_tools.report.markdown import block, plain
+from lora_tools.text import json_text
 
 Item = TypeVar("Item")
 
@@ -40,23 +42,21 @@ class Document(ABC):
         return f"{self.table('simple')}\n\n{self.summary()}"
 
 
-def json_text(data: Any) -> str:
-    """Return plain data as JSON for people and machines."""
-    return json.dumps(data, indent=2, ensure_ascii=False)
-
-
 def section(title: str, arguments: str, summary: str, *tables: str) -> str:
-    """Return a section of a model card: what made it, the tables, and the summary as points."""
+    """Return a section of a model card: what made it, the tables, and the summary as points.
+
+    Title and tables are Markdown; the summary is plain text.
+    """
     lines = [title, "", *command_line(arguments)]
     for table in tables:
         lines += [table, ""]
-    return "\n".join([*lines, *(f"- {line}" for line in summary.splitlines())])
+    return "\n".join([*lines, *(f"- {plain(line)}" for line in summary.split("\n"))])
 
 
 def command_line(arguments: str) -> Iterator[str]:
     """Yield the lines of Markdown that show a command line, if there was one."""
     if arguments:
-        yield from ("```sh", arguments, "```", "")
+        yield from block("sh", arguments)
 
 
 def grouped(rows: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item]]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tabulate import tabulate
-
 from lora_tools.names import collapse, template
 from lora_tools.report.document import Document, grouped, section
 from lora_tools.report.figures import percent, size, total
+from lora_tools.report.markdown import plain
+from lora_tools.report.table import table
+from lora_tools.text import joined, label
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -117,7 +118,7 @@ class Report(Document):
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        title = f"Made by `lora-tools {self.command}` ({self.policy})."
+        title = f"Made by `lora-tools {self.command}` ({plain(self.policy)})."
         return section(title, self.arguments, self.summary(), self.table("pipe"))
 
     def table(self, style: str) -> str:
@@ -127,7 +128,7 @@ class Report(Document):
         lines = [group.line() for group in groups]
         lines.append(_Group(self.rows).line(f"total of {len(self.rows)} modules"))
         headers = ("module", "shape", "rank", "energy", "error", "best", "σ₁", "first dropped")
-        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+        return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return the totals in sentences."""
@@ -145,9 +146,9 @@ class Report(Document):
         zeros = [row.module for row in self.rows if row.outcome == "zero"]
         for title, names in (("all zero", zeros), ("carried over", _kinds(self.carried))):
             if names:
-                lines.append(f"{title}: {', '.join(names)}")
-        lines += [f"not copied: {name} ({why})" for name, why in self.left_out.items()]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+                lines.append(f"{title}: {', '.join(map(label, names))}")
+        lines += [f"not copied: {label(name)} ({why})" for name, why in self.left_out.items()]
+        return joined([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,10 @@ def parse_header(text: bytes, size: int, path: Path) -> Header:
         raise CheckpointError(f"{path}: __metadata__ is not a JSON object")
     if not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ holds values that are not strings")
+    try:
+        "".join([*metadata, *metadata.values()]).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path}: __metadata__ is not text ({error})") from error
     begin = 8 + len(text)
     slots = [(name, _slot(name, entry, begin, path)) for name, entry in document.items()]
     slots.sort(key=lambda item: (item[1].start, item[1].stop))

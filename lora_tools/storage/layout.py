@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lora_tools.errors import CheckpointError
 from lora_tools.storage.dtypes import ORDER
 from lora_tools.storage.header import Slot, Spec
 
@@ -51,7 +52,10 @@ def layout(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None)
             "shape": list(spec.shape),
             "data_offsets": [start, stop],
         }
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, as pickles and JSON may hold
+        raise CheckpointError(f"a name or its metadata is not text ({error})") from error
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     slots = {

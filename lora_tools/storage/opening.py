@@ -13,6 +13,7 @@ from lora_tools.storage.npz import read_npz
 from lora_tools.storage.place import Place
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
+SHARDS = (".safetensors", *PICKLES)
 INDEX = ".safetensors.index.json"
 PICKLED_INDEX = ".bin.index.json"
 READERS = 8
@@ -79,10 +80,25 @@ def _files(index: Path) -> dict[str, list[str]]:
         weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
         for name, file in weight_map.items():
             files.setdefault(file, []).append(name)
-            (index.parent / file).is_file()
+        strays = [file for file in files if not _stays(file)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors shards") from error
+    if strays:
+        raise CheckpointError(f"{index}: names shards outside its folder: {some(strays)}").hint(
+            "Nothing there was opened. The shards of a checkpoint lie beside its index."
+        )
+    # A merge names its files as the base does: no shard may pass for a configuration or a card.
+    if others := [file for file in files if Path(file).suffix not in SHARDS]:
+        raise CheckpointError(f"{index}: names files that are no shards: {some(others)}")
     return files
+
+
+def _stays(file: str) -> bool:
+    """Whether the name of a shard leads to a file in or below the folder of its index."""
+    if "\0" in file or not file.removesuffix("/"):
+        raise ValueError(f"{file!r} is no file's name")
+    file.encode(errors="surrogateescape")  # half a pair that no file's name has is a ValueError
+    return not file.startswith("/") and ".." not in file.split("/")
 
 
 def _weight_map(

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import hostile
 import pytest
 from hub_person import ALICE, Person, make_adapter
 from hub_server import HubServer
@@ -403,7 +404,8 @@ def test_my_readme_stays_mine(hub, alice, mine):
 
 def test_card_only_writes_the_card_and_sends_nothing(hub, alice, mine):
     alice.token = None
-    done = alice.run("push", mine, "alice/x", "--card-only", picture=True)
+    named = ("--base-model", "org/tiny-base")
+    done = alice.run("push", mine, "alice/x", "--card-only", *named, picture=True)
     assert done.returncode == 0
     assert {path.name for path in mine.iterdir()} == {
         "README.md",
@@ -557,3 +559,48 @@ def test_a_merged_model_is_published_as_one(hub, alice):
         "print(c.data.base_model, c.data.library_name, c.data.license, c.data.tags)"
     )
     assert card == "org/tiny-base transformers apache-2.0 ['lora', 'lora-tools']\n"
+
+
+def test_a_base_that_a_file_names_is_not_looked_up(hub, alice, mine):
+    config = json.loads((mine / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/tiny-base"
+    hub.requests.clear()
+    done = alice.run("push", mine, "alice/x", "--public", "--no-picture")
+    assert done.returncode == 0, done.stderr
+    assert "names no license" in done.stderr
+    assert not [request.path for request in hub.requests if "tiny-base" in request.path]
+    again = alice.run("push", mine, "alice/x", "--base-model", "org/tiny-base", "--no-picture")
+    assert again.returncode == 0, again.stderr
+    assert [request.path for request in hub.requests if "tiny-base" in request.path]
+
+
+def test_a_base_model_that_is_a_folder_here_is_refused(hub, alice, mine):
+    (alice.folder / "org" / "here").mkdir(parents=True)
+    done = alice.run("push", mine, "alice/x", "--public", "--base-model", "org/here")
+    assert done.returncode == 1
+    assert "a path of this machine" in done.stderr
+    assert writes(hub) == []
+
+
+def test_a_readme_that_is_not_utf8_is_refused_before_anything_is_sent(hub, alice, mine):
+    (mine / "README.md").write_bytes("# Café\n".encode("latin-1"))
+    done = alice.run("push", mine, "alice/x", "--public", "--no-picture")
+    assert done.returncode == 1
+    assert "README.md: is not UTF-8" in done.stderr
+    assert writes(hub) == []
+
+
+def test_what_is_pushed_acts_on_no_terminal(hub, alice):
+    folder = hostile.adapter(alice.folder / "hostile")
+    named = ("--base-model", "org/tiny-base", "--dry-run", "--include", "*.txt")
+    done = alice.run("push", folder, "alice/x", *named)
+    assert done.returncode == 0, done.stderr
+    assert hostile.unseen(done.stdout + done.stderr) == []
+    assert "\\x1b[31m" in done.stdout
+    shown = json.loads(alice.does("push", folder, "alice/x", *named, "--json"))
+    assert f"side {hostile.ESCAPES[0]}.txt" in {file["file"] for file in shown["files"]}
+    ours = shown["card"].partition("<!-- lora-tools: begin -->")[2]
+    assert hostile.unseen(ours) == []
+    refused = alice.run("push", folder, "alice/x", "--dry-run")
+    assert refused.returncode == 1
+    assert hostile.unseen(refused.stderr) == []

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from lora_tools.report import Document, command_line, grouped, json_text, section
+from lora_tools.report import Document, command_line, grouped, section
+from lora_tools.text import json_text
 
 
 @dataclass(slots=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from looks import looked_at
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_tools.errors import CheckpointError
 from lora_tools.storage.dtypes import DTYPES, torch_dtype
 from lora_tools.storage.header import Slot, Spec
-from lora_tools.storage.opening import open_checkpoint
+from lora_tools.storage.opening import open_checkpoint, open_partly
 from lora_tools.storage.place import Place, read_tensor
 
 TENSORS = {
@@ -275,6 +276,9 @@ def test_a_damaged_shard_is_named(tmp_path):
         b"{}",
         b"\xff",
         b"[" * 100_000,
+        b'{"weight_map": {"a": "x\\u0000.safetensors"}}',
+        b'{"weight_map": {"a": "\\ud800.safetensors"}}',
+        b'{"weight_map": {"a": ""}}',
         b'{"weight_map": []}',
         b'{"weight_map": null}',
         b'{"weight_map": {"a": 1}}',
@@ -387,3 +391,46 @@ def test_what_is_expected_is_read_as_ever(tmp_path):
         assert checkpoint["a"].tolist() == [0, 1, 2, 3, 4, 5]
         with pytest.raises(KeyError):
             checkpoint.expect("b")
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../up.safetensors", "sub/../../up.safetensors", "..", "//x", "a/.."]
+)
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("open_it", [open_checkpoint, open_partly])
+def test_an_index_that_leads_out_of_its_folder_is_refused_by_name(index, name, open_it, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "up.safetensors").write_bytes(b"outside")
+    (folder / index).write_text(json.dumps({"weight_map": {"a": name, "b": "in.safetensors"}}))
+    with looked_at() as paths, pytest.raises(CheckpointError, match="outside its folder") as caught:
+        open_it(folder)
+    assert name in str(caught.value)
+    assert "in.safetensors" not in str(caught.value)
+    assert {path for path in paths if str(tmp_path) in path} <= {
+        str(folder),
+        str(folder / index),
+    }
+
+
+def test_a_shard_may_lie_below_its_index(tmp_path):
+    index = shard(tmp_path)
+    document = json.loads(index.read_bytes())
+    (tmp_path / "below").mkdir()
+    for file in SHARDS:
+        (tmp_path / file).rename(tmp_path / "below" / file)
+    document["weight_map"] = {k: f"below/{v}" for k, v in document["weight_map"].items()}
+    index.write_text(json.dumps(document))
+    assert open_checkpoint(index).keys() == document["weight_map"].keys()
+
+
+def test_an_index_that_calls_its_shards_like_other_files_is_refused(tmp_path):
+    index = shard(tmp_path)
+    document = json.loads(index.read_bytes())
+    first, second = SHARDS
+    (tmp_path / first).rename(tmp_path / "config.json")
+    names = {first: "config.json", second: second}
+    document["weight_map"] = {key: names[file] for key, file in document["weight_map"].items()}
+    index.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"no shards: config\.json$"):
+        open_checkpoint(index)

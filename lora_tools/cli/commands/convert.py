@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from lora_tools.adapter import README, REPORT, Adapter, read, write
-from lora_tools.card import with_section
-from lora_tools.cli.console import Visible
+from lora_tools.adapter import README, REPORT, read, write
+from lora_tools.card import carry
+from lora_tools.cli.console import Visible, show, show_json
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     alpha_option,
@@ -36,6 +36,7 @@ from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
+from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.ops.convert import Outcome, Translated
@@ -127,13 +128,14 @@ def command(
             folder, name = (place.parent, place.name) if single else (place, None)
             write(folder, plan.manifest, rows, like=adapter, format=format, name=name)
             if not single:
-                _write_readme(adapter, place, outcome.to_markdown())
+                section = outcome.to_markdown()
+                outcome.notes += carry(adapter.path / README, place / README, section)
                 outcome.save(place / REPORT)
     if as_json:
-        click.echo(outcome.to_json())
+        show_json(outcome.to_json())
     elif not quiet:
-        click.echo(outcome.to_text())
-        click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+        show(outcome.to_text())
+        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
 
 
 class Plan(NamedTuple):
@@ -161,11 +163,3 @@ def _plan(
     outcome = translated.outcome(shrunk.manifest, began, str(policy))
     rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
     return Plan(shrunk.manifest, outcome, rows)
-
-
-def _write_readme(adapter: Adapter, place: Path, section: str) -> None:
-    """Carry a README over with a section about what was done."""
-    readme = adapter.path / README
-    if readme.is_file():
-        text = with_section(readme.read_text(encoding="utf-8"), section)
-        (place / README).write_text(text, encoding="utf-8")

@@ -1,12 +1,11 @@
 """lora-tools diff: compare two adapters."""
 
-import json
 from pathlib import Path
 
 import click
 
 from lora_tools.adapter import read
-from lora_tools.cli.console import Visible
+from lora_tools.cli.console import Visible, show, show_json
 from lora_tools.cli.options import (
     alpha_option,
     base_option,
@@ -78,7 +77,7 @@ def command(
     options = Options(tolerance, include, exclude, device)
     found = diff(first, second, options, engine if quiet else Visible(engine))
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        show_json(found.to_dict())
     elif not quiet:
-        click.echo(text(found, full=full))
+        show(text(found, full=full))
     return 0 if found.same else 1

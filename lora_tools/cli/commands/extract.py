@@ -1,6 +1,5 @@
 """lora-tools extract: an adapter from a full fine-tune."""
 
-import json
 import shlex
 import sys
 import time
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tabulate import tabulate
 
 from lora_tools.adapter import REPORT
-from lora_tools.cli.console import say
+from lora_tools.cli.console import say, show, show_json
 from lora_tools.cli.extraction import extraction_options
 from lora_tools.cli.options import (
     base_argument,
@@ -31,8 +29,9 @@ from lora_tools.cli.ranks import Wish, policy_options
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
-from lora_tools.report import size
+from lora_tools.report import size, table
 from lora_tools.storage.writer import check_output, staged
+from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.ops.extract import Options, Plan
@@ -105,10 +104,10 @@ def command(
     extraction.keep.drop()
     report.seconds = time.monotonic() - began
     if as_json:
-        click.echo(report.to_json())
+        show_json(report.to_json())
     elif not quiet:
-        click.echo(report.to_text())
-        click.echo(f"written to {out}")
+        show(report.to_text())
+        show(f"written to {visible(str(out))}")
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> Non
     rank = wish.value if wish and wish.name == "rank" else plan.options.max_rank
     lines = estimate(plan, rank)
     if as_json:
-        click.echo(json.dumps(lines.to_dict(), indent=2, ensure_ascii=False))
+        show_json(lines.to_dict())
         return
     if quiet:
         return
@@ -146,17 +145,17 @@ def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> Non
         shape = "×".join(map(str, module.shape))
         key = (template(module.name), shape, module.what, str(module.rank or "–"))
         groups.setdefault(key, []).append(module.name)
-    table = [(collapse(names), len(names), *key[1:]) for key, names in groups.items()]
+    found = [(collapse(names), len(names), *key[1:]) for key, names in groups.items()]
     headers = ("module", "count", "shape", "what becomes of it", "rank")
-    click.echo(tabulate(table, headers, disable_numparse=True))
-    click.echo("")
-    click.echo(
+    show(table(found, headers))
+    show("")
+    show(
         f"at most {lines.params:,} parameters, {size(lines.nbytes)}; {size(plan.nbytes)} to read,"
         f" about {lines.seconds:.0f} s"
     )
     for note in plan.pairs.notes:
         say(f"note: {note}")
-    click.echo("nothing written (--dry-run)")
+    show("nothing written (--dry-run)")
 
 
 def _lasting(arguments: list[str]) -> list[str]:

@@ -1,13 +1,12 @@
 """lora-tools formats: list what can be read and written."""
 
-import json
-
 import click
-from tabulate import tabulate
 
+from lora_tools.cli.console import show, show_json
 from lora_tools.cli.options import json_option
 from lora_tools.formats.kinds import KINDS
 from lora_tools.formats.registry import FORMATS, STRANGERS, plugins
+from lora_tools.report import table
 
 
 @click.command(short_help="List the formats that can be read and written.")
@@ -34,16 +33,16 @@ def command(as_json: bool) -> None:
             "kinds": KINDS,
             "refused": [reason for _, reason in STRANGERS],
         }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        show_json(document)
         return
     lines = [(row["format"], "yes", "yes" if row["write"] else "no", row["tools"]) for row in rows]
-    click.echo(tabulate(lines, ("format", "read", "write", "whose"), disable_numparse=True))
-    click.echo("\nbesides linear layers, each can say:")
+    show(table(lines, ("format", "read", "write", "whose")))
+    show("\nbesides linear layers, each can say:")
     for format in formats:
         if format.expresses is None:
             continue
         said = [kind for kind in KINDS if kind in (format.expresses or ())]
-        click.echo(f"  {format.name}: {', '.join(said) or 'nothing'}")
-    click.echo("\nknown, and refused:")
+        show(f"  {format.name}: {', '.join(said) or 'nothing'}")
+    show("\nknown, and refused:")
     for _, reason in STRANGERS:
-        click.echo(f"  {reason}")
+        show(f"  {reason}")

@@ -1,13 +1,12 @@
 """lora-tools inspect: show what is in an adapter."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lora_tools.cli.console import Visible, say
+from lora_tools.cli.console import Visible, complain, say, show, show_json
 from lora_tools.cli.options import (
     alpha_option,
     base_option,
@@ -161,9 +160,9 @@ def _show(
     document: dict[str, Any], text: str, judgements: Sequence[Judgement], *, as_json: bool
 ) -> None:
     if as_json:
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        show_json(document)
     else:
-        click.echo("\n\n".join(filter(None, [text, verdicts_text(judgements)])))
+        show("\n\n".join(filter(None, [text, verdicts_text(judgements)])))
 
 
 def _verdict(judgements: Sequence[Judgement]) -> int:
@@ -176,7 +175,8 @@ def _list(listing: Listing, *, as_json: bool) -> int:
     _show(document, listing_text(document), listing.judgements, as_json=as_json)
     if not listing.is_adapter:
         return 0
-    say(f"{click.style('error:', fg='red')} not understood: {document['reason']}")
-    for note in () if listing.stranger else getattr(listing.reason, "__notes__", ()):
-        say(f"{click.style('hint:', fg='cyan')} {note}")
+    if listing.stranger:
+        say(f"not understood: {listing.stranger}", "error")
+    else:
+        complain(listing.reason, "not understood: ")
     return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lora_tools.adapter import read
-from lora_tools.cli.console import say
+from lora_tools.cli.console import say, show, show_json
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     adapters_argument,
@@ -35,6 +35,7 @@ from lora_tools.cli.types import Size
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.model import CONFIG, open_model
 from lora_tools.storage.writer import check_output
+from lora_tools.text import visible
 
 
 @click.command(short_help="Merge adapters into their base model.")
@@ -113,12 +114,12 @@ def command(
                 out, engine, force=force, arguments=arguments, finished=finished, evict=evict
             )
     if as_json:
-        click.echo(report.to_json())
+        show_json(report.to_json())
     elif not quiet:
-        click.echo(report.to_text() if not dry_run else made.to_text())
-        click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+        show(report.to_text() if not dry_run else made.to_text())
+        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
     if report.warning and not quiet:
-        say(f"{click.style('warning:', fg='yellow')} {report.warning}")
+        say(report.warning, "warning")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_tools.adapter import README
-from lora_tools.cli.console import say
+from lora_tools.cli.console import say, show, show_json
 from lora_tools.cli.options import dry_run_option, json_option, pattern_options, quiet_option
 from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
 
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     help="The base model on the Hub, for the card and in place of a path in the configuration.",
 )
 @click.option(
-    "--license", metavar="ID", help="License for the card.  [default: the base model's, if known]"
+    "--license",
+    metavar="ID",
+    help="License for the card.  [default: that of --base-model, if known]",
 )
 @click.option(
     "--strip-metadata",
@@ -114,11 +116,12 @@ def command(
             wish = wish.seen_by(private=visibility(repo, private))
     plan, pushed = push(folder, wish, publisher, dry_run=dry_run, quiet=quiet)
     if as_json:
-        click.echo(to_json(plan, pushed))
+        show_json(to_json(plan, pushed))
     elif not quiet:
-        click.echo(outcome(plan, pushed))
+        show(outcome(plan, pushed))
         if dry_run:
-            click.echo(f"\n{README}:\n\n{plan.package.card}")
+            card = plan.package.card.replace("\r\n", "\n")
+            show(f"\n{README}:\n\n{card}")
 
 
 def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bool) -> None:

@@ -1,6 +1,5 @@
 """lora-tools shrink: lower the rank of an adapter."""
 
-import json
 import shlex
 import sys
 import time
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tabulate import tabulate
 
 from lora_tools.adapter import README, REPORT, Adapter, read, write
-from lora_tools.card import with_section
-from lora_tools.cli.console import Visible, say
+from lora_tools.card import carry
+from lora_tools.cli.console import Visible, say, show, show_json
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     alpha_option,
@@ -29,8 +27,9 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
-from lora_tools.report import Report, percent, size
+from lora_tools.report import percent, size, table
 from lora_tools.storage.writer import check_file, check_output, staged, staged_file
+from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
@@ -108,16 +107,17 @@ def command(
     else:
         with staged(out, force=force) as place:
             write(place, shrunk.manifest, rows, like=adapter)
-            _write_readme(adapter, place, report)
+            section = report.to_markdown()
+            report.notes += carry(adapter.path / README, place / README, section)
             report.save(place / REPORT)
     if report_file:
         with staged_file(report_file, force=force) as place:
             report.save(place)
     if as_json:
-        click.echo(report.to_json())
+        show_json(report.to_json())
     elif not quiet:
-        click.echo(report.to_text())
-        click.echo("nothing written (--dry-run)" if dry_run else f"written to {out}")
+        show(report.to_text())
+        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
 
 
 def _survey(
@@ -129,7 +129,7 @@ def _survey(
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
-    table = survey.table()
+    offers = survey.table()
     if as_json:
         rows = [
             {
@@ -138,23 +138,15 @@ def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
                 "optimal_error": offer.error,
                 "allocated_error": offer.allocated_error,
             }
-            for offer in table
+            for offer in offers
         ]
-        click.echo(json.dumps({"schema": "lora-tools/ranks/1", "ranks": rows}, indent=2))
+        show_json({"schema": "lora-tools/ranks/1", "ranks": rows})
         return
     if not quiet:
         lines = [
             (offer.rank, size(offer.bytes), percent(offer.error), percent(offer.allocated_error))
-            for offer in table
+            for offer in offers
         ]
         headers = ("--rank", "file", "best error", "shared out")
-        click.echo(tabulate(lines, headers, disable_numparse=True))
+        show(table(lines, headers))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")
-
-
-def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:
-    """Carry a README over with a section about what was done."""
-    readme = adapter.path / README
-    if readme.is_file():
-        text = with_section(readme.read_text(encoding="utf-8"), report.to_markdown())
-        (place / README).write_text(text, encoding="utf-8")

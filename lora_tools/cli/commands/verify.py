@@ -1,12 +1,11 @@
 """lora-tools verify: prove that a merged model is its base and its adapters."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from lora_tools.adapter import read
-from lora_tools.cli.console import Visible
+from lora_tools.cli.console import Visible, show, show_json
 from lora_tools.cli.options import (
     adapters_argument,
     allow_missing_option,
@@ -72,8 +71,7 @@ def command(
     recipe = plan(model, strong, Options(None, untie, allow_missing))
     proof = verify(result, recipe, engine if quiet else Visible(engine), missing)
     if as_json:
-        click.echo(proof.to_json())
+        show_json(proof.to_json())
     elif not quiet:
-        click.echo(proof.to_text())
-    sys.stdout.flush()
+        show(proof.to_text())
     return 0 if proof.passed else 1

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tabulate import tabulate
-
 from lora_tools.names import collapse, template
-from lora_tools.report import Document, grouped, percent, section, size, total
+from lora_tools.report import Document, grouped, percent, section, size, table, total
+from lora_tools.text import joined, label
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -142,7 +141,7 @@ class Outcome(Document):
                 )
             )
         headers = ("module", "count", "shape", "rank", "scale", "factors", "error")
-        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+        return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return the totals in sentences."""
@@ -162,8 +161,8 @@ class Outcome(Document):
         lines += [f"dropped: {len(names)} × {kind}" for kind, names in self.dropped.items()]
         kinds = list(self.carried.values())
         lines += [f"carried over: {kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
-        lines += [f"not copied: {name} ({why})" for name, why in self.left_out.items()]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        lines += [f"not copied: {label(name)} ({why})" for name, why in self.left_out.items()]
+        return joined([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def _key(row: Row) -> tuple[object, ...]:

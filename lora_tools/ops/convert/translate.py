@@ -104,9 +104,9 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
     beyond = [kind for kind in found if kind not in format.expresses or kind in tensors]
     if beyond:
         lines = [f"{kind}: {some(found[kind], most=2)}" for kind in beyond]
-        raise UnsupportedError(
-            f"{adapter.path}: {format.name} cannot say\n  " + "\n  ".join(lines)
-        ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")
+        drops = " ".join(f"--drop {kind!r}" for kind in beyond)
+        error = UnsupportedError(f"{adapter.path}: {format.name} cannot say")
+        raise error.listing(lines).hint(f"Go on without: {drops}")
 
 
 def _bare(module: Module, *, new: bool) -> Module:

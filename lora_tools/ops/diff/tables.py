@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from tabulate import tabulate
-
 from lora_tools.linalg.compare import Spaces
 from lora_tools.names import collapse, template
 from lora_tools.ops.diff.differences import Differences, total
 from lora_tools.ops.diff.rows import Row
 from lora_tools.ops.diff.words import sentences
-from lora_tools.report import percent
+from lora_tools.report import percent, table
+from lora_tools.text import joined
 
 MODULES = ("module", "shape", "rank", "scale", "A − B", "cosine", "columns", "rows", "outcome")
 TENSORS = ("tensor", "shape", "dtype", "A − B", "outcome")
@@ -20,17 +19,17 @@ TENSORS = ("tensor", "shape", "dtype", "A − B", "outcome")
 def text(found: Differences, *, full: bool = False) -> str:
     """Return the comparison as text; ``full`` gives each module a line of its own."""
     names = zip("AB", found.sources, found.formats, strict=True)
-    blocks = ["\n".join(f"{letter}: {source} ({format})" for letter, source, format in names)]
+    blocks = [joined(f"{letter}: {source} ({format})" for letter, source, format in names)]
     if found.modules:
         lines = [_module(rows, found.tolerance) for rows in _groups(found.modules, found, full)]
         if len(found.modules) > 1:
             lines.append(_total(found))
-        blocks.append(tabulate(lines, MODULES, disable_numparse=True))
+        blocks.append(table(lines, MODULES))
     if tensors := [row for row in found.rows if row.kind == "tensor"]:
         lines = [_tensor(rows, found.tolerance) for rows in _groups(tensors, found, full)]
-        blocks.append(tabulate(lines, TENSORS, disable_numparse=True))
+        blocks.append(table(lines, TENSORS))
     notes = [f"note: {note}" for note in found.notes]
-    return "\n\n".join([*blocks, "\n".join([*sentences(found), *notes])])
+    return "\n\n".join([*blocks, joined([*sentences(found), *notes])])
 
 
 def _groups(rows: Sequence[Row], found: Differences, full: bool) -> list[list[Row]]:

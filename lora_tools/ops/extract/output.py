@@ -1,6 +1,5 @@
 """Put finished factors together: an adapter in the safe profile, laid out before it is filled."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lora_tools.ops.extract.plan import BIAS, Item, Plan
 from lora_tools.ops.extract.rows import Row
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.writer import TensorWriter
+from lora_tools.text import json_text
 
 
 def describe(plan: Plan, items: Sequence[Item], rows: Sequence[Row]) -> Manifest:
@@ -60,7 +60,7 @@ def write(
                 b, a = fold(module, kept.arrays["b"], kept.arrays["a"])
                 file.put(module.parts["b"].key, _bytes(b))
                 file.put(module.parts["a"].key, _bytes(a))
-    text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
+    text = json_text(manifest.config)
     (folder / str(PEFT.config_file)).write_text(text, encoding="utf-8")
     return manifest
 

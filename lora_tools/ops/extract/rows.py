@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tabulate import tabulate
-
 from lora_tools.names import collapse, template
-from lora_tools.report import Document, grouped, percent, size, total
+from lora_tools.report import Document, grouped, percent, size, table, total
+from lora_tools.text import joined, label
 
 SCHEMA = "lora-tools/extraction/1"
 
@@ -125,7 +124,7 @@ class Report(Document):
         lines = [_line(rows, collapse([row.module for row in rows])) for rows in groups]
         lines.append(_line(self.extracted, f"total of {len(self.extracted)} modules"))
         headers = ("module", "shape", "rank", "‖ΔW‖/‖W‖", "energy", "error", "best ≥", "method")
-        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+        return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return the totals in sentences."""
@@ -153,8 +152,10 @@ class Report(Document):
             lines.append(f"NaN or Inf, skipped: {_names(bad)}")
         for title, names in (("base", self.only_base), ("tuned model", self.only_tuned)):
             if names:
-                lines.append(f"only in the {title}: {len(names)} tensors, such as {names[0]}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+                lines.append(
+                    f"only in the {title}: {len(names)} tensors, such as {label(names[0])}"
+                )
+        return joined([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _named(self, outcome: str) -> list[Row]:
         return [row for row in self.rows if row.outcome == outcome]
@@ -204,4 +205,4 @@ def _share(rows: Sequence[Row], every: Sequence[Row]) -> float:
 def _names(rows: Sequence[Row]) -> str:
     groups = [collapse([row.module for row in same]) for same in grouped(rows, _key)]
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
-    return ", ".join(groups[:5]) + more
+    return ", ".join(map(label, groups[:5])) + more

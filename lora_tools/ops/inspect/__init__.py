@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from lora_tools.adapter import Adapter
 from lora_tools.consumers import Consumer, judge, subject
 from lora_tools.engine import Engine, Serial
-from lora_tools.errors import LoraToolsError
-from lora_tools.model import Model, open_model
+from lora_tools.model import Model
 from lora_tools.ops.inspect.inspection import Inspection
 from lora_tools.ops.inspect.listing import Listing, look
 
@@ -30,11 +28,11 @@ def inspect(
     once, O((out + inp) * rank**2) each) or for a comparison with a base (every adapted weight is
     read, too; implies spectra). ``consumers`` are the engines whose verdicts are wanted. NaN and
     Inf do not stop it: they are what it finds. Raises `FormatError` if the modules fit the base
-    in several places.
+    in several places. The base that the adapter names is not looked for: ``base`` is what is read.
     """
     about = subject(adapter) if consumers else None
     judgements = tuple(judge(about, consumer) for consumer in consumers if about)
-    known = Inspection(adapter, base or _base_of(adapter), judgements=judgements)
+    known = Inspection(adapter, base, judgements=judgements)
     if not spectrum and base is None:
         return known
     from lora_tools.ops.inspect.comparison import compare
@@ -44,12 +42,3 @@ def inspect(
     found = spectra(adapter, engine, device)
     compared = compare(adapter, base, engine) if base else None
     return replace(known, spectra=found, comparison=compared)
-
-
-def _base_of(adapter: Adapter) -> Model | None:
-    """Open the headers of the adapter's base if they lie where it says, on this machine."""
-    name = adapter.base_model
-    try:
-        return open_model(name) if name and Path(name).exists() else None
-    except LoraToolsError:
-        return None  # it was not asked for

@@ -33,7 +33,7 @@ class Inspection:
 
     adapter: Adapter
     base: Model | None = None
-    """The base model, if it was given or lies where the adapter says."""
+    """The base model, if it was given."""
     spectra: "Spectra | None" = None
     comparison: "Comparison | None" = None
     judgements: tuple[Judgement, ...] = ()

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tabulate import tabulate
-
 from lora_tools.ops.inspect.groups import Group, groups
-from lora_tools.report import percent, size
+from lora_tools.report import percent, size, table
+from lora_tools.text import joined, label, visible
 
 BARS = "▁▂▃▄▅▆▇█"
 BINS = 16
@@ -24,7 +23,7 @@ def to_text(document: Mapping[str, Any], *, full: bool = False) -> str:
     blocks = [_facts(document), _modules(found)]
     if any(module["spectrum"] for module in modules):
         blocks += [_spectra(found), _ranks(document), _suggestion(document)]
-    return "\n\n".join(block for block in [*blocks, "\n".join(_remarks(document))] if block)
+    return "\n\n".join(block for block in [*blocks, joined(_remarks(document))] if block)
 
 
 def listing_text(document: Mapping[str, Any]) -> str:
@@ -47,8 +46,8 @@ def listing_text(document: Mapping[str, Any]) -> str:
     align = ("left", "right", "left", "left", "right", "right")
     return "\n\n".join(
         [
-            f"{document['source']}: {what}",
-            tabulate(lines, headers, disable_numparse=True, colalign=align),
+            visible(f"{document['source']}: {label(what)}"),
+            table(lines, headers, align=align),
             f"{totals['tensors']} tensors, {totals['params']:,} parameters, "
             f"{size(totals['bytes'])}, {_counts(totals['dtypes'])}",
         ]
@@ -71,7 +70,8 @@ def sparkline(values: Sequence[float], bins: int = BINS) -> str:
 def _facts(document: Mapping[str, Any]) -> str:
     totals, made = document["totals"], document["trained_by"]
     variants = f" ({', '.join(document['variants'])})" if document["variants"] else ""
-    base = f" of {document['base_model']}" if document["base_model"] else ", its base not named"
+    base = document["base_model"]
+    of = f" of {label(base)}" if base else ", its base not named"
     holds = (
         f"{totals['modules']} modules, {totals['params']:,} parameters, {size(totals['bytes'])},"
         f" {_counts(totals['dtypes'])}"
@@ -82,10 +82,8 @@ def _facts(document: Mapping[str, Any]) -> str:
     if totals["norm"] is not None:
         facts.append(("‖ΔW‖", f"{totals['norm']:.4g}"))
     facts += [("made by" if i == 0 else "", ": ".join(pair)) for i, pair in enumerate(made)]
-    lines = [f"  {label:<8} {value}" for label, value in facts if value]
-    return "\n".join(
-        [f"{document['source']}: {document['format']} adapter{variants}{base}", *lines]
-    )
+    lines = [f"  {title:<8} {label(value)}" for title, value in facts if value]
+    return joined([f"{document['source']}: {document['format']} adapter{variants}{of}", *lines])
 
 
 def _modules(found: Iterable[Group]) -> str:
@@ -105,7 +103,7 @@ def _modules(found: Iterable[Group]) -> str:
     ]
     headers = ("module", "count", "shape", "rank", "alpha", "scale", "dtype", "parameters")
     align = ("left", "right", "left", "right", "right", "right", "left", "right")
-    return tabulate(lines, headers, disable_numparse=True, colalign=align) if lines else ""
+    return table(lines, headers, align=align) if lines else ""
 
 
 def _spectra(found: Sequence[Group]) -> str:
@@ -114,7 +112,7 @@ def _spectra(found: Sequence[Group]) -> str:
     headers = ["module", "‖ΔW‖", "σ₁", "stable rank", "eff. rank", "90 / 95 / 99 / 99.9 %", "σ"]
     if compared:
         headers.append("‖ΔW‖/‖W‖")
-    return tabulate(lines, headers, disable_numparse=True)
+    return table(lines, headers)
 
 
 def _figures(group: Group, *, compared: bool) -> list[str]:
@@ -152,13 +150,13 @@ def _ranks(document: Mapping[str, Any]) -> str:
     ]
     headers = ("rank", "file", "error", "shared out optimally")
     align = ("right", "right", "right", "right")
-    return tabulate(lines, headers, disable_numparse=True, colalign=align) if lines else ""
+    return table(lines, headers, align=align) if lines else ""
 
 
 def _suggestion(document: Mapping[str, Any]) -> str:
     suggestion, offers = document["suggestion"], document["ranks"]
     if suggestion:
-        return f"{suggestion['text']}\n  {suggestion['command']}"
+        return joined([suggestion["text"], f"  {suggestion['command']}"])
     if not offers or len(offers) < 2:
         return ""
     below = offers[-2]
@@ -207,7 +205,7 @@ def _short(pattern: str) -> str:
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(label, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

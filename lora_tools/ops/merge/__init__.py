@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from lora_tools.engine import Engine, Serial
 from lora_tools.errors import OutputError
 from lora_tools.linalg.apply import Tally
@@ -19,7 +17,7 @@ from lora_tools.ops.merge.jobs import Job, jobs, merge_rows
 from lora_tools.ops.merge.outcome import Merged, Row, row
 from lora_tools.ops.merge.shards import Shard, Shards, shards
 from lora_tools.recipe import Entry, Options, Recipe, Strong, plan
-from lora_tools.report import size
+from lora_tools.report import size, table
 from lora_tools.storage.guests import Guests
 from lora_tools.storage.journal import Journal, begun, journaled
 from lora_tools.storage.transfer import begin
@@ -63,8 +61,7 @@ class Merge:
             for (_, outcome, old, new, shape), keys in groups.items()
         ]
         headers = ("tensor", "shape", "dtype", "", "count")
-        table = tabulate(lines, headers, disable_numparse=True)
-        return f"{table}\n\n{self.report.plan()}"
+        return f"{table(lines, headers)}\n\n{self.report.plan()}"
 
     def write(
         self,

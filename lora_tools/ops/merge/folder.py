@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora_tools import card
 from lora_tools.adapter import README, REPORT
-from lora_tools.card import with_section
 from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
@@ -15,7 +14,8 @@ from lora_tools.recipe import Recipe
 from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
-from lora_tools.storage.sides import side_files
+from lora_tools.storage.sides import carry, side_files
+from lora_tools.text import json_text
 
 TOKENIZER = (
     "tokenizer",
@@ -38,11 +38,12 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
     report.left_out = {**report.left_out, **left_out}
     if recipe.base.config or recipe.config:
         _write_config(recipe, folder)
-    base = recipe.base.path
-    card = base / README if base.is_dir() else base.parent / README
-    text = card.read_text(encoding="utf-8") if base.is_dir() and card.is_file() else ""
-    section = with_section(text, report.to_markdown()).lstrip()
-    (folder / README).write_text(section, encoding="utf-8")
+    base, section = recipe.base.path, report.to_markdown()
+    if base.is_dir():
+        report.notes += card.carry(base / README, folder / README, section)
+    if not (folder / README).exists():
+        text = card.with_section("", section).lstrip()
+        (folder / README).write_text(text, encoding="utf-8")
     report.save(folder / REPORT)
 
 
@@ -73,9 +74,9 @@ def _write_config(recipe: Recipe, folder: Path) -> None:
     """Write the configuration; byte for byte the base's if nothing in it changed."""
     source = recipe.base.tensors.path.parent / CONFIG
     if recipe.config == recipe.base.config:
-        shutil.copyfile(source, folder / CONFIG)
+        carry(source, folder / CONFIG)
         return
-    text = json.dumps(recipe.config, indent=2, ensure_ascii=False)
+    text = json_text(recipe.config)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
@@ -85,10 +86,11 @@ def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:
         return {}
     sides = side_files(base, (CONFIG, README, REPORT))
     for file in sides.carried:
-        shutil.copyfile(file, folder / file.name)
+        carry(file, folder / file.name)
     if recipe.grown:
         for file in _tokenizers(recipe):
-            shutil.copyfile(file, folder / file.name)
+            (folder / file.name).unlink(missing_ok=True)
+            carry(file, folder / file.name)
     ours = (".safetensors", INDEX)  # which the merge replaces
     return {name: why for name, why in sides.left_out.items() if not name.endswith(ours)}
 

@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from lora_tools.linalg.apply import Tally
 from lora_tools.names import collapse, template
 from lora_tools.recipe import Entry, Outcome
-from lora_tools.report import Document, grouped, percent, section, size, total
+from lora_tools.report import Document, code, grouped, percent, section, size, table, total
+from lora_tools.text import joined, label
 
 SCHEMA = "lora-tools/merge/1"
 
@@ -127,8 +126,8 @@ class Merged(Document):
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, a section of a model card."""
-        names = ", ".join(f"`{Path(path).name}` × {weight:g}" for path, weight in self.adapters)
-        title = f"`{Path(self.base).name}` with {names} merged into it by `lora-tools merge`."
+        names = ", ".join(f"{code(Path(path).name)} × {weight:g}" for path, weight in self.adapters)
+        title = f"{code(Path(self.base).name)} with {names} merged into it by `lora-tools merge`."
         return section(title, self.arguments, self.summary(), self.table("pipe"))
 
     def table(self, style: str) -> str:
@@ -139,7 +138,7 @@ class Merged(Document):
         lines.append(_line(f"total of {len(rows)} tensors", rows))
         lines[-1][1:4] = ["", "", ""]
         headers = ("tensor", "shape", "dtype", "", "scale", "lost to rounding", "swallowed")
-        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+        return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return the totals in sentences."""
@@ -152,7 +151,7 @@ class Merged(Document):
             f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s"
             + (f" ({self.resumed} files were finished before)" if self.resumed else ""),
         ]
-        return "\n".join([*lines, *self._remarks()])
+        return joined([*lines, *self._remarks()])
 
     def plan(self) -> str:
         """Return what is known before anything is computed, in sentences."""
@@ -160,10 +159,10 @@ class Merged(Document):
             f"{self.copied} tensors copied byte for byte;"
             f" {size(self.nbytes)} in {self.shards} files"
         ]
-        return "\n".join([*lines, *self._remarks()])
+        return joined([*lines, *self._remarks()])
 
     def _remarks(self) -> list[str]:
-        lines = [f"left out: {name} ({why})" for name, why in self.left_out.items()]
+        lines = [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 

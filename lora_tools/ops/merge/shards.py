@@ -10,6 +10,7 @@ from lora_tools.recipe import Entry, Recipe
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
+from lora_tools.text import json_text
 
 WEIGHTS = "model.safetensors"
 
@@ -112,4 +113,4 @@ def _index(recipe: Recipe, made: tuple[Shard, ...]) -> str:
         metadata["total_parameters"] = sum(entry.spec.numel for entry in entries)
     weights = {entry.key: shard.name for shard in made for entry in shard.entries}
     document = {"metadata": metadata, "weight_map": dict(sorted(weights.items()))}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return json_text(document) + "\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lora_tools.adapter import README
-from lora_tools.card import metadata
+from lora_tools.card import decoded, metadata
 from lora_tools.errors import HubError, RefusedError, some
 from lora_tools.hub import Blob, Commission, Commit, Publisher, page
 from lora_tools.ops.push.files import Digest
@@ -155,22 +155,25 @@ def publish(plan: Plan, publisher: Publisher) -> Pushed:
 
 
 def card_only(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> str:
-    """Return the card of a folder. Asks the Hub for nothing but the base's license."""
+    """Return the card of a folder. Asks the Hub for nothing but the license of ``--base-model``."""
     made = draft(folder, wish, place)
     file = folder / README
-    old = file.read_text(encoding="utf-8") if file.is_file() else _title(wish)
+    old = decoded(file.read_bytes(), file) if file.is_file() else _title(wish)
     return made.package(wish.repo, old, _license(made, wish, publisher, old)).card
 
 
 def _license(made: Draft, wish: Wish, publisher: Publisher, old: str) -> dict[str, str]:
-    """Return the license for the card: the one asked for, else the base's, else none. No guess."""
+    """Return the license for the card: the one asked for, else that of the base asked for."""
     if wish.license:
         return {"license": wish.license}
     if "license" in metadata(old):
         return {}
-    found = (publisher.license(made.base) if made.base else None) or {}
+    # A base that a file names is text: the Hub is asked for one that a person has named.
+    found = (publisher.license(wish.base_model) if wish.base_model else None) or {}
     if not found:
-        made.notes.append("the card names no license: that of the base is not known (--license)")
+        made.notes.append(
+            "the card names no license: --license ID, or --base-model ORG/NAME for that of the base"
+        )
     return found
 
 
@@ -182,11 +185,12 @@ def _old_card(
     folder: Path, wish: Wish, publisher: Publisher, there: dict[str, Blob], *, branch: bool
 ) -> str:
     """Return the README to build on: the folder's, or else what somebody has written on the Hub."""
-    if (folder / README).is_file():
-        return (folder / README).read_text(encoding="utf-8")
+    if (file := folder / README).is_file():
+        return decoded(file.read_bytes(), file)
     if README in there:
         revision = None if branch else wish.revision
-        return publisher.read(wish.repo, README, revision).decode("utf-8")
+        where = f"hf://{wish.repo}/{README}"
+        return decoded(publisher.read(wish.repo, README, revision), where)
     return _title(wish)
 
 

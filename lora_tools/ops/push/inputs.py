@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, digest
 from lora_tools.remote import RemotePath
+from lora_tools.text import json_text
 
 
 def record(report: Path, inputs: Iterable[Path]) -> None:
@@ -19,7 +20,7 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
         {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
         for path in inputs
     ]
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    text = json_text(document)
     report.write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,13 @@
 """How to load what is published, for each consumer that can."""
 
+import shlex
 from collections.abc import Iterator
 
 from lora_tools.adapter import Adapter
 from lora_tools.consumers import CONSUMERS, Consumer, Verdict, judge, subject, vllm
 from lora_tools.model import Model
+from lora_tools.report import block
+from lora_tools.text import json_text
 
 
 def loading(of: Adapter | Model, repo: str, base: str | None) -> Iterator[str]:
@@ -21,7 +24,7 @@ def loading(of: Adapter | Model, repo: str, base: str | None) -> Iterator[str]:
             yield ""
             yield from _code(
                 "sh",
-                f"vllm serve {base or 'BASE'} --enable-lora --max-lora-rank {rank}"
+                f"vllm serve {shlex.quote(base or 'BASE')} --enable-lora --max-lora-rank {rank}"
                 f" --lora-modules {name}={repo}",
             )
     elif _loads(of, engines["diffusers"]):
@@ -29,8 +32,8 @@ def loading(of: Adapter | Model, repo: str, base: str | None) -> Iterator[str]:
             "python",
             "from diffusers import DiffusionPipeline",
             "",
-            f'pipe = DiffusionPipeline.from_pretrained("{base or "BASE"}")',
-            f'pipe.load_lora_weights("{repo}", weight_name="{of.tensors.path.name}")',
+            f"pipe = DiffusionPipeline.from_pretrained({_quoted(base or 'BASE')})",
+            f'pipe.load_lora_weights("{repo}", weight_name={_quoted(of.tensors.path.name)})',
         )
     else:
         yield from ("`lora-tools inspect --for all` says which engines load it.", "")
@@ -71,7 +74,7 @@ def _peft(adapter: Adapter, repo: str, base: str | None) -> Iterator[str]:
         "from peft import PeftModel",
         "from transformers import AutoModel",
         "",
-        f'base = AutoModel.from_pretrained("{base or "BASE"}")',
+        f"base = AutoModel.from_pretrained({_quoted(base or 'BASE')})",
         f'model = PeftModel.from_pretrained(base, "{repo}")',
     )
 
@@ -80,5 +83,10 @@ def _writes(adapter: Adapter) -> bool:
     return adapter.config.get("task_type") == "CAUSAL_LM"
 
 
+def _quoted(name: str) -> str:
+    """Return a name as Python has it, whatever it holds."""
+    return json_text(name)
+
+
 def _code(language: str, *lines: str) -> Iterator[str]:
-    yield from (f"```{language}", *lines, "```", "")
+    yield from block(language, *lines)

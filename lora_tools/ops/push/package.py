@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_tools.adapter import README, REPORT, Adapter, read
-from lora_tools.card import SECTION, metadata, with_metadata, with_section
+from lora_tools.card import SECTION, decoded, metadata, with_metadata, with_section
 from lora_tools.errors import CheckpointError, RefusedError, some
 from lora_tools.model import Model, is_model, open_model
 from lora_tools.ops.push.files import Digest, digest, select
@@ -17,6 +17,7 @@ from lora_tools.ops.push.picture import NAME, picture
 from lora_tools.ops.push.section import section
 from lora_tools.ops.push.strip import strip
 from lora_tools.ops.push.texts import is_searchable
+from lora_tools.text import json_text
 
 TAGS = ("lora", "lora-tools")
 
@@ -113,7 +114,8 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
     unsearched = dict.fromkeys(sorted(chosen.files.keys() - files.keys()), UNSEARCHED)
     named = subject.base_model if isinstance(subject, Adapter) else _said(folder)
     base = wish.base_model or named
-    if base and is_private(base):
+    ours = wish.base_model is not None and Path(wish.base_model).is_dir()
+    if base and (ours or is_private(base)):
         raise RefusedError(f"{folder}: its base model is {base}, a path of this machine").hint(
             "Nobody else can load that. Name the base on the Hub: --base-model ORG/NAME."
         )
@@ -121,7 +123,7 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
     if named and base and named != base and isinstance(subject, Adapter):
         _rename(made, subject.format.config_file, named, base)
     if REPORT in files:
-        text = (folder / REPORT).read_text(encoding="utf-8")
+        text = decoded((folder / REPORT).read_bytes(), folder / REPORT)
         if shorten(text) != text:
             files[REPORT] = shorten(text).encode()
             made.notes.append(f"{REPORT}: paths of this machine are cut to their last part")
@@ -184,7 +186,7 @@ def _subject(folder: Path) -> Adapter | Model:
 def _said(folder: Path) -> str | None:
     """Return the base that a model's own card names."""
     file = folder / README
-    found = metadata(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = metadata(decoded(file.read_bytes(), file)) if file.is_file() else {}
     return found["base_model"] if isinstance(found.get("base_model"), str) else None
 
 
@@ -193,7 +195,7 @@ def _rename(made: Draft, config: str | None, old: str, new: str) -> None:
     if config is None or config not in made.files:
         return
     document = json.loads((made.folder / config).read_bytes())
-    text = json.dumps(_replaced(document, old, new), indent=2, ensure_ascii=False)
+    text = json_text(_replaced(document, old, new))
     made.files[config] = text.encode()
     made.notes.append(f"{config}: names {new} in place of {old}")
 
@@ -234,8 +236,7 @@ def _theirs(readme: Path | bytes) -> bytes:
 def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:
     found = list(found)
     lines = [str(leak) for leak in found]
-    shown = "\n  ".join([*lines[:5], *([f"and {len(lines) - 5} more"] if len(lines) > 5 else [])])
-    error = RefusedError(f"{folder}: would publish what is private:\n  {shown}")
+    error = RefusedError(f"{folder}: would publish what is private:").listing(lines, most=5)
     for kind, fix in {leak.kind: leak.fix for leak in found if leak.fix}.items():
         error.hint(f"Whoever has seen {kind} can use it: {fix}.")
     if any(leak.entry is not None for leak in found):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 
 FOLDERS = (
     "home|Users|root|mnt|media|tmp|scratch|pscratch|workspace|work|data|gpfs|lustre|nfs|fsx|kaggle"
@@ -55,15 +55,12 @@ def shorten(text: str) -> str:
 def is_private(path: str) -> bool:
     """Whether a text is the path of a file or folder, rather than a name on the Hub.
 
+    By the text alone: it may stand in a file of anybody's, and what lies there is not looked at.
+
     >>> is_private("/data/llama"), is_private("./llama"), is_private("org/llama")
     (True, True, False)
     """
-    return (
-        path.startswith(("/", ".", "~"))
-        or "\\" in path
-        or path.count("/") > 1
-        or Path(path).is_dir()
-    )
+    return path.startswith(("/", ".", "~")) or "\\" in path or path.count("/") > 1
 
 
 def _last(path: str) -> str:

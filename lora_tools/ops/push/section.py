@@ -1,9 +1,8 @@
 """Our section of a published README: what was done, what it cost, what is in it, how to load it."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
-
-from tabulate import tabulate
 
 from lora_tools.adapter import Adapter
 from lora_tools.formats.manifest import Module
@@ -14,7 +13,10 @@ from lora_tools.ops.push.inputs import listed
 from lora_tools.ops.push.loading import loading
 from lora_tools.ops.push.paths import shorten
 from lora_tools.ops.push.picture import NAME
-from lora_tools.report import command_line, grouped, percent, size, total
+from lora_tools.report import Code, code, command_line, grouped, percent, plain, size, table, total
+from lora_tools.report.table import PIPE
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def section(
@@ -39,25 +41,31 @@ def _done(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the command that made it and from what, if it left a report."""
     if not (command := report.get("command")):
         return
-    policy = f" ({report['policy']})" if report.get("policy") else ""
+    policy = f" ({plain(report['policy'])})" if report.get("policy") else ""
     source = shorten(str(report.get("source") or ""))
-    yield f"`lora-tools {command}`{policy}" + (f" from `{source}`:" if source else ":")
+    made = code(f"lora-tools {command}")
+    yield f"{made}{policy}" + (f" from {code(source)}:" if source else ":")
     yield ""
     yield from command_line(shorten(str(report.get("arguments") or "")))
 
 
 def _sentence(subject: Adapter | Model, base: str | None, digests: Mapping[str, Digest]) -> str:
-    of = f"[{base}](https://huggingface.co/{base})" if base else "an unnamed base"
+    of = _link(base) if base else "an unnamed base"
     if isinstance(subject, Model):
         count = len(subject.tensors)
         weights = sum(d.size for name, d in digests.items() if name.endswith(".safetensors"))
-        kind = subject.architecture or "Model"
+        kind = plain(subject.architecture or "Model")
         return f"{kind}, made from {of}: {count:,} tensors, {size(weights)}."
     rank = _span({module.r for module in subject.manifest.modules})
     return (
         f"{subject.manifest.format.upper()} adapter of {of}: {len(subject)} modules of rank {rank},"
         f" {subject.params:,} parameters, {size(subject.nbytes)}."
     )
+
+
+def _link(base: str) -> str:
+    """Return a base model's name, as a link where it is one on the Hub."""
+    return f"[{base}](https://huggingface.co/{base})" if HUB_NAME.fullmatch(base) else plain(base)
 
 
 def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
@@ -78,7 +86,7 @@ def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
     if known:
         headers += ["error", "best possible"]
         lines.append([f"total of {len(adapter)}", "", "", "", "", *_errors(rows.values())])
-    return tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+    return table(lines, headers, PIPE)
 
 
 def _errors(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -109,18 +117,18 @@ def _picture(digests: Mapping[str, Digest]) -> Iterator[str]:
 
 def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
     lines = [
-        (f"`{name}`", size(found.size), f"`{found.sha256}`")
+        (Code(name), size(found.size), Code(found.sha256))
         for name, found in digests.items()
         if WEIGHTS_AND_CONFIGS.fullmatch(name)
     ]
-    yield tabulate(lines, ("file", "size", "sha256"), tablefmt="pipe", disable_numparse=True)
+    yield table(lines, ("file", "size", "sha256"), PIPE)
 
 
 def _inputs(report: Mapping[str, Any]) -> Iterator[str]:
     if found := listed(report):
-        lines = [(f"`{shorten(path)}`", f"`{name}`", f"`{sha}`") for path, name, sha in found]
+        lines = [(Code(shorten(path)), Code(name), Code(sha)) for path, name, sha in found]
         yield from ("", "Made from:", "")
-        yield tabulate(lines, ("input", "file", "sha256"), tablefmt="pipe", disable_numparse=True)
+        yield table(lines, ("input", "file", "sha256"), PIPE)
 
 
 def _span(values: Collection[float]) -> str:

@@ -84,6 +84,7 @@ class Options:
             for kind in sorted(consumer.refuses & set(kinds.values()))
         ]
         if refused:
-            raise UnsupportedError(
-                f"{adapter.path}: {consumer.name} does not load\n  " + "\n  ".join(refused)
-            ).hint("Train without them, or serve the model with the adapter merged into it.")
+            error = UnsupportedError(f"{adapter.path}: {consumer.name} does not load")
+            raise error.listing(refused).hint(
+                "Train without them, or serve the model with the adapter merged into it."
+            )

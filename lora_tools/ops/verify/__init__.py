@@ -4,17 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tabulate import tabulate
-
 from lora_tools.engine import Engine, Serial
 from lora_tools.linalg.stored import DIGITS
 from lora_tools.names import Prefix, align, collapse, template
 from lora_tools.ops.verify.evidence import Evidence, Job, chunks, coarsest, examine
 from lora_tools.ops.verify.verdict import Verdict, Word, judge
 from lora_tools.recipe import Entry, Options, Recipe, Strong, plan
-from lora_tools.report import Document, grouped
+from lora_tools.report import Document, grouped, table
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.header import Spec
+from lora_tools.text import joined, label
 
 __all__ = ["Options", "Proof", "Strong", "Verdict", "plan", "verify"]
 
@@ -67,17 +66,18 @@ class Proof(Document):
             for group in grouped((v for v in self.verdicts if v.word != "copied"), _key)
         ]
         headers = ("tensor", "count", "verdict", "")
-        return tabulate(lines, headers, tablefmt=style, disable_numparse=True)
+        return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return how many tensors have each verdict, and what is missing or too many."""
         counts = ", ".join(f"{count} {word}" for word, count in self.counts.items())
         end = [f"{'passed' if self.passed else 'FAILED'}: {counts}"]
-        end += [f"missing file: {name}" for name in self.missing_files]
+        end += [f"missing file: {label(name)}" for name in self.missing_files]
         if self.extra:
-            end.append(f"not in the base: {', '.join(self.extra[:5])} ({len(self.extra)} in all)")
-        end += [f"left out: {name} ({why})" for name, why in self.left_out.items()]
-        return "\n".join(end)
+            names = ", ".join(map(label, self.extra[:5]))
+            end.append(f"not in the base: {names} ({len(self.extra)} in all)")
+        end += [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
+        return joined(end)
 
 
 def verify(

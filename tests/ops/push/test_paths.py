@@ -25,7 +25,7 @@ def test_names_on_the_hub_are_not_paths(tmp_path, monkeypatch):
     (tmp_path / "org" / "here").mkdir(parents=True)
     assert not is_private("org/name")
     assert not is_private("gpt2")
-    assert is_private("org/here")  # a folder of that name is meant
+    assert not is_private("org/here")  # nobody looks whether there is such a folder
     assert all(map(is_private, ("/x", "./x", "../x", "~/x", "a/b/c", r"C:\x")))
 
 
