@@ -1,6 +1,5 @@
 """Publishing, from whichever command: the options, the question, the conversation."""
 
-import json
 import re
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from tabulate import tabulate
 
 from lora_tools.adapter import REPORT
 from lora_tools.cli.console import say
-from lora_tools.report import size
+from lora_tools.report import json_text, size
 from lora_tools.storage.sides import WEIGHTS
 
 if TYPE_CHECKING:
@@ -157,4 +156,4 @@ def outcome(plan: "Plan", pushed: "Pushed | None") -> str:
 
 def to_json(plan: "Plan", pushed: "Pushed | None") -> str:
     """Return plan and outcome for machines."""
-    return json.dumps(plan.to_dict(pushed), indent=2, ensure_ascii=False)
+    return json_text(plan.to_dict(pushed))

@@ -41,8 +41,8 @@ class Document(ABC):
 
 
 def json_text(data: Any) -> str:
-    """Return plain data as JSON for people and machines."""
-    return json.dumps(data, indent=2, ensure_ascii=False)
+    """Return plain data as JSON for people and machines; `ValueError` for NaN, which JSON lacks."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def section(title: str, arguments: str, summary: str, *tables: str) -> str:

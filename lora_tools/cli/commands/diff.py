@@ -1,6 +1,5 @@
 """lora-tools diff: compare two adapters."""
 
-import json
 from pathlib import Path
 
 import click
@@ -22,6 +21,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.question import Question
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.model import open_model
+from lora_tools.report import json_text
 
 
 @click.command(cls=Question, short_help="Compare two adapters.")
@@ -78,7 +78,7 @@ def command(
     options = Options(tolerance, include, exclude, device)
     found = diff(first, second, options, engine if quiet else Visible(engine))
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        click.echo(json_text(found.to_dict()))
     elif not quiet:
         click.echo(text(found, full=full))
     return 0 if found.same else 1

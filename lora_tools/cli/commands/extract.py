@@ -1,6 +1,5 @@
 """lora-tools extract: an adapter from a full fine-tune."""
 
-import json
 import shlex
 import sys
 import time
@@ -31,7 +30,7 @@ from lora_tools.cli.ranks import Wish, policy_options
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
-from lora_tools.report import size
+from lora_tools.report import json_text, size
 from lora_tools.storage.writer import check_output, staged
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> Non
     rank = wish.value if wish and wish.name == "rank" else plan.options.max_rank
     lines = estimate(plan, rank)
     if as_json:
-        click.echo(json.dumps(lines.to_dict(), indent=2, ensure_ascii=False))
+        click.echo(json_text(lines.to_dict()))
         return
     if quiet:
         return

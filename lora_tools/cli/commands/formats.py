@@ -1,13 +1,12 @@
 """lora-tools formats: list what can be read and written."""
 
-import json
-
 import click
 from tabulate import tabulate
 
 from lora_tools.cli.options import json_option
 from lora_tools.formats.kinds import KINDS
 from lora_tools.formats.registry import FORMATS, STRANGERS, plugins
+from lora_tools.report import json_text
 
 
 @click.command(short_help="List the formats that can be read and written.")
@@ -34,7 +33,7 @@ def command(as_json: bool) -> None:
             "kinds": KINDS,
             "refused": [reason for _, reason in STRANGERS],
         }
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(json_text(document))
         return
     lines = [(row["format"], "yes", "yes" if row["write"] else "no", row["tools"]) for row in rows]
     click.echo(tabulate(lines, ("format", "read", "write", "whose"), disable_numparse=True))

@@ -1,6 +1,5 @@
 """lora-tools inspect: show what is in an adapter."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lora_tools.model import open_model
 from lora_tools.ops.inspect import Listing, inspect, look
 from lora_tools.ops.inspect.text import listing_text, to_text
 from lora_tools.plot import FORMATS
+from lora_tools.report import json_text
 from lora_tools.storage.writer import check_file, staged_file
 
 
@@ -161,7 +161,7 @@ def _show(
     document: dict[str, Any], text: str, judgements: Sequence[Judgement], *, as_json: bool
 ) -> None:
     if as_json:
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        click.echo(json_text(document))
     else:
         click.echo("\n\n".join(filter(None, [text, verdicts_text(judgements)])))
 

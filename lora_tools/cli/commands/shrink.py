@@ -1,6 +1,5 @@
 """lora-tools shrink: lower the rank of an adapter."""
 
-import json
 import shlex
 import sys
 import time
@@ -29,7 +28,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
-from lora_tools.report import Report, percent, size
+from lora_tools.report import Report, json_text, percent, size
 from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
             }
             for offer in table
         ]
-        click.echo(json.dumps({"schema": "lora-tools/ranks/1", "ranks": rows}, indent=2))
+        click.echo(json_text({"schema": "lora-tools/ranks/1", "ranks": rows}))
         return
     if not quiet:
         lines = [
