@@ -85,7 +85,7 @@ class Host:
         self._wide = np.empty(size, kind)
         self._delta = np.empty(size, kind)
         self._out = np.empty(size * WIDTH[target], np.uint8)
-        self._kept = np.empty(size, kind) if source != target else None
+        self._before, self._after = np.empty(size, kind), np.empty(size, kind)
         self._same, self._moved = np.empty(size, bool), np.empty(size, bool)
 
     def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
@@ -109,31 +109,31 @@ class Host:
             precise = Host(wide.size, self._source, self._target, np.float64)
             return precise.add(raw, wide.astype(np.float64), left, right, gain)
         delta, moved, same = (b[: wide.size] for b in (self._delta, self._moved, self._same))
-        before = None
-        if self._kept is not None:
-            before = self._kept[: wide.size]
-            np.copyto(before, wide)
+        before, after = self._before[: wide.size], self._after[: wide.size]
+        np.copyto(before, wide)
         np.matmul(left, right, out=delta.reshape(len(left), -1))
         if gain:
             normalise(wide, delta, gain, len(left))
         np.not_equal(delta, 0, out=moved)
         update = float(delta @ delta)
         wide += delta
-        out = self.finish(wide)  # leaves in delta what it has rounded to
-        if before is None:
+        out = self.finish(wide)  # leaves in `after` what it has rounded to
+        if self._source == self._target:
             unit = f"u{WIDTH[self._target]}"
             np.equal(raw.view(unit), out.view(unit), out=same)
         else:
-            np.equal(delta, before, out=same)
+            np.equal(after, before, out=same)
         same &= moved
-        wide -= delta
+        # Not from the sum, which has lost what is far smaller than W already.
+        after -= before
+        after -= delta
         swallowed = int(np.count_nonzero(same))
-        return out, Tally(update, float(wide @ wide), int(np.count_nonzero(moved)), swallowed)
+        return out, Tally(update, float(after @ after), int(np.count_nonzero(moved)), swallowed)
 
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""
         out = self._out[: wide.size * WIDTH[self._target]]
-        round_into(wide, self._target, out, self._delta[: wide.size])
+        round_into(wide, self._target, out, self._after[: wide.size])
         return out
 
 
@@ -181,7 +181,7 @@ class Device:
         moved = delta != 0
         figures = (
             delta.square().sum(dtype=torch.float64),
-            (total - after).square().sum(dtype=torch.float64),
+            (after - wide - delta).square().sum(dtype=torch.float64),
             moved.sum(),
             (moved & (after == wide)).sum(),
         )

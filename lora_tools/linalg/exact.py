@@ -118,7 +118,7 @@ def tensor(array: np.ndarray) -> "Tensor":
     """
     import torch
 
-    plain = np.ascontiguousarray(array)
+    plain = np.ascontiguousarray(array).reshape(array.shape)
     return torch.from_numpy(plain.copy() if any(step < 0 for step in plain.strides) else plain)
 
 

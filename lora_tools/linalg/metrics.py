@@ -120,7 +120,8 @@ def length(vector: Float[np.ndarray, " n"]) -> float:
         return top
     power = math.frexp(top)[1]
     near = np.ldexp(vector, -power)
-    return float(np.ldexp(math.sqrt(float(near @ near)), power))
+    with np.errstate(over="ignore"):  # a norm beyond float64 is Inf
+        return float(np.ldexp(math.sqrt(float(near @ near)), power))
 
 
 def _wide(array: Array) -> Float[np.ndarray, " n"]:

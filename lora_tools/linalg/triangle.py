@@ -71,7 +71,7 @@ def _cholesky(gram: Float[Small, "*stack m m"]) -> Float[Small, "*stack m m"] | 
         root = np.linalg.cholesky(unit).swapaxes(-1, -2)
     except np.linalg.LinAlgError:
         return None
-    if np.diagonal(root, axis1=-2, axis2=-1).min() < NEAR / 10:
+    if np.diagonal(root, axis1=-2, axis2=-1).min(initial=1.0) < NEAR / 10:
         return None
     scaled: Small = root * length[..., None, :]
     return scaled

@@ -83,7 +83,8 @@ def least_squares(
     unit = weight[..., :, None] * own * weight[..., None, :]
     right = weight[..., :, None] * cross
     # B' = U sqrt(S) is orthogonal but for its rounding, unless columns vanish.
-    nearly = np.abs(unit - np.eye(unit.shape[-1])).max() < 0.5 / unit.shape[-1]
+    size = unit.shape[-1]
+    nearly = size * np.abs(unit - np.eye(size)).max(initial=0.0) < 0.5
     inverse = np.linalg.inv(unit) if nearly else np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
     solution: Small = weight[..., :, None] * (inverse @ right)
     return solution
