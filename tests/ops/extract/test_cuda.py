@@ -52,8 +52,8 @@ def test_a_matrix_of_one_row_or_column_is_extracted(tmp_path, shape, gpu):
 def test_a_certificate_holds_whatever_precision_was_set(tmp_path, setting, gpu):
     torch.manual_seed(0)
     sizes = torch.arange(1, 201) ** -0.7
-    base = torch.randn(300, 400)
-    tuned = base + (torch.randn(300, 200) * sizes) @ torch.randn(200, 400)
+    base = torch.randn(700, 900)
+    tuned = base + (torch.randn(700, 200) * sizes) @ torch.randn(200, 900)
     for name, weight in (("base", base), ("tuned", tuned)):
         save_file({"layers.0.up.weight": weight}, tmp_path / f"{name}.safetensors")
     options = Options(device="cuda", precision=Precision(small=16))
@@ -62,12 +62,12 @@ def test_a_certificate_holds_whatever_precision_was_set(tmp_path, setting, gpu):
     torch.set_float32_matmul_precision(setting)
     try:
         with gpu:
-            (row,) = extract(found, Fixed(12), tmp_path / "out").run(tmp_path / "out").extracted
+            (row,) = extract(found, Fixed(8), tmp_path / "out").run(tmp_path / "out").extracted
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
     squares = torch.linalg.svdvals(tuned.double() - base.double()).square()
-    best = float((squares[12:].sum() / squares.sum()).sqrt())
+    best = float((squares[8:].sum() / squares.sum()).sqrt())
     assert "krylov" in row.method
     assert row.optimal_error_lower_bound <= best * (1 + 1e-6)
     assert row.error == pytest.approx(best, rel=2e-3)
