@@ -1,7 +1,7 @@
 """A GPU for machines without one: tensors of the host that behave as if they lay on a device.
 
 Inside the context, ``tensor.to("cuda")`` hands out a `DeviceTensor` that says ``cuda:0`` and holds
-an ordinary tensor. A call of torch's with one of them is refused where a device would refuse it, and
+an ordinary tensor. A call of torch's with one is refused where a device would refuse it, and
 computed by the host's kernels otherwise: no tensor of the host with dimensions takes part, nothing
 becomes an array of numpy but by way of ``.cpu()``, and kernels refuse types that the device lacks.
 What it cannot show: speed, streams, the order of a device's sums.
