@@ -21,6 +21,8 @@ def check_measurable(norm: float, scale: float = 1.0) -> None:
     if LEAST <= value <= MOST or not (norm and scale):
         return
     if value != value or value == float("inf"):
-        raise NonFiniteError("its numbers, or their products, exceed float64")
+        raise NonFiniteError(
+            "its numbers, or their products, are too large to be squared in float64"
+        )
     size = "large" if value > MOST else "small"
     raise NonFiniteError(f"its norm of {value:.3g} is too {size} to be squared in float64")
