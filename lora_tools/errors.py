@@ -6,7 +6,7 @@
     ├── CheckpointError   (ValueError)           the bytes are not a valid checkpoint
     ├── FormatError       (ValueError)           an adapter contradicts itself, or is in no format
     ├── UnsupportedError  (NotImplementedError)  understood, and refused with the reason
-    ├── NonFiniteError    (ArithmeticError)      NaN or Inf where a number is needed
+    ├── NonFiniteError    (ArithmeticError)      NaN, Inf, or a norm that cannot be squared
     ├── ConvergenceError  (ArithmeticError)      a decomposition that does not converge
     ├── PolicyError       (ValueError)           a request that cannot mean anything
     ├── BoundError        (ValueError)           a bound that no result can keep
@@ -80,7 +80,7 @@ class UnsupportedError(LoraToolsError, NotImplementedError):
 
 
 class NonFiniteError(LoraToolsError, ArithmeticError):
-    """A tensor holds NaN or Inf."""
+    """A tensor holds NaN or Inf, or numbers whose squares float64 cannot hold."""
 
 
 class ConvergenceError(LoraToolsError, ArithmeticError):

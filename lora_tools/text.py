@@ -82,11 +82,12 @@ def json_text(data: Any, indent: int | None = 2) -> str:
     r"""Return plain data as JSON for people and machines, in which nothing is unseen.
 
     What `visible` escapes, JSON's own escapes say: whoever parses it has every character again.
+    Raises `ValueError` for NaN and Inf, which JSON lacks.
 
     >>> print(json_text("é\x9b\ud800", indent=None))
     "é\u009b\ud800"
     """
-    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
     return _unseen("\n").sub(lambda found: _in_json(ord(found[0])), text)
 
 

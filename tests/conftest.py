@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ REAL = Path(os.environ.get("LORA_TOOLS_REAL", ROOT.parent / "shared" / "real"))
 # Tests import each other's judges (`reference`, `judges`) and the fixtures' base models.
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "formats"), str(FIXTURES)]
 
-from hub_person import Person  # noqa: E402 - found since the line above
+from fake_device import FakeDevice  # noqa: E402 - found since the line above
+from hub_person import Person  # noqa: E402
 from hub_server import HubServer  # noqa: E402
+from marks import needs_gpu  # noqa: E402
 
 # Every call of the mathematics is checked against the shapes in its signature.
 install_import_hook(["lora_tools.linalg", "lora_tools.update"], "checker.checked")
@@ -50,6 +53,15 @@ def alice(hub: HubServer, tmp_path: Path) -> Person:
     """Somebody with a token, an empty folder and an empty cache."""
     (tmp_path / "alice").mkdir()
     return Person(hub, tmp_path / "alice")
+
+
+@pytest.fixture(params=[FakeDevice("cuda:0"), pytest.param(None, marks=needs_gpu("--device cuda"))])
+def gpu(request: pytest.FixtureRequest) -> AbstractContextManager[object]:
+    """A context in which there is a device "cuda": a fake one, and a real one wherever there is."""
+    fake: FakeDevice | None = request.param
+    if fake and torch.cuda.is_available():
+        pytest.skip("the fake device stands back where there is a real one")
+    return fake or nullcontext()
 
 
 @pytest.fixture(params=MADE)

@@ -4,14 +4,19 @@ One pass over a slice that stays in the cache: widen, multiply, add, round, comp
 is that of every element, and costs a third of the arithmetic.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from lora_tools.linalg.exact import exact, placed, tensor
+from lora_tools.linalg.range import check_measurable
 from lora_tools.linalg.rounding import round_into, rounded_tensor
 from lora_tools.linalg.stored import WIDTH, accumulator, widen
 from lora_tools.shapes import Float
 from lora_tools.update import Array
+
+NEAR = 2.0**-40
+"""Float32 holds the squares of numbers from here to its reciprocal, and those of their rounding."""
 
 
 class Tally(NamedTuple):
@@ -72,13 +77,15 @@ class Adder(Protocol):
 class Host:
     """Adds on the host. Holds the buffers of one slice, which the next one uses again."""
 
-    def __init__(self, size: int, source: str, target: str) -> None:
-        kind = accumulator(target)
+    def __init__(
+        self, size: int, source: str, target: str, kind: type[np.floating[Any]] | None = None
+    ) -> None:
+        kind = kind or accumulator(target)
         self._source, self._target = source, target
         self._wide = np.empty(size, kind)
         self._delta = np.empty(size, kind)
         self._out = np.empty(size * WIDTH[target], np.uint8)
-        self._kept = np.empty(size, kind) if source != target else None
+        self._before, self._after = np.empty(size, kind), np.empty(size, kind)
         self._same, self._moved = np.empty(size, bool), np.empty(size, bool)
 
     def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
@@ -98,32 +105,35 @@ class Host:
         gain: Gain | None = None,
     ) -> tuple[np.ndarray, Tally]:
         """Return the bytes of the rounded sum, good until the next call, and its tally."""
+        if left.dtype != self._wide.dtype:  # see `narrowed`
+            precise = Host(wide.size, self._source, self._target, np.float64)
+            return precise.add(raw, wide.astype(np.float64), left, right, gain)
         delta, moved, same = (b[: wide.size] for b in (self._delta, self._moved, self._same))
-        before = None
-        if self._kept is not None:
-            before = self._kept[: wide.size]
-            np.copyto(before, wide)
+        before, after = self._before[: wide.size], self._after[: wide.size]
+        np.copyto(before, wide)
         np.matmul(left, right, out=delta.reshape(len(left), -1))
         if gain:
             normalise(wide, delta, gain, len(left))
         np.not_equal(delta, 0, out=moved)
         update = float(delta @ delta)
         wide += delta
-        out = self.finish(wide)  # leaves in delta what it has rounded to
-        if before is None:
+        out = self.finish(wide)  # leaves in `after` what it has rounded to
+        if self._source == self._target:
             unit = f"u{WIDTH[self._target]}"
             np.equal(raw.view(unit), out.view(unit), out=same)
         else:
-            np.equal(delta, before, out=same)
+            np.equal(after, before, out=same)
         same &= moved
-        wide -= delta
+        # Not from the sum, which has lost what is far smaller than W already.
+        after -= before
+        after -= delta
         swallowed = int(np.count_nonzero(same))
-        return out, Tally(update, float(wide @ wide), int(np.count_nonzero(moved)), swallowed)
+        return out, Tally(update, float(after @ after), int(np.count_nonzero(moved)), swallowed)
 
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""
         out = self._out[: wide.size * WIDTH[self._target]]
-        round_into(wide, self._target, out, self._delta[: wide.size])
+        round_into(wide, self._target, out, self._after[: wide.size])
         return out
 
 
@@ -133,6 +143,7 @@ class Device:
     def __init__(self, device: str, source: str, target: str) -> None:
         import torch
 
+        placed(np.empty(0, np.float32), device)  # refused before anything is added
         self._device = device
         names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
         names |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
@@ -140,15 +151,15 @@ class Device:
         self._target: torch.dtype = getattr(torch, names[target])
         self._kind = torch.float32 if accumulator(target) == np.float32 else torch.float64
 
+    @exact()
     def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
         """Return the numbers that stored bytes hold, times ``scale``, on the device."""
-        import torch
-
-        wide = torch.from_numpy(raw).to(self._device).view(self._stored).to(self._kind)
+        wide = tensor(raw).to(self._device).view(self._stored).to(self._kind)
         if scale is not None:
-            wide.view(len(scale), -1).mul_(torch.from_numpy(scale.copy()).to(wide))
+            wide.view(len(scale), -1).mul_(tensor(scale.copy()).to(wide))
         return wide
 
+    @exact()
     def add(
         self,
         raw: np.ndarray,
@@ -160,17 +171,17 @@ class Device:
         """Return the bytes of the rounded sum, and its tally."""
         import torch
 
-        low, high = (torch.from_numpy(np.ascontiguousarray(x)) for x in (left, right))
-        delta = (low.to(self._device) @ high.to(self._device)).reshape(-1)
+        low, high = (tensor(x).to(self._device) for x in (left, right))
+        delta = (low @ high).reshape(-1)
         if gain:
             normalise(wide, delta, gain, len(left))
         total = wide + delta
         result = rounded_tensor(total, self._target)
-        after = result.to(self._kind)
+        after = result.to(total.dtype)
         moved = delta != 0
         figures = (
             delta.square().sum(dtype=torch.float64),
-            (total - after).square().sum(dtype=torch.float64),
+            (after - wide - delta).square().sum(dtype=torch.float64),
             moved.sum(),
             (moved & (after == wide)).sum(),
         )
@@ -178,6 +189,7 @@ class Device:
         out = result.view(torch.uint8).cpu().numpy()
         return out, Tally(float(update), float(error), int(count), int(swallowed))
 
+    @exact()
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers."""
         import torch
@@ -186,14 +198,35 @@ class Device:
         return result
 
 
+def narrowed(
+    left: Float[np.ndarray, "m r"], right: Float[np.ndarray, "r k"], kind: type[np.floating[Any]]
+) -> tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "r k"]]:
+    """Return factors in ``kind``, or in float64 where float32 would lose squares of their product.
+
+    Raises `NonFiniteError` where float64 would, too.
+    """
+    columns = np.abs(left).max(0, initial=0.0)
+    rows = np.abs(right).max(1, initial=0.0)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        most = float((columns * rows).max(initial=0.0))
+    if most:
+        check_measurable(most)
+    elif (columns.astype(bool) & rows.astype(bool)).any():
+        check_measurable(float(columns.max()), float(rows.max()))
+    lengths = np.concatenate([columns, rows, [most]])
+    lengths = lengths[lengths > 0]
+    near = (lengths > NEAR) & (lengths < 1 / NEAR)
+    fits = kind == np.float64 or bool(near.all())
+    wanted = kind if fits else np.float64
+    return left.astype(wanted), right.astype(wanted)
+
+
 def normalise(wide: Array, delta: Array, gain: Gain, rows: int) -> None:
     """Replace ``delta`` by ``gain * (wide + delta) - wide``, DoRA's update of these rows."""
     table = (wide + delta).reshape(rows, -1)
     factor: Array = gain.magnitude
     if not isinstance(table, np.ndarray):
-        import torch
-
-        factor = torch.from_numpy(np.ascontiguousarray(factor)).to(table)
+        factor = tensor(factor).to(table)
     if gain.columns:
         table *= factor[None, :]
     else:

@@ -7,6 +7,8 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.angles import outside, principal_angles
+from lora_tools.linalg.exact import exact
+from lora_tools.linalg.range import check_measurable
 from lora_tools.linalg.tall import Small, hold
 from lora_tools.linalg.triangle import NEAR, gram_triangle, triangle
 from lora_tools.shapes import Float
@@ -63,6 +65,7 @@ class _Roots(NamedTuple):
     a: Float[Small, "*stack n columns"]
 
 
+@exact()
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused
 def compare(x: LowRank, y: LowRank) -> Comparison:
     """Compare two updates of one shape without forming either.
@@ -74,21 +77,22 @@ def compare(x: LowRank, y: LowRank) -> Comparison:
     factors after a projection on X's.
     Updates of equal numbers have a difference and angles of exactly 0.
 
-    Costs O((out + inp) * (rank_x + rank_y)**2). Raises `NonFiniteError` for NaN, Inf, and numbers
-    whose products exceed float64.
+    Costs O((out + inp) * (rank_x + rank_y)**2). Raises `NonFiniteError` for NaN, Inf, and norms
+    whose squares float64 cannot hold.
     """
     same = _equal(x, y)
-    held_x = hold(x)
-    pairs = [[t] for t in held_x] if same else [list(t) for t in zip(held_x, hold(y), strict=True)]
+    held = [hold(x)] if same else [hold(x), hold(y)]
+    scales = held[0].scale, held[-1].scale
+    pairs = [[each.b for each in held], [each.a for each in held]]
     quick = [gram_triangle(factors) for factors in pairs]
     if quick[0] is not None and quick[1] is not None:
-        found = _measure(x, y, _Roots(quick[0], quick[1]), same=same)
+        found = _measure(x.rank, scales, _Roots(quick[0], quick[1]), same=same)
         if same or not _near(found):
             return found
     b, a = (triangle(factors) for factors in pairs)
     if not (np.isfinite(b).all() and np.isfinite(a).all()):
         raise NonFiniteError("a factor holds NaN or Inf")
-    return _measure(x, y, _Roots(b, a), same=same)
+    return _measure(x.rank, scales, _Roots(b, a), same=same)
 
 
 def _equal(x: LowRank, y: LowRank) -> bool:
@@ -108,18 +112,20 @@ def _near(found: Comparison) -> bool:
     return found.difference < closest or min(angles, default=1.0) < NEAR
 
 
-def _measure(x: LowRank, y: LowRank, roots: _Roots, *, same: bool) -> Comparison:
-    """Compare the updates in the coordinates that the triangles belong to."""
-    first, second = slice(0, x.rank), slice(0 if same else x.rank, None)
-    b_x, a_x = roots.b[..., first] * x.scale, roots.a[..., first]
-    b_y, a_y = roots.b[..., second] * y.scale, roots.a[..., second]
+def _measure(rank: int, scales: tuple[float, float], roots: _Roots, *, same: bool) -> Comparison:
+    """Compare the updates in the coordinates that the triangles belong to; ``rank`` is X's."""
+    first, second = slice(0, rank), slice(0 if same else rank, None)
+    b_x, a_x = roots.b[..., first] * scales[0], roots.a[..., first]
+    b_y, a_y = roots.b[..., second] * scales[1], roots.a[..., second]
     core_x, core_y = b_x @ a_x.swapaxes(-1, -2), b_y @ a_y.swapaxes(-1, -2)
     rounding = (_rounding(b_x, a_x), _rounding(b_y, a_y))
     norms = float(np.linalg.norm(core_x)), float(np.linalg.norm(core_y))
-    if not (math.isfinite(norms[0]) and math.isfinite(norms[1])):
-        raise NonFiniteError("a factor holds numbers whose products exceed float64")
+    for norm, b, a in zip(norms, (b_x, b_y), (a_x, a_y), strict=True):
+        check_measurable(norm)
+        if not norm and b.any() and a.any():  # a product of nothing, or below float64's range
+            check_measurable(float(np.abs(b).max()), float(np.abs(a).max()))
     inner = float((core_x * core_y).sum())
-    factor = inner / norms[0] ** 2 if norms[0] ** 2 else 0.0
+    factor = inner / norms[0] / norms[0] if norms[0] else 0.0
     spans = _span(b_x, a_x), _span(b_y, a_y)
     ranks_x, ranks_y = (
         (span.s > bound[..., None]).sum(-1) for span, bound in zip(spans, rounding, strict=True)
@@ -132,8 +138,8 @@ def _measure(x: LowRank, y: LowRank, roots: _Roots, *, same: bool) -> Comparison
         difference=0.0 if same else float(np.linalg.norm(core_x - core_y)),
         residual=0.0 if same else float(np.linalg.norm(core_y - factor * core_x)),
         tails=(
-            float(np.linalg.norm(spans[0].s[..., y.rank :])),
-            float(np.linalg.norm(spans[1].s[..., x.rank :])),
+            float(np.linalg.norm(spans[0].s[..., a_y.shape[-1] :])),
+            float(np.linalg.norm(spans[1].s[..., rank:])),
         ),
         ranks=(int(ranks_x.max()), int(ranks_y.max())),
         columns=columns,

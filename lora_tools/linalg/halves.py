@@ -24,7 +24,7 @@ def takes_back(update: LowRank) -> bool:
     """
     if update.rank % 2:
         return False
-    b, a = hold(update)
+    b, a, _ = hold(update)
     return -_cosine(b.dot(b)) > ALIKE and _cosine(a.dot(a)) > ALIKE
 
 

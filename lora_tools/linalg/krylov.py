@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.linalg.certificate import ROUNDING, Ritz, growth, ideal, reach
+from lora_tools.linalg.exact import exact
 from lora_tools.linalg.operator import Operator
 from lora_tools.linalg.tall import Small
 from lora_tools.shapes import Float
@@ -53,6 +54,7 @@ class Leading(NamedTuple):
     """Passes over D that found them."""
 
 
+@exact()
 def leading(
     matrix: Operator, rank: int, precision: Precision, name: str = "", *, every: bool = False
 ) -> Leading:
@@ -75,6 +77,7 @@ def leading(
     return full(matrix, rank)
 
 
+@exact()
 def full(matrix: Operator, rank: int) -> Leading:
     """Return ``rank`` triples from the Gram matrix of the smaller side, in float64.
 
@@ -85,7 +88,9 @@ def full(matrix: Operator, rank: int) -> Leading:
     squares = values[::-1][:rank].clip(min=0)
     top = vectors[:, ::-1][:, :rank]
     basis = matrix.array(top if left else top.T, "float64")
-    sums = np.append(0.0, np.cumsum(squares)) + ROUNDING["float64"] * float(squares[0])
+    sums = np.append(0.0, np.cumsum(squares)) + ROUNDING["float64"] * float(
+        squares.max(initial=0.0)
+    )
     return Leading(squares, sums, basis, "left" if left else "right", "gram", 1)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from lora_tools.linalg.exact import exact, tensor
 from lora_tools.linalg.tall import Small
 from lora_tools.shapes import Float
 from lora_tools.update import Array
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 21
 """Elements of D that are multiplied at a time: few enough to stay in a core's cache."""
+
+
+ROWS = 4096
+"""Rows of D that a device widens at a time."""
 
 
 @runtime_checkable
@@ -42,6 +47,10 @@ class Operator(Protocol):
         """Return DDᵀ or DᵀD in float64, whichever is smaller; true if it is DDᵀ."""
         ...
 
+    def distance(self, left: Float[np.ndarray, "m k"], right: Float[np.ndarray, "k n"]) -> float:
+        """Return ``||D - left @ right||_F ** 2`` in float64, element by element."""
+        ...
+
     def array(self, host: Float[np.ndarray, "..."], dtype: str) -> Array:
         """Bring a small array to where D is, in ``dtype``."""
         ...
@@ -60,7 +69,7 @@ class HostOperator:
         self.d = d
         self.shape = (d.shape[0], d.shape[1])
         self.squared = _squared(d) if squared is None else squared
-        self._step = max(BLOCK // d.shape[1], 32)
+        self._step = max(BLOCK // max(d.shape[1], 1), 32)
 
     def gram(self, rows: Float[np.ndarray, "w n"]) -> Float[np.ndarray, "w n"]:
         """Return ``rows @ D.T @ D``."""
@@ -98,6 +107,14 @@ class HostOperator:
             gram += block.T @ block
         return gram, False
 
+    def distance(self, left: Float[np.ndarray, "m k"], right: Float[np.ndarray, "k n"]) -> float:
+        """Return ``||D - left @ right||_F ** 2``, a block of rows at a time."""
+        total = 0.0
+        for start in range(0, len(self.d), self._step):
+            rest = self._block(start, np.float64) - left[start : start + self._step] @ right
+            total += float(np.vdot(rest, rest))
+        return total
+
     def array(self, host: Float[np.ndarray, "..."], dtype: str) -> Array:
         """Return the array in ``dtype``."""
         return np.ascontiguousarray(host, dtype=dtype)
@@ -120,7 +137,7 @@ class TorchOperator:
         self.d = d
         self.shape = (d.shape[0], d.shape[1])
         if squared is None:
-            parts = (d[start : start + 4096] for start in range(0, len(d), 4096))
+            parts = (d[start : start + ROWS] for start in range(0, len(d), ROWS))
             squared = math.fsum(float(part.double().square().sum()) for part in parts)
         self.squared = squared
 
@@ -144,16 +161,25 @@ class TorchOperator:
         gram = d @ d.mT if left else d.mT @ d
         return gram.cpu().numpy(), left
 
+    def distance(self, left: Float[np.ndarray, "m k"], right: Float[np.ndarray, "k n"]) -> float:
+        """Return ``||D - left @ right||_F ** 2``, a block of rows at a time."""
+        total, high = 0.0, self.array(right, "float64")
+        for start in range(0, len(self.d), ROWS):
+            low = self.array(left[start : start + ROWS], "float64")
+            total += float((self.d[start : start + ROWS].double() - low @ high).square().sum())
+        return total
+
     def array(self, host: Float[np.ndarray, "..."], dtype: str) -> Array:
         """Copy an array to the device."""
         kind = getattr(self.xp, dtype)
-        return self.xp.from_numpy(np.ascontiguousarray(host)).to(self.d.device, kind)
+        return tensor(host).to(self.d.device, kind)
 
     def host(self, array: Array) -> Float[np.ndarray, "..."]:
         """Copy an array to the host."""
         return np.asarray(array.cpu().numpy())
 
 
+@exact()
 def operator(d: Array, squared: float | None = None) -> Operator:
     """Return a matrix as an operator, computing where it lives; ``squared`` if known already."""
     return HostOperator(d, squared) if isinstance(d, np.ndarray) else TorchOperator(d, squared)

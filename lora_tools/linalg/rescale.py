@@ -1,11 +1,18 @@
 """Say the same update under another scale or in another type, without rounding where possible."""
 
+import math
 from typing import NamedTuple
 
+import numpy as np
+
 from lora_tools.errors import NonFiniteError
-from lora_tools.linalg.metrics import squared_distance
-from lora_tools.linalg.tall import tall
+from lora_tools.linalg.exact import exact
+from lora_tools.linalg.metrics import length, squared_distance, squared_norm
+from lora_tools.linalg.range import check_measurable
+from lora_tools.linalg.tall import host, tall
 from lora_tools.update import Biased, DoRA, LowRank, Update
+
+ROUNDING = 2.0**-53
 
 
 class Rescaled(NamedTuple):
@@ -15,6 +22,7 @@ class Rescaled(NamedTuple):
     squared_error: float
 
 
+@exact()
 def rescale(
     update: LowRank, *, dtypes: tuple[str, str], alpha: float | None, rslora: bool
 ) -> Rescaled:
@@ -22,10 +30,10 @@ def rescale(
 
     The change of scale goes into B, or into A where only that is exact: a power of two costs no
     digits unless it leaves the type's range. The error is 0 only if every element is exact.
-    Raises `NonFiniteError` if the type cannot hold the numbers.
+    Raises `NonFiniteError` if the type cannot hold the numbers, or float64 their squares.
     """
     like = LowRank(update.a, update.b, alpha, rslora, update.groups)
-    ratio = 1.0 if like.scale == update.scale else update.scale / like.scale
+    ratio = _ratio(update, like)
     old_b, old_a = tall(update.b), tall(update.a)
     b, b_exact = old_b.scaled(ratio, dtypes[0])
     a, a_exact = old_a.scaled(1.0, dtypes[1])
@@ -39,9 +47,12 @@ def rescale(
         return Rescaled(result, 0.0)
     if not (b.is_finite() and a.is_finite()):
         raise NonFiniteError(f"values exceed the range of {' or '.join(sorted(set(dtypes)))}")
-    return Rescaled(result, squared_distance(update, result))
+    # Where even triangles see nothing, what float64 itself rounds away is still an error.
+    least = (ROUNDING**2) * squared_norm(update)
+    return Rescaled(result, max(squared_distance(update, result), least))
 
 
+@exact()
 def refactored(update: Update, new: LowRank) -> Update:
     """Return ``update`` with its low-rank part replaced.
 
@@ -54,16 +65,29 @@ def refactored(update: Update, new: LowRank) -> Update:
         case DoRA(magnitude=magnitude, axis=axis):
             return DoRA(new, magnitude, axis)
         case Biased(weight=old, bias=bias):
-            ratio = 1.0 if old.scale == new.scale else old.scale / new.scale
+            ratio = _ratio(old, new)
             kind = str(bias.dtype).removeprefix("torch.")
             return Biased(new, tall(bias[:, None]).scaled(ratio, kind)[0].array[:, 0])
 
 
+@exact()
 def bias_error(before: Update, after: Update) -> float:
     """Return the squared distance that two updates' biases add to that of their weights."""
     if not (isinstance(before, Biased) and isinstance(after, Biased)):
         return 0.0
-    x, y = (tall(update.bias[:, None]) for update in (before, after))
+    x, y = (host(update.bias) for update in (before, after))
     p, q = before.weight.scale, after.weight.scale
-    squared = p * p * x.dot(x) - 2 * p * q * y.dot(x) + q * q * y.dot(y)
-    return max(float(squared.item()), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        error = length(p * (x - y) if p == q else p * x - q * y)
+    check_measurable(error)
+    return error**2
+
+
+def _ratio(old: LowRank, new: LowRank) -> float:
+    """Return what the factors are multiplied by, so that the update is the same."""
+    if old.scale == new.scale:
+        return 1.0
+    ratio = old.scale / new.scale if new.scale else math.inf
+    if not math.isfinite(ratio) or (old.scale and not ratio):
+        raise NonFiniteError(f"a scale of {old.scale:g} cannot become one of {new.scale:g}")
+    return ratio

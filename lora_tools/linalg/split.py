@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lora_tools.linalg.exact import exact
 from lora_tools.linalg.krylov import Leading
-from lora_tools.linalg.metrics import trace
+from lora_tools.linalg.metrics import NOISE, trace
 from lora_tools.linalg.operator import Operator
 from lora_tools.linalg.rounding import rounded
 from lora_tools.linalg.truncate import least_squares
@@ -23,6 +24,7 @@ class Split(NamedTuple):
     squared_error: float
 
 
+@exact()
 def split(matrix: Operator, found: Leading, rank: int, code: str) -> Split:
     """Return the best factors of ``rank``, in the type ``code``.
 
@@ -47,9 +49,11 @@ def split(matrix: Operator, found: Leading, rank: int, code: str) -> Split:
     right = rounded(least_squares(own, cross), code)
     fitted = right.wide.astype(np.float64)
     squared = matrix.squared - 2 * trace(cross, fitted) + trace(own, fitted @ fitted.T)
-    return Split(left.bits, right.bits, max(squared, 0.0))
+    if squared < NOISE * matrix.squared:
+        squared = matrix.distance(wide, fitted)
+    return Split(left.bits, right.bits, squared)
 
 
 def _power(squares: Array, exponent: float) -> Array:
-    usable = squares > 1e-28 * max(float(squares[0]), 1e-300)
+    usable = squares > 1e-28 * max(float(squares.max(initial=0.0)), 1e-300)
     return np.where(usable, np.where(usable, squares, 1.0) ** exponent, 0.0)

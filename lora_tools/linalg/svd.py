@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
+from lora_tools.linalg.exact import exact
+from lora_tools.linalg.range import check_measurable
 from lora_tools.linalg.tall import Held, Small, Tall, hold
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
@@ -33,6 +35,7 @@ class Core(NamedTuple):
     right: Float[Small, "*stack rank rank"]
 
 
+@exact()
 def core(update: LowRank, held: Held | None = None, *, careful: bool = False) -> Core:
     """Decompose ``scale * b @ a`` through its Gram matrices.
 
@@ -42,10 +45,10 @@ def core(update: LowRank, held: Held | None = None, *, careful: bool = False) ->
     float64, on the host for the r x r part. ``held`` are the update's factors, if held already.
     Values below 1e-8 of the largest are noise, unless ``careful`` takes the way of QR at once.
 
-    Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf, or
-    numbers whose squares float64 cannot hold.
+    Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf, or if the
+    update is so large or so small that float64 cannot hold the square of its norm.
     """
-    b, a = held or hold(update)
+    b, a, scale = held or hold(update)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         gram_b, gram_a = b.dot(b), a.dot(a)
     for gram, factor in ((gram_b, "B"), (gram_a, "A")):
@@ -53,17 +56,18 @@ def core(update: LowRank, held: Held | None = None, *, careful: bool = False) ->
             raise NonFiniteError(f"{factor} holds NaN or Inf")
     balance = _balance(_diagonal(gram_b), _diagonal(gram_a))
     if careful:
-        return _between(_triangle(b, balance.b), _triangle(a, balance.a), balance, update.scale)
+        return _between(_triangle(b, balance.b), _triangle(a, balance.a), balance, scale)
     root_b, root_a = _root(_scaled(gram_b, balance.b)), _root(_scaled(gram_a, balance.a))
-    result = _between(root_b, root_a, balance, update.scale)
+    result = _between(root_b, root_a, balance, scale)
     norms = np.linalg.norm(root_b, axis=(-2, -1)) * np.linalg.norm(root_a, axis=(-2, -1))
     size = np.linalg.norm(result.s, axis=-1)
-    if (size < CANCELLATION * abs(update.scale) * norms).any():
+    if (size < CANCELLATION * abs(scale) * norms).any():
         roots = _triangle(b, balance.b), _triangle(a, balance.a)
-        result = _between(*roots, balance, update.scale)
+        result = _between(*roots, balance, scale)
     return result
 
 
+@exact()
 def svd(update: LowRank) -> SVD:
     """Factor ``scale * b @ a`` as ``u @ diag(s) @ vt``.
 
@@ -142,6 +146,7 @@ def _between(
     of the singular values themselves.
     """
     p, s, rt = np.linalg.svd(root_b @ root_a.swapaxes(-1, -2))
+    check_measurable(float(s.max(initial=0.0)), scale)
     s = s * abs(scale)
     weight = _inverse_root(s) * abs(scale)
     left = balance.b[..., :, None] * (root_a.swapaxes(-1, -2) @ rt.swapaxes(-1, -2))

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lora_tools.linalg.exact import exact, tensor
 from lora_tools.linalg.tall import Small, Tall, tall
 from lora_tools.shapes import Float
 from lora_tools.update import Array
@@ -15,6 +16,7 @@ NEAR = 1e-4
 """What is closer than this, or an angle that is smaller, is not left to Gram matrices."""
 
 
+@exact()
 def gram_triangle(factors: list[Tall]) -> Float[Small, "*stack m m"] | None:
     """Return the Cholesky factor of one or two factors' Gram matrix; None if it lacks digits."""
     own = [factor.dot(factor) for factor in factors]
@@ -26,6 +28,7 @@ def gram_triangle(factors: list[Tall]) -> Float[Small, "*stack m m"] | None:
     return _cholesky(np.concatenate([top, bottom], axis=-2))
 
 
+@exact()
 def triangle(factors: list[Tall]) -> Float[Small, "*stack m columns"]:
     """Return a triangle that is right to rounding, however near the factors' spaces are.
 
@@ -68,7 +71,7 @@ def _cholesky(gram: Float[Small, "*stack m m"]) -> Float[Small, "*stack m m"] | 
         root = np.linalg.cholesky(unit).swapaxes(-1, -2)
     except np.linalg.LinAlgError:
         return None
-    if np.diagonal(root, axis1=-2, axis2=-1).min() < NEAR / 10:
+    if np.diagonal(root, axis1=-2, axis2=-1).min(initial=1.0) < NEAR / 10:
         return None
     scaled: Small = root * length[..., None, :]
     return scaled
@@ -109,6 +112,4 @@ def _together(factors: list[Tall]) -> list[Array]:
 def _like(small: Small, array: Array) -> "np.ndarray | Tensor":
     if isinstance(array, np.ndarray):
         return small
-    import torch  # the array is torch's own
-
-    return torch.from_numpy(small).to(array)
+    return tensor(small).to(array)

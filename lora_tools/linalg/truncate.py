@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.linalg.metrics import trace
+from lora_tools.linalg.exact import exact
+from lora_tools.linalg.metrics import NOISE, distance, trace
+from lora_tools.linalg.range import check_measurable
 from lora_tools.linalg.tall import Held, Small, hold
 from lora_tools.scaling import scale
 from lora_tools.shapes import Float
@@ -20,6 +22,7 @@ class Truncated(NamedTuple):
     squared_error: float
 
 
+@exact()
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused at the end
 def truncate(
     update: LowRank,
@@ -40,24 +43,30 @@ def truncate(
     costs nothing that the error would not need, and is never worse than rounding sqrt(S) Vt. Both
     are range-safe in half precision, because each carries half of the magnitude.
 
-    Costs O((out + inp) * rank * k). Raises `NonFiniteError` if the type cannot hold the numbers.
+    Costs O((out + inp) * rank * k). Raises `NonFiniteError` if the type cannot hold the numbers,
+    or the scale is so large or so small that float64 cannot hold its square.
     """
     new_scale = scale(alpha, rank * update.groups, rslora=rslora)
+    check_measurable(1.0, new_scale)
     share = 1 / abs(new_scale) if new_scale else 0.0
-    b, a = held or hold(update)
+    held = held or hold(update)
+    b, a, old_scale = held
     new_b = b.times(left[..., :rank] * math.sqrt(share), dtypes[0])
     own, cross = new_b.dot(new_b), new_b.dot(b)
-    fit = math.copysign(share, new_scale) * update.scale * least_squares(own, cross)
+    fit = math.copysign(share, new_scale) * old_scale * least_squares(own, cross)
     new_a = a.times(fit.swapaxes(-1, -2), dtypes[1])
+    whole = float(np.square(s).sum())
     squared = (
-        float(np.square(s).sum())
-        - 2 * update.scale * new_scale * trace(cross, new_a.dot(a))
-        + new_scale**2 * trace(own, new_a.dot(new_a))
+        whole
+        - 2 * trace(old_scale * cross, new_scale * new_a.dot(a))
+        + trace(new_scale * own, new_scale * new_a.dot(new_a))
     )
     if not math.isfinite(squared):
         raise NonFiniteError(f"values exceed the range of {' or '.join(sorted(set(dtypes)))}")
+    if squared < NOISE * whole:
+        squared = distance(held, Held(new_b, new_a, new_scale)) ** 2
     factors = new_a.array.swapaxes(-1, -2), new_b.array
-    return Truncated(LowRank(*factors, alpha, rslora, update.groups), max(squared, 0.0))
+    return Truncated(LowRank(*factors, alpha, rslora, update.groups), squared)
 
 
 def least_squares(
@@ -74,7 +83,8 @@ def least_squares(
     unit = weight[..., :, None] * own * weight[..., None, :]
     right = weight[..., :, None] * cross
     # B' = U sqrt(S) is orthogonal but for its rounding, unless columns vanish.
-    nearly = np.abs(unit - np.eye(unit.shape[-1])).max() < 0.5 / unit.shape[-1]
+    size = unit.shape[-1]
+    nearly = size * np.abs(unit - np.eye(size)).max(initial=0.0) < 0.5
     inverse = np.linalg.inv(unit) if nearly else np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
     solution: Small = weight[..., :, None] * (inverse @ right)
     return solution

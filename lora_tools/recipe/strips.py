@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.linalg.apply import Gain, column_norms
+from lora_tools.linalg.apply import Gain, column_norms, narrowed
 from lora_tools.linalg.stored import WIDTH, widen
 from lora_tools.recipe.entry import Entry, Patch, Source
 from lora_tools.recipe.factors import Loaded, load, side_by_side, wide
@@ -41,9 +41,9 @@ def height(entry: Entry) -> int:
 
 
 def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) -> Iterator[Strip]:
-    """Yield rows of an entry in order, with factors of type ``kind``.
+    """Yield rows of an entry in order, with factors of type ``kind``, or float64 if they need it.
 
-    Raises `NonFiniteError` if a factor holds NaN or Inf.
+    Raises `NonFiniteError` if a factor holds NaN or Inf, or its update has no square in float64.
     """
     step, updates = height(entry), dict[tuple[int, str], Update]()
     with _Reader(entry) as reader:
@@ -51,11 +51,10 @@ def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) ->
             joined, gain = _joined(entry, patches, (first, last), updates)
             left = right = None
             if joined:
-                left, right = joined.left.astype(kind), joined.right.astype(kind)
-                if not (np.isfinite(left).all() and np.isfinite(right).all()):
-                    raise NonFiniteError(
-                        f"{entry.key}: its update is too large for {kind.__name__}"
-                    )
+                try:
+                    left, right = narrowed(joined.left, joined.right, kind)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{entry.key}: its update: {error}") from error
             for low in range(first, last, step):
                 high = min(low + step, last)
                 part = None if left is None else left[low - first : high - first]

@@ -1,7 +1,7 @@
 """Reports: what was done to each module and what it cost, as data and as text."""
 
 from lora_tools.report.document import Document, command_line, grouped, section
-from lora_tools.report.figures import percent, size, total
+from lora_tools.report.figures import percent, shares, size, total
 from lora_tools.report.markdown import block, code, plain
 from lora_tools.report.report import SCHEMA, Change, Report, Row
 from lora_tools.report.table import Code, table
@@ -20,6 +20,7 @@ __all__ = [
     "percent",
     "plain",
     "section",
+    "shares",
     "size",
     "table",
     "total",

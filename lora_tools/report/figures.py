@@ -13,9 +13,21 @@ def total(parts: Iterable[tuple[float, float]]) -> float:
     0.6
     """
     parts = list(parts)
-    whole = math.fsum(norm**2 for norm, _ in parts)
-    lost = math.fsum((norm * error) ** 2 for norm, error in parts)
-    return math.sqrt(lost / whole) if whole else 0.0
+    norms = shares(norm for norm, _ in parts)
+    whole = math.hypot(*norms)
+    lost = math.hypot(*(share * error for share, (_, error) in zip(norms, parts, strict=True)))
+    return lost / whole if whole else 0.0
+
+
+def shares(norms: Iterable[float]) -> list[float]:
+    """Return norms as shares of the largest, whose squares float64 can hold.
+
+    >>> shares([1e-300, 5e-301, 0.0])
+    [1.0, 0.5, 0.0]
+    """
+    norms = list(norms)
+    top = max(norms, default=0.0)
+    return [norm / top for norm in norms] if top else norms
 
 
 def size(nbytes: float) -> str:

@@ -49,7 +49,7 @@ def test_scaling_knows_whether_it_is_exact(dtype):
         double, exact = factor.scaled(2.0, dtype)
         assert exact
         assert torch.equal(as_tensor(double), 2 * as_tensor(factor))
-        assert factor.scaled(1 / 3, dtype)[1] == (dtype == "float64")  # as far as that can tell
+        assert not factor.scaled(1 / 3, dtype)[1]
         assert not factor.scaled(1e30, "float16")[0].is_finite()
         rounded, exact = factor.scaled(1.0, "bfloat16")
         assert not exact

@@ -6,8 +6,10 @@ from typing import NamedTuple
 from lora_tools.engine import Engine
 from lora_tools.errors import NonFiniteError
 from lora_tools.formats.manifest import Module
+from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rank import numerical_rank
 from lora_tools.linalg.svd import core
+from lora_tools.ops.convert.task import named
 from lora_tools.ops.convert.translated import Translated
 from lora_tools.update import factors
 
@@ -46,6 +48,7 @@ class Rank(NamedTuple):
     least: int
 
 
+@exact()
 def _measure(job: Measurement) -> tuple[str, Rank]:
     module = job.module
     update = factors(job.of.update(module))
@@ -57,5 +60,5 @@ def _measure(job: Measurement) -> tuple[str, Rank]:
         try:
             least = numerical_rank(core(update, careful=True).s)
         except NonFiniteError as error:
-            raise NonFiniteError(f"{job.of.path}: {module.name}: {error}") from error
+            raise named(job.of, module, error) from error
     return module.name, Rank(update.rank, update.alpha, update.rslora, least)

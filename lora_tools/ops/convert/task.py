@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 
 from lora_tools.errors import NonFiniteError
+from lora_tools.formats.finite import broken, damaged, sound
 from lora_tools.formats.manifest import Module
+from lora_tools.linalg.exact import exact
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
@@ -28,11 +30,18 @@ class Job:
     """The rank that it keeps; the target's may be larger, filled up with zeros."""
 
 
+@exact()
 def rewrite(job: Job) -> Change:
     """Return a module's update as the target stores it, with what rounding cost."""
     module, target = job.module, job.target
     before = job.of.update(module)
     old = factors(before)
+    if not sound(before):
+        raise named(job.of, module, "")
+    try:
+        norm = math.sqrt(squared_norm(old))
+    except NonFiniteError as error:
+        raise named(job.of, module, error) from error
     dtypes = (_torch(target, "b"), _torch(target, "a"))
     alpha, rslora = target.alpha, target.rslora
     if target.r != job.r:  # the scale stays, and zeros fill the rank up
@@ -51,7 +60,6 @@ def rewrite(job: Job) -> Change:
         ) from error
     after = refactored(before, _filled(new, target))
     lost += bias_error(before, after)
-    norm = math.sqrt(squared_norm(old))
     same = new.b is old.b and new.a is old.a
     made = not job.of.origins[module.name].is_pair
     outcome = "refactored" if made else "kept" if same else "rescaled"
@@ -73,6 +81,19 @@ def rewrite(job: Job) -> Change:
         rank_kept=job.r,
     )
     return Change(target.name, after, row)
+
+
+def named(of: Translated, module: Module, why: object) -> NonFiniteError:
+    """Return the error that names what a module is made of and holds NaN or Inf, or says ``why``.
+
+    A module may be made of several, or of rows of one: those are what the file has, and are read
+    once more.
+    """
+    olds = of.origins[module.name].modules
+    keys = [key for old in olds for key in broken(old, of.source.update(old))]
+    if keys:
+        return damaged([f"{of.path}: {' and '.join(keys)}"])
+    return NonFiniteError(f"{of.path}: {module.name}: {why}")
 
 
 def _filled(update: LowRank, target: Module) -> LowRank:

@@ -75,7 +75,7 @@ def total(parts: list[Figures]) -> Figures:
     """Return the figures of several modules together."""
     inner = math.fsum(part.inner for part in parts)
     norms = _root([part.norms[0] for part in parts]), _root([part.norms[1] for part in parts])
-    factor = inner / norms[0] ** 2 if norms[0] else 0.0
+    factor = inner / norms[0] / norms[0] if norms[0] else 0.0
     # B - cA of each is split at its own best factor: what is left is orthogonal to A.
     residuals = [
         math.hypot(part.residual, (part.inner / part.norms[0] - factor * part.norms[0]))
@@ -94,4 +94,4 @@ def total(parts: list[Figures]) -> Figures:
 
 
 def _root(values: list[float]) -> float:
-    return math.sqrt(math.fsum(value * value for value in values))
+    return math.hypot(*values)

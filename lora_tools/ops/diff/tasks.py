@@ -1,25 +1,27 @@
 """The job of a diff: read one pair and measure it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
+from lora_tools.formats.finite import broken, damaged
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.linalg.compare import compare as compare_factors
-from lora_tools.linalg.metrics import squared_norm
+from lora_tools.linalg.exact import exact, placed
+from lora_tools.linalg.metrics import norm, squared_norm
 from lora_tools.linalg.rescale import refactored
-from lora_tools.linalg.tall import tall
 from lora_tools.ops.diff.pairs import Job, Side
 from lora_tools.ops.diff.rows import Figures, Row, ratio
-from lora_tools.update import Array, Biased, DoRA, LowRank, Update, factors
+from lora_tools.update import Array, Biased, DoRA, Update, factors
 
 CHUNK = 1 << 20
 """Elements of a tensor that are widened at a time: a vocabulary's head is a gigabyte."""
 
 
+@exact()
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
 def compare(job: Job) -> Row:
     """Return what is found of one pair; `NonFiniteError` names the tensors that hold NaN or Inf."""
@@ -35,7 +37,7 @@ def _module(job: Job, a: Module | Extra | None, b: Module | Extra | None) -> Row
         try:
             figures, identical = _measure(left, right)
         except NonFiniteError as error:
-            raise _not_finite(job, (left, right)) from error
+            raise _not_finite(job, (left, right), error) from error
     return Row(
         kind="module",
         names=(x.name if x else None, y.name if y else None),
@@ -82,19 +84,18 @@ def _tensor(job: Job) -> Row:
     figures, identical = None, False
     if x is None or y is None or x.spec.shape == y.spec.shape:
         left, right = (_pieces(side) for side in (job.a, job.b))
-        squares = [0.0, 0.0, 0.0]
+        parts = [(0.0, 0.0, 0.0)]
         zero = np.zeros(())
         while True:
             p, q = next(left, None), next(right, None)
             if p is None and q is None:
                 break
             p, q = (zero if piece is None else piece for piece in (p, q))
-            for index, piece in enumerate((p, q, p - q)):
-                squares[index] += float(np.square(piece).sum())
-        _check_finite(job, squares)
-        norms = math.sqrt(squares[0]), math.sqrt(squares[1])
-        figures = Figures(norms, math.sqrt(squares[2]))
-        identical = bool(x and y and x.spec == y.spec and not squares[2])
+            parts.append((norm(p), norm(q), norm(p - q)))
+        first, second, difference = (math.hypot(*column) for column in zip(*parts, strict=True))
+        _check_finite(job, (first, second, difference))
+        figures = Figures((first, second), difference)
+        identical = bool(x and y and x.spec == y.spec and not difference)
     return Row(
         kind="tensor",
         names=(x and x.key, y and y.key),
@@ -115,7 +116,8 @@ def _update(side: Side) -> Update:
         return adapter.format.update(module, adapter.tensors.arrays)
     update = adapter.format.update(module, adapter.tensors)
     low = factors(update)
-    return refactored(update, replace(low, a=low.a.to(side.device), b=low.b.to(side.device)))
+    moved = replace(low, a=placed(low.a, side.device), b=placed(low.b, side.device))
+    return refactored(update, moved)
 
 
 def _dtype(module: Module | None) -> str | None:
@@ -140,10 +142,7 @@ def _double(array: Array) -> np.ndarray:
 
 def _norm(update: Update | None) -> float:
     assert update is not None
-    squared = squared_norm(factors(update))
-    if not math.isfinite(squared):
-        raise NonFiniteError("a factor holds NaN or Inf")
-    return math.sqrt(max(squared, 0.0))
+    return math.sqrt(squared_norm(factors(update)))
 
 
 def _magnitude(update: Update | None) -> np.ndarray | None:
@@ -162,49 +161,32 @@ def _relative(x: np.ndarray | None, y: np.ndarray | None) -> float | None:
     if x is None and y is None:
         return None
     p, q = (np.zeros(()) if vector is None else vector for vector in (x, y))
-    difference = float(np.linalg.norm(np.atleast_1d(p - q)))
-    if not math.isfinite(difference):
-        raise NonFiniteError("a vector holds NaN or Inf")
-    return ratio(difference, float(np.linalg.norm(np.atleast_1d(p))))
+    difference, whole = norm(p - q), norm(p)
+    if not (math.isfinite(difference) and math.isfinite(whole)):
+        raise NonFiniteError("its magnitude or bias exceeds float64")
+    return ratio(difference, whole)
 
 
-def _not_finite(job: Job, updates: tuple[Update | None, ...]) -> NonFiniteError:
-    """Name the tensors that hold NaN or Inf; if none does, products of theirs exceed float64."""
+def _not_finite(
+    job: Job, updates: tuple[Update | None, ...], why: NonFiniteError
+) -> NonFiniteError:
+    """Name the tensors of either side that hold NaN or Inf; if none does, say why."""
     bad = [
         f"{side.adapter.tensors.path}: {key}"
         for side, update in zip((job.a, job.b), updates, strict=True)
         if side and update and isinstance(side.thing, Module)
-        for key, array in _arrays(side.thing, update)
-        if not tall(array.reshape(-1, 1)).is_finite()
+        for key in broken(side.thing, update)
     ]
-    if not bad:
-        return NonFiniteError(f"{job.names[0]}: products of its numbers exceed float64")
-    return _damaged(bad)
+    return damaged(bad) if bad else NonFiniteError(f"{job.names[0]}: {why}")
 
 
-def _arrays(module: Module, update: Update) -> Iterator[tuple[str, Array]]:
-    low: LowRank = factors(update)
-    keys = {role: part.key for role, part in module.parts.items()}
-    yield keys.get("b", module.stem), low.b  # some factors are made of other tensors
-    yield keys.get("a", module.stem), low.a
-    match update:
-        case DoRA(magnitude=magnitude):
-            yield keys.get("magnitude") or keys["columns"], magnitude
-        case Biased(bias=bias):
-            yield module.parts["bias"].key, bias
-
-
-def _check_finite(job: Job, squares: list[float]) -> None:
+def _check_finite(job: Job, norms: Sequence[float]) -> None:
     bad = [
         f"{side.adapter.tensors.path}: {side.name}"
-        for side, square in zip((job.a, job.b), squares, strict=False)
-        if side and not math.isfinite(square)
+        for side, norm in zip((job.a, job.b), norms, strict=False)
+        if side and not math.isfinite(norm)
     ]
     if bad:
-        raise _damaged(bad)
-
-
-def _damaged(tensors: list[str]) -> NonFiniteError:
-    return NonFiniteError(f"{' and '.join(tensors)}: NaN or Inf").hint(
-        "Training has diverged, or the file is damaged; an earlier checkpoint may be sound."
-    )
+        raise damaged(bad)
+    if not math.isfinite(norms[-1]):
+        raise NonFiniteError(f"{job.names[0]}: its numbers differ by more than float64 can hold")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.errors import NonFiniteError, UnsupportedError
+from lora_tools.linalg.range import LEAST, MOST
 from lora_tools.linalg.stored import widened
 from lora_tools.model import Model
 from lora_tools.ops.extract.pairs import Pair
@@ -112,9 +113,17 @@ def difference(base: Model, tuned: Model, pair: Pair, *, common: int | None = No
             block = np.subtract(after, before, out=delta[start:stop])
             squared += _squared(block)
             base_squared += _squared(before)
-    if not np.isfinite(squared):
+    if not (np.isfinite(squared) and np.isfinite(base_squared)):
         raise _not_finite(old, new, spans)
-    return Delta(delta, squared, base_squared) if squared else None
+    if not squared and not delta.any():
+        return None  # 0 and -0
+    for whole in (squared, base_squared if base_squared else 1.0):
+        if not LEAST**2 <= whole <= MOST**2:
+            raise NonFiniteError(
+                f"{new.model.path}: {new.key} and its base: the norm of one, or of what was added,"
+                f" has no square in float64"
+            ).hint("Pass --skip-bad to go on without it.")
+    return Delta(delta, squared, base_squared)
 
 
 def _matrix(pair: Pair, common: int | None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_tools.names import collapse, template
-from lora_tools.report import Document, grouped, percent, size, table, total
+from lora_tools.report import Document, grouped, percent, shares, size, table, total
 from lora_tools.text import joined, label
 
 SCHEMA = "lora-tools/extraction/1"
@@ -187,19 +187,20 @@ def _key(row: Row) -> tuple[str, tuple[int, ...]]:
 
 
 def _energy(rows: Sequence[Row]) -> float:
-    whole = math.fsum(row.norm**2 for row in rows)
-    return math.fsum(row.norm**2 * row.energy for row in rows) / whole if whole else 1.0
+    norms = shares(row.norm for row in rows)
+    whole = math.fsum(norm**2 for norm in norms)
+    kept = math.fsum(norm**2 * row.energy for norm, row in zip(norms, rows, strict=True))
+    return kept / whole if whole else 1.0
 
 
 def _relative(rows: Sequence[Row]) -> float:
-    bases = [(row.norm / row.relative_norm) ** 2 for row in rows if row.relative_norm]
-    base = math.fsum(bases)
-    return math.sqrt(math.fsum(row.norm**2 for row in rows) / base) if base else 0.0
+    base = math.hypot(*(row.norm / row.relative_norm for row in rows if row.relative_norm))
+    return math.hypot(*(row.norm for row in rows)) / base if base else 0.0
 
 
 def _share(rows: Sequence[Row], every: Sequence[Row]) -> float:
-    whole = math.fsum(row.norm**2 for row in every)
-    return math.fsum(row.norm**2 for row in rows) / whole if whole else 0.0
+    whole = math.hypot(*(row.norm for row in every))
+    return (math.hypot(*(row.norm for row in rows)) / whole) ** 2 if whole else 0.0
 
 
 def _names(rows: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lora_tools.errors import ConvergenceError, NonFiniteError
+from lora_tools.linalg.exact import exact, placed
 from lora_tools.linalg.krylov import Leading, leading
 from lora_tools.linalg.operator import Operator, operator
 from lora_tools.linalg.split import Split, split
@@ -89,6 +90,7 @@ def load(job: Job) -> Loaded:
         return Loaded(job, None, None, "bad")
 
 
+@exact()
 def finish(loaded: Loaded) -> Row:
     """Extract a module at its rank and keep its factors; return its row."""
     job = loaded.job
@@ -117,6 +119,7 @@ def finish(loaded: Loaded) -> Row:
     return row
 
 
+@exact()
 def survey(loaded: Loaded) -> Spectrum:
     """Find the spectrum of a module, and keep it with the vectors that belong to it."""
     job, kept = loaded.job, loaded.kept
@@ -201,9 +204,7 @@ def _moved(job: Job, array: Array) -> Array:
     device = job.plan.options.device
     if device == "cpu":
         return array
-    import torch  # the host computes without it
-
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    return placed(array, device)
 
 
 def _factors(place: Place, splits: Sequence[Split], more: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ class Weight(NamedTuple):
 
     keys: tuple[str, ...]
     norm: float | None
-    """None if the numbers are packed."""
+    """None if the numbers are packed, or not all finite."""
 
     def to_dict(self, update: float | None) -> dict[str, Any]:
         """Return it as plain data, beside the norm of the update."""
@@ -102,4 +102,5 @@ def weigh(job: Weighing) -> Weight:
         )
         for patch in patches
     ]
-    return Weight(keys, math.hypot(*norms))
+    whole = math.hypot(*norms)
+    return Weight(keys, whole if math.isfinite(whole) else None)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Adder, Device, Host, Tally
+from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import WIDTH, accumulator
 from lora_tools.ops.merge.shards import Shard
@@ -62,6 +63,7 @@ def jobs(shard: Shard, path: Path, device: str) -> Iterator[Job]:
             yield Job(shard.name, entry, (first, min(first + step, rows)), path, start, device)
 
 
+@exact()
 def merge_rows(job: Job) -> Done:
     """Write the rows of a job and return their tally; the file's other bytes stay as they are."""
     entry = job.entry

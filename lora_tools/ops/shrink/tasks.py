@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.errors import NonFiniteError
-from lora_tools.formats.manifest import BESIDE, Module, Role
+from lora_tools.formats.finite import not_finite, sound
+from lora_tools.formats.manifest import Module
+from lora_tools.linalg.exact import exact, placed
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
-from lora_tools.linalg.tall import Held, Small, Tall, hold, padded
+from lora_tools.linalg.tall import Held, Small, hold, padded
 from lora_tools.linalg.truncate import truncate
 from lora_tools.ops.shrink.source import Source
 from lora_tools.report import Change, Row
@@ -68,14 +70,18 @@ class Rewrite:
     found: Decomposed
 
 
+@exact()
 def decompose(job: Job) -> Decomposed:
     """Return the spectrum of one module; `NonFiniteError` names the tensor that has none."""
     update = _update(job)
-    held = hold(factors(update))
+    path, module = job.adapter.tensors.path, job.module
+    if not sound(update):
+        raise not_finite(path, module, update, "")
     try:
+        held = hold(factors(update))
         heart = core(factors(update), held)
     except NonFiniteError as error:
-        raise _not_finite(job, held) from error
+        raise not_finite(path, module, update, error) from error
     found = Decomposed(heart.s, heart.left)
     if job.guess is None or found.is_zero:
         return found
@@ -83,6 +89,7 @@ def decompose(job: Job) -> Decomposed:
     return found._replace(made=Made(job.guess, change))
 
 
+@exact()
 def rewrite(job: Rewrite) -> Change:
     """Return the module's update as its goal says, with what it cost."""
     made = job.found.made
@@ -90,20 +97,6 @@ def rewrite(job: Rewrite) -> Change:
         return made.change
     update = _update(job.of)
     return _change(job, update, hold(factors(update)))
-
-
-def _not_finite(job: Job, held: Held) -> NonFiniteError:
-    """Name the tensors that hold NaN or Inf; if none does, squares of theirs exceeded float64."""
-    where, parts = job.adapter.tensors.path, job.module.parts
-    roles: tuple[tuple[Role, Tall], ...] = (("b", held.b), ("a", held.a))
-    bad = [role for role, factor in roles if not factor.is_finite()]
-    if not bad:
-        return NonFiniteError(f"{where}: {job.module.name}: too large to be squared in float64")
-    made_of = bad if job.module.is_pair else [role for role in parts if role not in BESIDE]
-    keys = [parts[role].key for role in made_of]
-    return NonFiniteError(f"{where}: {' and '.join(keys)}: NaN or Inf").hint(
-        "Training has diverged, or the file is damaged; an earlier checkpoint may be sound."
-    )
 
 
 def _change(job: Rewrite, before: Update, held: Held) -> Change:
@@ -138,7 +131,7 @@ def _update(job: Job) -> Update:
         return job.adapter.update(job.module)
     update = job.adapter.update(job.module, on_host=False)
     low = factors(update)
-    moved = replace(low, a=low.a.to(job.device), b=low.b.to(job.device))
+    moved = replace(low, a=placed(low.a, job.device), b=placed(low.b, job.device))
     return refactored(update, moved)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_tools.linalg.apply import normalise
+from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
 from lora_tools.recipe import Entry
@@ -82,6 +83,7 @@ class Found:
     evidence: Evidence
 
 
+@exact()
 def examine(job: Job) -> Found:
     """Compare the rows of a job."""
     entry = job.entry

@@ -80,6 +80,8 @@ def _strength(entry: Entry, e: Evidence) -> Verdict | None:
     dora = any(patch.dora for patch in entry.patches)
     if few or dora or e.broken or not e.update or not e.floor:
         return None
+    if not all(map(math.isfinite, (e.dot, e.update, e.change, e.floor))):
+        return None  # squares that float64 cannot hold say nothing of a strength
     factor = e.dot / e.update
     rest = max(e.change - factor * e.dot, 0.0)
     noise = e.floor / 12

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import reference
 import torch
-from marks import needs_gpu
 from safetensors.torch import load_file, save_file
 
 from lora_tools import Fixed, LoraToolsError, Serial, Threads, read, shrink, staged, write
@@ -376,11 +375,12 @@ def test_pickles_and_types_do_not_matter(tmp_path):
     assert np.isfinite(diff(read(source), read(b)).total.norms[0])
 
 
-@needs_gpu("diff")
 @pytest.mark.parametrize("name", ["minilm-plain", "minilm-dora", "moe-experts", "conv-mixed"])
-def test_a_gpu_computes_what_the_cpu_does(name, tmp_path):
+def test_a_gpu_computes_what_the_cpu_does(name, tmp_path, gpu):
     pair = read(FIXTURES / name), read(truncated(FIXTURES / name, tmp_path / "b", 2))
-    host, device = diff(*pair), diff(*pair, Options(device="cuda"))
+    host = diff(*pair)
+    with gpu:
+        device = diff(*pair, Options(device="cuda"))
     for x, y in zip(host.modules, device.modules, strict=True):
         assert y.figures.relative == pytest.approx(x.figures.relative, rel=1e-6, abs=1e-12)
         assert y.figures.columns.angles == pytest.approx(x.figures.columns.angles, rel=1e-4)
