@@ -16,7 +16,8 @@ from lora_tools.cli import cli
 from lora_tools.errors import NonFiniteError, UnsupportedError
 from lora_tools.formats.registry import FORMATS as ALL
 from lora_tools.ops.convert import convert
-from lora_tools.report import Report, Row, json_text, total
+from lora_tools.report import Report, Row, total
+from lora_tools.text import json_text
 
 FORMATS = {format.name: format for format in ALL}
 TARGETS = ["peft", "kohya", "comfyui", "diffusers", "mlx"]
