@@ -30,7 +30,7 @@ ASLEEP = f"{HERE}; time.sleep(60)"
 AT_WORK = f"""
     {HERE}
     from lora_tools.engine import Threads
-    list(Threads(2).map(time.sleep, [60] * 8))
+    list(Threads(2, patient=False).map(time.sleep, [60] * 8))
 """
 SLOW_TO_CLEAN = """
     try:
