@@ -34,7 +34,7 @@ AT_WORK = f"""
         {HERE}
         time.sleep(60)
 
-    list(Threads(2, patient=False).map(work, range(8)))
+    list(Threads(1, patient=False).map(work, range(8)))
 """
 SLOW_TO_CLEAN = """
     try:
