@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import FormatError
+from lora_tools.storage.disk import naming
 from lora_tools.storage.sides import create, opened, why_not
 
 BEGIN = "<!-- lora-tools: begin -->"
@@ -27,7 +28,7 @@ def carry(readme: Path, target: Path, section: str) -> tuple[str, ...]:
         return ()
     if why := why_not(readme.parent, readme):
         return (f"{readme.name} is left out: {why}",)
-    with opened(readme) as source, create(target, source) as copy:
+    with opened(readme) as source, naming(target), create(target, source) as copy:
         data = source.read()
         try:
             text = data.decode()

@@ -7,7 +7,7 @@ from typing import NoReturn
 import click
 
 from lora_tools.cli.console import complain, say, trace, usage
-from lora_tools.cli.process import leave, prepare
+from lora_tools.cli.process import Terminated, leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
@@ -83,6 +83,9 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted.")
         return 130
+    except Terminated as end:
+        say(f"{end}.")
+        return end.status
     return result if isinstance(result, int) else 0
 
 

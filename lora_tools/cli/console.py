@@ -97,8 +97,10 @@ def _words(error: Exception) -> tuple[str, tuple[str, ...]]:
     """Return what is wrong, and what it lists; an error of the system as ours read."""
     if isinstance(error, LoraToolsError):
         return error.title, error.points
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}", ()
+    if isinstance(error, OSError) and error.strerror:  # the file first, and no number
+        names = (name for name in (error.filename, error.filename2) if name is not None)
+        files = " → ".join(os.fsdecode(name) for name in names)
+        return f"{files}: {error.strerror}" if files else error.strerror, ()
     return str(error), ()
 
 

@@ -58,9 +58,25 @@ vllm_option = click.option(
 )
 
 
-def force_option(help: str = "Replace OUT if it exists.") -> Option:
-    """Return ``--force``; what it replaces is the command's to say."""
-    return click.option("--force", is_flag=True, help=help)
+def force_option(what: str = "OUT") -> Option:
+    """Return ``--force`` and ``--force-any``; what they replace is the command's to say."""
+    return together(
+        click.option(
+            "--force",
+            "force",
+            flag_value=True,
+            default=False,
+            type=click.UNPROCESSED,
+            help=f"Replace {what} where lora-tools has written it.",
+        ),
+        click.option(
+            "--force-any",
+            "force",
+            flag_value="any",
+            type=click.UNPROCESSED,
+            help=f"Replace {what}, whatever is there.",
+        ),
+    )
 
 
 def dry_run_option(help: str) -> Option:
@@ -187,7 +203,7 @@ def make_engine(device: str, jobs: int | None) -> "Engine":
     if kind != "cpu":
         _check_device(device)
     workers = jobs or (len(os.sched_getaffinity(0)) if kind == "cpu" else 1)
-    return Threads(workers) if workers > 1 else Serial()
+    return Threads(workers, patient=False) if workers > 1 else Serial()
 
 
 def _check_device(device: str) -> None:

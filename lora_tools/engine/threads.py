@@ -14,11 +14,17 @@ class Threads:
     """``count`` threads, each computing on one core."""
 
     count: int
+    patient: bool = True
+    """Whether an interrupt waits for the jobs that have begun; they would go on beside the caller.
+
+    Where the process ends with the interrupt, they end with it.
+    """
 
     def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield results in order, at most two jobs per thread ahead of the reader."""
         pool = ThreadPoolExecutor(self.count)
         pending: deque[Future[Result]] = deque()
+        wait = True
         try:
             for job in jobs:
                 pending.append(pool.submit(_on_one_core, task, job))
@@ -26,8 +32,13 @@ class Threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            wait = self.patient or isinstance(error, Exception)
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from lora_tools.errors import CheckpointError
+from lora_tools.storage.disk import naming
 from lora_tools.storage.opening import INDEX, PICKLED_INDEX, PICKLES
 
 WEIGHTS = (".safetensors", ".gguf", ".npz", *PICKLES)
@@ -79,9 +80,10 @@ def is_within(folder: Path, target: Path) -> bool:
 def carry(file: Path, target: Path) -> None:
     """Copy a side file to a path that does not exist yet, with no more rights than it has.
 
-    Raises `CheckpointError` if it has become something else than a file.
+    Raises `CheckpointError` if it has become something else than a file, `DiskError` if the disk
+    refuses.
     """
-    with opened(file) as source, create(target, source) as copy:
+    with opened(file) as source, naming(target), create(target, source) as copy:
         shutil.copyfileobj(source, copy)
 
 

@@ -82,3 +82,30 @@ def test_a_job_may_import_torch_while_others_begin(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "patient", "waits"),
+    [
+        (KeyboardInterrupt, False, False),
+        (KeyboardInterrupt, True, True),
+        (ZeroDivisionError, False, True),
+    ],
+)
+def test_an_interrupt_waits_for_jobs_only_if_the_caller_is_patient(error, patient, waits):
+    begun, free, done = threading.Event(), threading.Event(), []
+
+    def work(number: int) -> None:
+        begun.set()
+        free.wait(1 if waits else 30)
+        done.append(number)
+
+    def jobs():
+        yield 1
+        begun.wait(30)
+        raise error
+
+    with pytest.raises(error):
+        list(Threads(1, patient=patient).map(work, jobs()))
+    assert done == ([1] if waits else [])
+    free.set()

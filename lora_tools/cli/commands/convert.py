@@ -34,6 +34,7 @@ from lora_tools.engine import Engine
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
+from lora_tools.storage.ours import Force
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 from lora_tools.text import visible
@@ -79,7 +80,7 @@ def command(
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
-    force: bool,
+    force: Force,
     quiet: bool,
 ) -> None:
     """Write the adapter SOURCE in another FORMAT to OUT, with the same updates.
@@ -124,7 +125,8 @@ def command(
         for _ in rows:
             pass
     else:
-        with (staged_file if single else staged)(out, force=force) as place:
+        stage = staged_file if single else staged
+        with stage(out, force=force, sources=adapter.files) as place:
             folder, name = (place.parent, place.name) if single else (place, None)
             write(folder, plan.manifest, rows, like=adapter, format=format, name=name)
             if not single:

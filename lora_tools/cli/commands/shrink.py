@@ -28,6 +28,7 @@ from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
 from lora_tools.report import percent, size, table
+from lora_tools.storage.ours import Force
 from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 from lora_tools.text import visible
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the report, as JSON, to FILE too.",
 )
-@force_option("Replace OUT, and the report's FILE, if they exist.")
+@force_option("OUT, or the report's FILE,")
 @quiet_option
 def command(
     source: Path,
@@ -68,7 +69,7 @@ def command(
     dry_run: bool,
     as_json: bool,
     report_file: Path | None,
-    force: bool,
+    force: Force,
     quiet: bool,
 ) -> None:
     """Lower the rank of the adapter SOURCE and write the result to the folder OUT.
@@ -105,13 +106,13 @@ def command(
         for _ in rows:
             pass
     else:
-        with staged(out, force=force) as place:
+        with staged(out, force=force, sources=adapter.files) as place:
             write(place, shrunk.manifest, rows, like=adapter)
             section = report.to_markdown()
             report.notes += carry(adapter.path / README, place / README, section)
             report.save(place / REPORT)
     if report_file:
-        with staged_file(report_file, force=force) as place:
+        with staged_file(report_file, force=force, sources=adapter.files) as place:
             report.save(place)
     if as_json:
         show_json(report.to_json())

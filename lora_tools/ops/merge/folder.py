@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lora_tools import card
 from lora_tools.adapter import README, REPORT
@@ -11,6 +12,7 @@ from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
 from lora_tools.recipe import Recipe
+from lora_tools.storage.disk import write_text
 from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
@@ -33,7 +35,7 @@ TOKENIZER = (
 def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> None:
     """Add everything but weights to a folder, and say in the report what was not copied."""
     if files.index_name:
-        (folder / files.index_name).write_text(files.index, encoding="utf-8")
+        write_text(folder / files.index_name, files.index)
     left_out = _copy_sides(recipe, folder)
     report.left_out = {**report.left_out, **left_out}
     if recipe.base.config or recipe.config:
@@ -42,12 +44,22 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
     if base.is_dir():
         report.notes += card.carry(base / README, folder / README, section)
     if not (folder / README).exists():
-        text = card.with_section("", section).lstrip()
-        (folder / README).write_text(text, encoding="utf-8")
+        write_text(folder / README, card.with_section("", section).lstrip())
     report.save(folder / REPORT)
 
 
-def purpose(recipe: Recipe, files: Shards) -> str:
+def sources(recipe: Recipe) -> Iterator[Path]:
+    """Yield the files that the merged model is made of, as far as they are there."""
+    base = recipe.base
+    yield from base.tensors.files
+    yield base.tensors.path.parent / CONFIG
+    if base.path.is_dir():
+        yield from side_files(base.path, (CONFIG, README, REPORT)).carried
+    for strong in recipe.adapters:
+        yield from strong.adapter.files
+
+
+def purpose(recipe: Recipe, files: Shards) -> dict[str, Any]:
     """Return a digest of all that decides the bytes of the weights: inputs, plan and layout."""
     inputs = {
         place.path
@@ -67,7 +79,8 @@ def purpose(recipe: Recipe, files: Shards) -> str:
         "left_out": sorted(recipe.left_out),
         "shards": [[shard.name, shard.layout.header.hex()] for shard in files.shards],
     }
-    return hashlib.blake2b(json.dumps(document).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(json.dumps(document).encode(), digest_size=16).hexdigest()
+    return {"merge": digest}
 
 
 def _write_config(recipe: Recipe, folder: Path) -> None:
@@ -76,8 +89,7 @@ def _write_config(recipe: Recipe, folder: Path) -> None:
     if recipe.config == recipe.base.config:
         carry(source, folder / CONFIG)
         return
-    text = json_text(recipe.config)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, json_text(recipe.config) + "\n")
 
 
 def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:

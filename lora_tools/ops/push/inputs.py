@@ -7,6 +7,8 @@ from typing import Any
 
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, digest
 from lora_tools.remote import RemotePath
+from lora_tools.storage.disk import write_text
+from lora_tools.storage.writer import staged_file
 from lora_tools.text import json_text
 
 
@@ -20,8 +22,8 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
         {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
         for path in inputs
     ]
-    text = json_text(document)
-    report.write_text(text + "\n", encoding="utf-8")
+    with staged_file(report, force="any", sources=[report]) as place:
+        write_text(place, json_text(document) + "\n")
 
 
 def listed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

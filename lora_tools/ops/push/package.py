@@ -217,7 +217,8 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
         keys = {leak.entry for leak in here if leak.entry is not None}
         if keys and strip_metadata and isinstance(content, Path):
             here = [leak for leak in here if leak.entry is None]
-            copy = place / name.replace("/", "-")
+            copy = place / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
             strip(content, copy, keys)
             made.files[name] = copy
             made.notes.append(f"{name}: without the metadata {some(sorted(keys))}")
