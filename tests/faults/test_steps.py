@@ -1,0 +1,41 @@
+"""An end at each step of each command: killed, out of space, an input/output error, a signal."""
+
+import pytest
+from faults.commands import COMMANDS
+from faults.order import ERRORS, SIGNALS, Fault
+from faults.promises import broken, check
+
+SOME = ("die", *ERRORS, "SIGINT", "SIGTERM after")
+ALL = ("die", *ERRORS, *SIGNALS, *(f"{name} after" for name in SIGNALS))
+
+
+def kinds(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("kind", names, ids=lambda kind: kind.replace(" ", "-"))
+
+
+def ends(bench, kind: str, *, every: bool) -> list[str]:
+    name, _, how = kind.partition(" ")
+    return broken(bench, (Fault(name, number, how) for number in bench.steps(every=every)))
+
+
+@kinds(SOME)
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_an_end_at_each_kind_of_step(command, kind, benches):
+    check(ends(benches(command), kind, every=False))
+
+
+@pytest.mark.slow
+@kinds(ALL)
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_an_end_at_each_step(command, kind, benches):
+    check(ends(benches(command), kind, every=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_every_byte_of_an_output_is_written_in_steps(command, benches):
+    """Else a fault could not befall it: whatever is written past the interposer is not tested."""
+    bench = benches(command)
+    files = [name for name, content in bench.whole.left.items() if content is not None]
+    assert files
+    assert {str(bench.place / name) for name in files} <= set(bench.whole.ended.written)
+    assert not bench.whole.ended.unaccounted
