@@ -1,7 +1,6 @@
 """Adapters: read lazily from files, written atomically to folders."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.formats.rotary import Paired
 from lora_tools.storage.checkpoint import Checkpoint
+from lora_tools.storage.disk import copy_file, write_text
 from lora_tools.storage.layout import Layout
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
+from lora_tools.storage.ours import REPORT as OURS
 from lora_tools.storage.sides import SideFiles, side_files
 from lora_tools.storage.stamp import blank, stamp
 from lora_tools.storage.writer import TensorWriter
@@ -29,7 +30,7 @@ from lora_tools.storage.writer import TensorWriter
 if TYPE_CHECKING:
     from lora_tools.update import Update
 
-REPORT = "lora_tools_report.json"
+REPORT = OURS
 README = "README.md"
 
 
@@ -102,6 +103,14 @@ class Adapter(Mapping[str, "Update"]):
                 f"{self.path}: the rows of {some(unknown)} are in rotated pairs, and the file does"
                 " not say how many heads share them"
             ).hint("Give the base model, whose config.json says it: --base MODEL.")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that it is read from, or that goes along with it."""
+        config = self.format.config_file
+        beside = (self.tensors.path.parent / config,) if config else ()
+        readme = (self.path / README,) if self.path.is_dir() else ()
+        return (*self.tensors.files, *beside, *readme, *self.side_files().carried)
 
     def side_files(self) -> SideFiles:
         """Return what else lies in its folder; nothing if a single file was asked for."""
@@ -178,10 +187,10 @@ def write(
     stamp(target, manifest.specs, manifest.metadata)
     if format.config_file:
         text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
-        (folder / format.config_file).write_text(text, encoding="utf-8")
+        write_text(folder / format.config_file, text)
     for side in () if name else like.side_files().carried:
         if not (folder / side.name).exists():
-            shutil.copyfile(side, folder / side.name)
+            copy_file(side, folder / side.name)
 
 
 def tensor_name(format: Format, like: Adapter) -> str:

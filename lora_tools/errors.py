@@ -11,6 +11,7 @@
     ├── PolicyError       (ValueError)           a request that cannot mean anything
     ├── BoundError        (ValueError)           a bound that no result can keep
     ├── OutputError       (FileExistsError)      an output path that must not be written
+    ├── DiskError         (OSError)              the disk is full, or fails
     ├── DeviceError       (RuntimeError)         a device that is not there
     ├── PackageError      (ImportError)          an optional package that is not installed
     ├── HubError          (OSError)              the Hub cannot be asked, or refuses
@@ -73,6 +74,10 @@ class BoundError(LoraToolsError, ValueError):
 
 class OutputError(LoraToolsError, FileExistsError):
     """An output path is taken, or lies where it would harm an input."""
+
+
+class DiskError(LoraToolsError, OSError):
+    """The disk is full, or does not take what is written."""
 
 
 class DeviceError(LoraToolsError, RuntimeError):

@@ -58,9 +58,25 @@ vllm_option = click.option(
 )
 
 
-def force_option(help: str = "Replace OUT if it exists.") -> Option:
-    """Return ``--force``; what it replaces is the command's to say."""
-    return click.option("--force", is_flag=True, help=help)
+def force_option(what: str = "OUT") -> Option:
+    """Return ``--force`` and ``--force-any``; what they replace is the command's to say."""
+    return together(
+        click.option(
+            "--force",
+            "force",
+            flag_value=True,
+            default=False,
+            type=click.UNPROCESSED,
+            help=f"Replace {what} where lora-tools has written it.",
+        ),
+        click.option(
+            "--force-any",
+            "force",
+            flag_value="any",
+            type=click.UNPROCESSED,
+            help=f"Replace {what}, whatever is there.",
+        ),
+    )
 
 
 def dry_run_option(help: str) -> Option:

@@ -7,6 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lora_tools.storage.disk import write_text
+
 Item = TypeVar("Item")
 
 
@@ -33,7 +35,7 @@ class Document(ABC):
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(self.to_json() + "\n", encoding="utf-8")
+        write_text(path, self.to_json() + "\n")
 
     def to_text(self) -> str:
         """Return it for a terminal: the table, then the summary."""

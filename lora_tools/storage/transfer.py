@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError
+from lora_tools.storage.disk import refusal
 from lora_tools.storage.layout import Layout
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ BLOCK = 1 << 20
 @contextmanager
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """Yield a descriptor of a file, closed afterwards."""
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
     finally:
@@ -29,7 +30,8 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 def begin(path: Path, plan: Layout) -> None:
     """Make a file of the planned size that holds its header and nothing else yet."""
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
-        os.truncate(descriptor, plan.size)
+        with _naming(descriptor):
+            os.truncate(descriptor, plan.size)
         put(descriptor, memoryview(plan.header), 0)
 
 
@@ -37,7 +39,8 @@ def get(descriptor: int, buffer: "np.ndarray", position: int) -> None:
     """Fill a buffer from a file."""
     view = memoryview(buffer.data)
     while view:
-        count = os.preadv(descriptor, [view], position)
+        with _naming(descriptor):
+            count = os.preadv(descriptor, [view], position)
         if count == 0:
             raise CheckpointError("a file became shorter while it was read")
         view, position = view[count:], position + count
@@ -46,7 +49,8 @@ def get(descriptor: int, buffer: "np.ndarray", position: int) -> None:
 def put(descriptor: int, data: memoryview, position: int) -> None:
     """Write bytes at their place."""
     while data:
-        count = os.pwrite(descriptor, data, position)
+        with _naming(descriptor):
+            count = os.pwrite(descriptor, data, position)
         data, position = data[count:], position + count
 
 
@@ -63,12 +67,20 @@ def copy(source: int, start: int, count: int, target: int, position: int) -> Non
 
 
 def _copy_block(source: int, start: int, count: int, target: int, position: int) -> int:
-    block = os.pread(source, count, start)
+    with _naming(source):
+        block = os.pread(source, count, start)
     put(target, memoryview(block), position)
     return len(block)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    with opened(path) as descriptor:
-        os.fsync(descriptor)
+@contextmanager
+def _naming(descriptor: int) -> Iterator[None]:
+    """Give an error of the system, which names no file, that of the descriptor."""
+    try:
+        yield
+    except OSError as error:
+        try:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        except OSError:
+            raise error from None  # another system than Linux
+        raise refusal(path, error) from error

@@ -1,16 +1,19 @@
-"""Writing that is all or nothing: into a temporary place beside the target, then renamed."""
+"""Writing that is all or nothing: beside the target, to the disk, and only then renamed to it."""
 
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, OutputError, some
+from lora_tools.storage.disk import naming, sync, sync_all
 from lora_tools.storage.header import spec_of
 from lora_tools.storage.layout import Layout
+from lora_tools.storage.ours import Force, foreign
+from lora_tools.storage.private import restrict
+from lora_tools.storage.renames import exchange, rename_exclusive
+from lora_tools.storage.work import Work, located, working
 
 if TYPE_CHECKING:
     from lora_tools.update import Array
@@ -32,7 +35,8 @@ class TensorWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         self._descriptor = os.open(self._path, flags, 0o666)
         try:
-            os.truncate(self._descriptor, self._plan.size)
+            with naming(self._path):
+                os.truncate(self._descriptor, self._plan.size)
             self._write(memoryview(self._plan.header), 0)
         except BaseException:
             os.close(self._descriptor)
@@ -62,9 +66,10 @@ class TensorWriter:
             raise CheckpointError(f"{self._path}: never written: {some(sorted(self._missing))}")
 
     def _write(self, data: memoryview, position: int) -> None:
-        while data:
-            count = os.pwrite(self._descriptor, data, position)
-            data, position = data[count:], position + count
+        with naming(self._path):
+            while data:
+                count = os.pwrite(self._descriptor, data, position)
+                data, position = data[count:], position + count
 
 
 def _bytes(tensor: "Array") -> memoryview:
@@ -78,12 +83,13 @@ def _bytes(tensor: "Array") -> memoryview:
     return memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
-def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
-    """Raise `OutputError` if ``out`` exists (without ``force``), or is or lies inside an input.
+def check_output(out: Path, inputs: Mapping[str, Path], *, force: Force) -> None:
+    """Raise `OutputError` if ``out`` may not be written, or is or lies inside an input.
 
     ``inputs`` maps what to call an input in the message to its path.
     """
-    target = out.resolve()
+    located(out)
+    target = _resolved(out)
     for name, path in inputs.items():
         source = path.resolve()
         if target == source:
@@ -99,41 +105,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
     check_free(out, force=force)
 
 
-@contextmanager
-def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside ``out`` that becomes ``out`` when the block succeeds.
-
-    On any failure it is removed; a kill leaves at most a hidden folder under another name. With
-    ``force`` an existing ``out`` is replaced, and only once its successor is complete.
-    """
-    check_free(out, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
-    folder = out.parent / f".{out.name}.partial-{token}"
-    folder.mkdir()
-    try:
-        yield folder
-        replace_output(out, folder, force=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def staged_file(file: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a path beside ``file``, of the same ending, that becomes it when the block succeeds.
-
-    Raises `OutputError` if ``file`` exists (without ``force``) or there is no folder for it.
-    """
-    check_file(file, force=force)
-    place = file.with_name(f".{file.stem}.partial-{uuid.uuid4().hex[:8]}{file.suffix}")
-    try:
-        yield place
-        place.replace(file)
-    finally:
-        place.unlink(missing_ok=True)
-
-
-def check_file(file: Path, *, force: bool) -> None:
+def check_file(file: Path, *, force: Force) -> None:
     """Raise `OutputError` if a file cannot be written, before work is done for it."""
     if not file.parent.is_dir():
         raise OutputError(f"{file}: there is no folder {file.parent}")
@@ -142,29 +114,96 @@ def check_file(file: Path, *, force: bool) -> None:
     check_free(file, force=force)
 
 
-def replace_output(out: Path, new: Path, *, force: bool) -> None:
-    """Rename a complete folder to ``out``; with ``force``, in place of what is there."""
-    check_free(out, force=force)
-    if os.path.lexists(out):
-        _replace(out, new, out.parent / f".{out.name}.old-{uuid.uuid4().hex[:8]}")
-    else:
-        new.rename(out)
+def check_free(out: Path, *, force: Force, at: Path | None = None) -> None:
+    """Raise `OutputError` if ``out`` exists, unless ``force`` allows to replace what it is.
 
-
-def check_free(out: Path, *, force: bool) -> None:
-    """Raise `OutputError` if ``out`` exists, unless with ``force``."""
-    if os.path.lexists(out) and not force:  # a dangling link is in the way, too
-        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
-
-
-def _replace(out: Path, new: Path, aside: Path) -> None:
-    out.rename(aside)
+    ``at`` is where that lies, if it has been moved.
+    """
+    place = at or out
     try:
-        new.rename(out)
+        place.lstat()  # a dangling link is in the way, too
+    except FileNotFoundError:
+        return
+    if not force:
+        raise OutputError(f"{out}: exists already").hint("Pass --force to replace it.")
+    if force != "any" and (why := foreign(place)):
+        raise OutputError(f"{out}: does not look like an output of lora-tools: {why}").hint(
+            "Choose another output path, or pass --force-any to replace whatever is there."
+        )
+
+
+@contextmanager
+def staged(out: Path, *, force: Force = False, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``out`` when the block succeeds, at once and on the disk.
+
+    After any failure ``out`` is as it was; a kill leaves at most a hidden folder beside it, which
+    the next call removes. With ``force`` an output of lora-tools is replaced, with ``"any"``
+    whatever is there, and either only once its successor is on the disk. Where one of the
+    ``sources`` may not be read by group or others, neither may the result. Raises `OutputError` if
+    ``out`` is taken, or is being written by another process.
+    """
+    check_free(out, force=force)
+    with working(out) as work:
+        try:
+            work.clear()
+            work.place.mkdir()
+            yield work.place
+            publish(work, force=force, sources=sources)
+        finally:
+            work.remove()
+
+
+@contextmanager
+def staged_file(
+    file: Path, *, force: Force = False, sources: Iterable[Path] = ()
+) -> Iterator[Path]:
+    """Yield a path of the same ending for a file that becomes ``file`` when the block succeeds.
+
+    As `staged` is for folders. Raises `OutputError` if there is no folder for it.
+    """
+    check_file(file, force=force)
+    with working(file) as work:
+        try:
+            work.clear()
+            yield work.place
+            publish(work, force=force, sources=sources)
+        finally:
+            work.remove()
+
+
+def publish(work: Work, *, force: Force, sources: Iterable[Path] = ()) -> None:
+    """Give a finished output its name. After an error whatever had the name has it still.
+
+    All of it is on the disk before, and the name itself afterwards. What was replaced lies in the
+    folder of the work then, to be removed.
+    """
+    restrict(work.place, sources)
+    sync_all(work.place)
+    try:
+        rename_exclusive(work.place, work.out)
+    except FileExistsError:
+        check_free(work.asked, force=force, at=work.out)
+        _replace(work, force)
+        return
+    try:
+        sync(work.out.parent)
     except BaseException:
-        aside.rename(out)
+        work.out.rename(work.place)
         raise
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside)
-    else:
-        aside.unlink()
+
+
+def _replace(work: Work, force: Force) -> None:
+    exchange(work.place, work.out)
+    try:
+        check_free(work.asked, force=force, at=work.place)  # another may have come there since
+        sync(work.out.parent)
+    except BaseException:
+        exchange(work.place, work.out)
+        raise
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # Python before 3.13 raises the latter
+        raise OutputError(f"{path}: is a symbolic link that leads in a circle") from error

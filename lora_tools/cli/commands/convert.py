@@ -34,6 +34,8 @@ from lora_tools.engine import Engine
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
+from lora_tools.storage.disk import write_text
+from lora_tools.storage.ours import Force
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 
@@ -78,7 +80,7 @@ def command(
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
-    force: bool,
+    force: Force,
     quiet: bool,
 ) -> None:
     """Write the adapter SOURCE in another FORMAT to OUT, with the same updates.
@@ -123,7 +125,8 @@ def command(
         for _ in rows:
             pass
     else:
-        with (staged_file if single else staged)(out, force=force) as place:
+        stage = staged_file if single else staged
+        with stage(out, force=force, sources=adapter.files) as place:
             folder, name = (place.parent, place.name) if single else (place, None)
             write(folder, plan.manifest, rows, like=adapter, format=format, name=name)
             if not single:
@@ -168,4 +171,4 @@ def _write_readme(adapter: Adapter, place: Path, section: str) -> None:
     readme = adapter.path / README
     if readme.is_file():
         text = with_section(readme.read_text(encoding="utf-8"), section)
-        (place / README).write_text(text, encoding="utf-8")
+        write_text(place / README, text)

@@ -32,7 +32,8 @@ from lora_tools.cli.types import LocalOrHub
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
 from lora_tools.report import size
-from lora_tools.storage.writer import check_output, staged
+from lora_tools.storage.ours import Force
+from lora_tools.storage.writer import check_output
 
 if TYPE_CHECKING:
     from lora_tools.ops.extract import Options, Plan
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 @push_to_option
 @dry_run_option("Show what would be extracted, and write nothing.")
 @click.option(
-    "--no-resume", is_flag=True, help="Start over instead of going on where a run stopped."
+    "--no-resume", is_flag=True, help="Start over instead of resuming where a run stopped."
 )
 @json_option
 @force_option()
@@ -67,7 +68,7 @@ def command(
     dry_run: bool,
     no_resume: bool,
     as_json: bool,
-    force: bool,
+    force: Force,
     quiet: bool,
 ) -> None:
     """Write the best adapter that turns the model BASE into TUNED to the folder OUT.
@@ -76,7 +77,7 @@ def command(
     --max-error, --max-params and --max-size; the last three share ranks out among the modules
     optimally. Errors are relative Frobenius errors of the update, measured on the bytes written,
     beside a certified lower bound of what any adapter of the same ranks can reach. What is
-    finished is kept in OUT.partial: after an interruption the same command goes on from there.
+    finished is kept beside OUT: after an interruption the same command resumes from there.
     """
     if wish is None and not dry_run:
         raise click.UsageError(
@@ -95,14 +96,13 @@ def command(
         return
     assert wish is not None
     with _progress(found, quiet=quiet) as seen:
-        extraction = extract(
-            found, wish.policy(old), out, engine, resume=not no_resume, seen=seen, evict=evict
-        )
-        with staged(out, force=force) as place:
-            report = extraction.run(place)
+        policy, resume = wish.policy(old), not no_resume
+        with extract(
+            found, policy, out, engine, resume=resume, force=force, seen=seen, evict=evict
+        ) as extraction:
+            report = extraction.run()
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
-            report.save(place / REPORT)
-    extraction.keep.drop()
+            report.save(extraction.place / REPORT)
     report.seconds = time.monotonic() - began
     if as_json:
         click.echo(report.to_json())
@@ -162,5 +162,7 @@ def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> Non
 def _lasting(arguments: list[str]) -> list[str]:
     """Leave out what only says how to run, so that an interrupted run gives the same bytes."""
     return [
-        argument for argument in arguments if argument not in ("--no-resume", "--force", "--evict")
+        argument
+        for argument in arguments
+        if argument not in ("--no-resume", "--force", "--force-any", "--evict")
     ]

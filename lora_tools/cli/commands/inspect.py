@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lora_tools.adapter import Adapter
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.options import (
     alpha_option,
@@ -27,6 +28,8 @@ from lora_tools.model import open_model
 from lora_tools.ops.inspect import Listing, inspect, look
 from lora_tools.ops.inspect.text import listing_text, to_text
 from lora_tools.plot import FORMATS
+from lora_tools.storage.disk import naming, write_text
+from lora_tools.storage.ours import Force
 from lora_tools.storage.writer import check_file, staged_file
 
 
@@ -79,7 +82,7 @@ class Picture(click.Path):
     help="Draw heat map and spectra: .png, .svg or .pdf. Needs lora-tools[report].",
 )
 @format_option()
-@force_option("Replace the FILEs if they exist.")
+@force_option("a FILE")
 @full_option("A line for each module, not for each pattern.")
 @engine_options
 @json_option
@@ -93,7 +96,7 @@ def command(
     html: Path | None,
     plot: Path | None,
     own: str | None,
-    force: bool,
+    force: Force,
     full: bool,
     device: str,
     jobs: int | None,
@@ -129,25 +132,25 @@ def command(
     )
     document = result.to_dict()
     if html:
-        _write_page(document, html, force=force)
+        _write_page(document, html, found, force=force)
     if plot:
-        _draw(document, plot, force=force)
+        _draw(document, plot, found, force=force)
     _show(document, to_text(document, full=full), result.judgements, as_json=as_json)
     return _verdict(result.judgements) or (1 if document["problems"] else 0)
 
 
-def _write_page(document: dict[str, Any], file: Path, *, force: bool) -> None:
+def _write_page(document: dict[str, Any], file: Path, of: Adapter, *, force: Force) -> None:
     from lora_tools.page import render
 
     page = render(document)
-    with staged_file(file, force=force) as place:
-        place.write_text(page, encoding="utf-8")
+    with staged_file(file, force=force, sources=of.files) as place:
+        write_text(place, page)
 
 
-def _draw(document: dict[str, Any], file: Path, *, force: bool) -> None:
+def _draw(document: dict[str, Any], file: Path, of: Adapter, *, force: Force) -> None:
     from lora_tools.plot import draw
 
-    with staged_file(file, force=force) as place:
+    with staged_file(file, force=force, sources=of.files) as place, naming(place):
         draw(document, place)
 
 

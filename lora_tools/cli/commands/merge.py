@@ -34,6 +34,7 @@ from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.types import Size
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.model import CONFIG, open_model
+from lora_tools.storage.ours import Force
 from lora_tools.storage.writer import check_output
 
 
@@ -79,14 +80,14 @@ def command(
     evict: bool,
     dry_run: bool,
     as_json: bool,
-    force: bool,
+    force: Force,
     quiet: bool,
 ) -> None:
     """Add the ADAPTERs to the model BASE and write the result to the folder OUT.
 
     BASE is a folder, an index of shards or a safetensors file. Every sum is rounded once, to the
     type that BASE has; tensors that no adapter changes keep their bytes. An interrupted merge
-    goes on where it was if the same command is given again.
+    resumes where it was if the same command is given again.
     """
     if weights and len(weights) != len(adapters):
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")

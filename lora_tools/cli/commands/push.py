@@ -10,6 +10,8 @@ from lora_tools.adapter import README
 from lora_tools.cli.console import say
 from lora_tools.cli.options import dry_run_option, json_option, pattern_options, quiet_option
 from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
+from lora_tools.storage.disk import write_text
+from lora_tools.storage.writer import staged_file
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
@@ -126,8 +128,8 @@ def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bo
 
     with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
         text = card_only(folder, wish, publisher, Path(place))
-    part = folder / f".{README}.partial"
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / README)
+    card = folder / README
+    with staged_file(card, force="any", sources=[card]) as part:
+        write_text(part, text)
     if not quiet:
         say(f"written to {folder / README}; nothing was sent (--card-only)")

@@ -30,6 +30,8 @@ from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
 from lora_tools.report import Report, percent, size
+from lora_tools.storage.disk import write_text
+from lora_tools.storage.ours import Force
 from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the report, as JSON, to FILE too.",
 )
-@force_option("Replace OUT, and the report's FILE, if they exist.")
+@force_option("OUT, or the report's FILE,")
 @quiet_option
 def command(
     source: Path,
@@ -69,7 +71,7 @@ def command(
     dry_run: bool,
     as_json: bool,
     report_file: Path | None,
-    force: bool,
+    force: Force,
     quiet: bool,
 ) -> None:
     """Lower the rank of the adapter SOURCE and write the result to the folder OUT.
@@ -106,12 +108,12 @@ def command(
         for _ in rows:
             pass
     else:
-        with staged(out, force=force) as place:
+        with staged(out, force=force, sources=adapter.files) as place:
             write(place, shrunk.manifest, rows, like=adapter)
             _write_readme(adapter, place, report)
             report.save(place / REPORT)
     if report_file:
-        with staged_file(report_file, force=force) as place:
+        with staged_file(report_file, force=force, sources=adapter.files) as place:
             report.save(place)
     if as_json:
         click.echo(report.to_json())
@@ -157,4 +159,4 @@ def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:
     readme = adapter.path / README
     if readme.is_file():
         text = with_section(readme.read_text(encoding="utf-8"), report.to_markdown())
-        (place / README).write_text(text, encoding="utf-8")
+        write_text(place / README, text)

@@ -1,6 +1,7 @@
 """Extract: the best adapter of a full fine-tune, with a certificate of how good it can be."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -10,9 +11,9 @@ from lora_tools.engine.ahead import ahead
 from lora_tools.errors import BoundError, FormatError
 from lora_tools.linalg.krylov import Precision
 from lora_tools.linalg.rank import Fixed, MaxError, RankPolicy, Rest
-from lora_tools.model import Model, open_model
+from lora_tools.model import CONFIG, Model, open_model
 from lora_tools.ops.extract import output
-from lora_tools.ops.extract.keep import Keep, identity, open_keep
+from lora_tools.ops.extract.keep import Keep, identity, note, open_keep
 from lora_tools.ops.extract.options import Options
 from lora_tools.ops.extract.plan import Item, Plan, make_plan
 from lora_tools.ops.extract.ranks import Chosen, choose, fixed, headroom
@@ -30,6 +31,8 @@ from lora_tools.ops.extract.tasks import (
 )
 from lora_tools.report import total
 from lora_tools.storage.guests import Guests
+from lora_tools.storage.journal import Journal, Resume, journaled
+from lora_tools.storage.ours import Force
 
 __all__ = ["Extraction", "Options", "Plan", "Precision", "Report", "Row", "extract", "plan"]
 
@@ -56,10 +59,12 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """An extraction that goes on where it stopped. Its results are kept in a folder beside OUT."""
+    """An extraction that resumes where it stopped."""
 
     plan: Plan
     policy: RankPolicy
+    journal: Journal
+    """Of a folder beside OUT, where results are kept."""
     keep: Keep
     engine: Engine
     seen: Callable[[Item], None]
@@ -67,8 +72,13 @@ class Extraction:
     evict: bool = False
     """Whether files that were fetched are removed after their last use."""
 
-    def run(self, place: Path) -> Report:
-        """Extract everything that is not yet done, and fill the empty folder ``place``.
+    @property
+    def place(self) -> Path:
+        """The folder that becomes OUT."""
+        return self.journal.place
+
+    def run(self) -> Report:
+        """Extract everything that is not yet done, and fill the folder that becomes OUT.
 
         Raises `BoundError` if a bound cannot be kept, `NonFiniteError` for NaN and Inf, and
         `FormatError` if nothing changed.
@@ -82,7 +92,7 @@ class Extraction:
                 f"{self.plan.tuned.path}: no tensor that was to be extracted differs from"
                 f" {self.plan.base.path}"
             )
-        manifest = output.write(place, self.plan, items, ordered, kept, self.keep)
+        manifest = output.write(self.place, self.plan, items, ordered, kept, self.keep)
         return Report(
             base=str(self.plan.base.path),
             tuned=str(self.plan.tuned.path),
@@ -154,8 +164,9 @@ class Extraction:
         else:
             results = Serial().map(second, ahead(load, jobs))
         for job, result in zip(jobs, results, strict=True):
+            note(self.journal, job.name)
             if self.evict and result.outcome == "full":
-                output.save_whole(self.plan, job.item, self.keep)
+                note(self.journal, output.save_whole(self.plan, job.item, self.keep))
             for path in self.plan.files(job.item):
                 guests.done(path)
             self.seen(job.item)
@@ -171,6 +182,7 @@ class Extraction:
         return Rest(sum(s.numel for s in extras), sum(s.nbytes for s in extras), header)
 
 
+@contextmanager
 def extract(
     plan: Plan,
     policy: RankPolicy,
@@ -178,16 +190,28 @@ def extract(
     engine: Engine | None = None,
     *,
     resume: bool = True,
+    force: Force = False,
     seen: Callable[[Item], None] = lambda item: None,
     evict: bool = False,
-) -> Extraction:
-    """Prepare to extract: open what an interrupted run of the same extraction has finished.
+) -> Iterator[Extraction]:
+    """Yield an extraction whose folder becomes ``out`` when the block succeeds.
 
-    With ``evict``, each file that has to be fetched from the Hub is removed after it was last used.
+    What an interrupted run of the same extraction has finished is not computed again; with
+    ``resume`` False it is removed. With ``evict``, each file that has to be fetched from the Hub is
+    removed after it was last used. Raises `OutputError` if ``out`` is taken, is being written by
+    another process, or was begun with other inputs, options or versions.
     """
     settings = {**plan.options.describe(), "policy": str(policy)}
-    keep = open_keep(out, identity(plan.base, plan.tuned, settings), resume=resume)
-    return Extraction(plan, policy, keep, engine or Serial(), seen, evict)
+    decided = identity(plan.base, plan.tuned, settings)
+    how: Resume = "or refuse" if resume else "never"
+    private = [
+        path
+        for model in (plan.base, plan.tuned)
+        for path in (*model.tensors.files, model.tensors.path.parent / CONFIG)
+    ]
+    with journaled(out, decided, force=force, resume=how, sources=private) as journal:
+        keep = open_keep(journal)
+        yield Extraction(plan, policy, journal, keep, engine or Serial(), seen, evict)
 
 
 def _expected(jobs: Iterable[Job]) -> Iterator[Job]:

@@ -1,8 +1,7 @@
-"""What is finished is kept beside OUT until all is: the same command goes on where it stopped."""
+"""What is finished is kept beside OUT until all is: the same command resumes where it stopped."""
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.model import Model
 from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.header import spec_of
+from lora_tools.storage.journal import Journal
 from lora_tools.storage.layout import layout
 from lora_tools.storage.opening import open_checkpoint
 from lora_tools.storage.writer import TensorWriter
 
-MANIFEST = "manifest.json"
+PIECES = "pieces"
 
 
 class Kept(NamedTuple):
@@ -47,49 +46,25 @@ class Keep:
         """Keep a piece."""
         file = self.folder / f"{name}.safetensors"
         temporary = file.with_suffix(".writing")
-        temporary.unlink(missing_ok=True)
         specs = {key: spec_of(array) for key, array in arrays.items()}
         with TensorWriter(temporary, layout(specs, {"data": json.dumps(data)})) as writer:
             for key, array in arrays.items():
                 writer[key] = array
         temporary.rename(file)
 
-    def drop(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-
-def open_keep(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Keep:
-    """Return the folder of what is finished of this very extraction, empty if there is none.
-
-    Raises `OutputError` if it is of another one: other inputs, options or versions.
-    """
-    folder = out.with_name(f"{out.name}.partial")
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        try:
-            found = json.loads(manifest.read_bytes())
-        except ValueError as error:
-            raise CheckpointError(f"{manifest}: not valid JSON ({error})").hint(
-                "Start over: --no-resume."
-            ) from error
-        if found != json.loads(json.dumps(identity)):
-            changed = [key for key in identity if found.get(key) != identity[key]]
-            raise OutputError(
-                f"{folder}: was begun with other {', '.join(changed) or 'settings'}"
-            ).hint("Repeat that command to go on, or start over: --no-resume.")
-    elif folder.exists() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: exists, and is no unfinished extraction").hint(
-            "Move it away, or pass --no-resume to replace it."
-        )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{MANIFEST}.writing"
-        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        temporary.rename(manifest)
+def open_keep(journal: Journal) -> Keep:
+    """Return the folder of the pieces in a journal, which holds no other than sound ones."""
+    folder = journal.path(PIECES)
+    folder.mkdir(exist_ok=True)
     return Keep(folder)
+
+
+def note(journal: Journal, name: str) -> None:
+    """Let the next run trust a piece that is kept."""
+    file = f"{PIECES}/{name}.safetensors"
+    if file not in journal.done:
+        journal.finish(file)
 
 
 def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str, Any]:

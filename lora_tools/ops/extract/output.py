@@ -13,6 +13,7 @@ from lora_tools.formats.registry import PEFT
 from lora_tools.ops.extract.keep import Keep
 from lora_tools.ops.extract.plan import BIAS, Item, Plan
 from lora_tools.ops.extract.rows import Row
+from lora_tools.storage.disk import write_text
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.writer import TensorWriter
 
@@ -61,14 +62,19 @@ def write(
                 file.put(module.parts["b"].key, _bytes(b))
                 file.put(module.parts["a"].key, _bytes(a))
     text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
-    (folder / str(PEFT.config_file)).write_text(text, encoding="utf-8")
+    write_text(folder / str(PEFT.config_file), text)
     return manifest
 
 
-def save_whole(plan: Plan, item: Item, keep: Keep) -> None:
-    """Keep the bytes of a tensor whose file will be gone when the adapter is written."""
-    if keep.load(_whole_name(item)) is None:
-        keep.save(_whole_name(item), {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned)}, {})
+def save_whole(plan: Plan, item: Item, keep: Keep) -> str:
+    """Keep the bytes of a tensor whose file will be gone when the adapter is written.
+
+    Returns what they are kept under.
+    """
+    name = _whole_name(item)
+    if keep.load(name) is None:
+        keep.save(name, {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned)}, {})
+    return name
 
 
 def _whole(plan: Plan, item: Item, keep: Keep) -> np.ndarray:

@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lora_tools.engine import Engine, Serial
 from lora_tools.errors import OutputError
 from lora_tools.linalg.apply import Tally
 from lora_tools.names import collapse, template
-from lora_tools.ops.merge.folder import complete, purpose
+from lora_tools.ops.merge.folder import complete, purpose, sources
 from lora_tools.ops.merge.jobs import Job, jobs, merge_rows
 from lora_tools.ops.merge.outcome import Merged, Row, row
 from lora_tools.ops.merge.shards import Shard, Shards, shards
@@ -22,6 +21,7 @@ from lora_tools.recipe import Entry, Options, Recipe, Strong, plan
 from lora_tools.report import size
 from lora_tools.storage.guests import Guests
 from lora_tools.storage.journal import Journal, begun, journaled
+from lora_tools.storage.ours import Force
 from lora_tools.storage.transfer import begin
 
 __all__ = ["Merge", "Merged", "Options", "Row", "Strong", "merge", "plan"]
@@ -71,7 +71,7 @@ class Merge:
         out: Path,
         engine: Engine | None = None,
         *,
-        force: bool = False,
+        force: Force = False,
         arguments: str = "",
         finished: Callable[[int], None] = lambda nbytes: None,
         evict: bool = False,
@@ -87,41 +87,42 @@ class Merge:
         _check_room(out, self.files.nbytes)
         report = self.report
         report.arguments = arguments
-        with journaled(out, purpose(self.recipe, self.files), force=force) as journal:
+        decided, private = purpose(self.recipe, self.files), sources(self.recipe)
+        with journaled(out, decided, force=force, sources=private) as journal:
             report.resumed = len(journal.done)
             self._write(journal, engine or Serial(), finished, evict=evict)
             for shard in self.files.shards:
-                report.rows += [_row(line) for line in journal.done[shard.name]]
+                report.rows += [_row(line) for line in journal.done[_name(journal, shard)]]
             report.seconds = time.monotonic() - began
-            complete(self.recipe, self.files, report, journal.folder)
+            complete(self.recipe, self.files, report, journal.place)
         return report
 
     def _write(
         self, journal: Journal, engine: Engine, finished: Callable[[int], None], *, evict: bool
     ) -> None:
-        todo = {shard.name: shard for shard in self.files.shards if shard.name not in journal.done}
+        todo = {
+            shard.name: shard
+            for shard in self.files.shards
+            if _name(journal, shard) not in journal.done
+        }
         tallies: dict[str, dict[str, Tally]] = {name: {} for name in todo}
-        ahead = (job for shard in todo.values() for job in jobs(shard, journal.folder, self.device))
+        ahead = (job for shard in todo.values() for job in jobs(shard, journal.place, self.device))
         guests = Guests(path for job in ahead for path in job.entry.files if evict)
-        with ThreadPoolExecutor(1) as closer:  # the disk keeps one file while the next is computed
-            closing: list[Future[None]] = []
-            before: str | None = None
-            for done in engine.map(merge_rows, self._jobs(todo.values(), journal)):
-                if before is not None and before != done.shard:
-                    closing.append(closer.submit(_close, journal, todo[before], tallies[before]))
-                before, of = done.shard, tallies[done.shard]
-                of[done.entry.key] = of.get(done.entry.key, Tally()) + done.tally
-                for path in done.entry.files:
-                    guests.done(path)
-                finished(done.nbytes)
-            if before is not None:
-                closing.append(closer.submit(_close, journal, todo[before], tallies[before]))
-            for future in closing:
-                future.result()
+        before: str | None = None
+        for done in engine.map(merge_rows, self._jobs(todo.values(), journal)):
+            if before is not None and before != done.shard:
+                _close(journal, todo[before], tallies[before])
+            before, of = done.shard, tallies[done.shard]
+            of[done.entry.key] = of.get(done.entry.key, Tally()) + done.tally
+            for path in done.entry.files:
+                guests.done(path)
+            finished(done.nbytes)
+        if before is not None:
+            _close(journal, todo[before], tallies[before])
 
     def _jobs(self, todo: Iterable[Shard], journal: Journal) -> Iterator[Job]:
         for shard in todo:
-            path = journal.begun(shard.name)
+            path = journal.path(_name(journal, shard))
             begin(path, shard.layout)
             yield from jobs(shard, path, self.device)
 
@@ -136,7 +137,12 @@ def merge(recipe: Recipe, *, most: int | None = None, device: str = "cpu") -> Me
 
 def _close(journal: Journal, shard: Shard, tallies: dict[str, Tally]) -> None:
     rows = [row(entry, tallies[entry.key]) for entry in shard.entries if _counts(entry)]
-    journal.finish(shard.name, [asdict(each) for each in rows])
+    journal.finish(_name(journal, shard), [asdict(each) for each in rows])
+
+
+def _name(journal: Journal, shard: Shard) -> str:
+    """Return what a journal calls a shard."""
+    return f"{journal.place.name}/{shard.name}"
 
 
 def _row(line: dict[str, Any]) -> Row:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lora_tools.adapter import README, REPORT
 from lora_tools.card import with_section
@@ -12,6 +12,7 @@ from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
 from lora_tools.recipe import Recipe
+from lora_tools.storage.disk import copy_file, write_text
 from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
@@ -33,7 +34,7 @@ TOKENIZER = (
 def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> None:
     """Add everything but weights to a folder, and say in the report what was not copied."""
     if files.index_name:
-        (folder / files.index_name).write_text(files.index, encoding="utf-8")
+        write_text(folder / files.index_name, files.index)
     left_out = _copy_sides(recipe, folder)
     report.left_out = {**report.left_out, **left_out}
     if recipe.base.config or recipe.config:
@@ -42,11 +43,22 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
     card = base / README if base.is_dir() else base.parent / README
     text = card.read_text(encoding="utf-8") if base.is_dir() and card.is_file() else ""
     section = with_section(text, report.to_markdown()).lstrip()
-    (folder / README).write_text(section, encoding="utf-8")
+    write_text(folder / README, section)
     report.save(folder / REPORT)
 
 
-def purpose(recipe: Recipe, files: Shards) -> str:
+def sources(recipe: Recipe) -> Iterator[Path]:
+    """Yield the files that the merged model is made of, as far as they are there."""
+    base = recipe.base
+    yield from base.tensors.files
+    yield base.tensors.path.parent / CONFIG
+    if base.path.is_dir():
+        yield from side_files(base.path, (CONFIG, README, REPORT)).carried
+    for strong in recipe.adapters:
+        yield from strong.adapter.files
+
+
+def purpose(recipe: Recipe, files: Shards) -> dict[str, Any]:
     """Return a digest of all that decides the bytes of the weights: inputs, plan and layout."""
     inputs = {
         place.path
@@ -66,17 +78,18 @@ def purpose(recipe: Recipe, files: Shards) -> str:
         "left_out": sorted(recipe.left_out),
         "shards": [[shard.name, shard.layout.header.hex()] for shard in files.shards],
     }
-    return hashlib.blake2b(json.dumps(document).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(json.dumps(document).encode(), digest_size=16).hexdigest()
+    return {"merge": digest}
 
 
 def _write_config(recipe: Recipe, folder: Path) -> None:
     """Write the configuration; byte for byte the base's if nothing in it changed."""
     source = recipe.base.tensors.path.parent / CONFIG
     if recipe.config == recipe.base.config:
-        shutil.copyfile(source, folder / CONFIG)
+        copy_file(source, folder / CONFIG)
         return
     text = json.dumps(recipe.config, indent=2, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, text + "\n")
 
 
 def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -85,10 +98,10 @@ def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:
         return {}
     sides = side_files(base, (CONFIG, README, REPORT))
     for file in sides.carried:
-        shutil.copyfile(file, folder / file.name)
+        copy_file(file, folder / file.name)
     if recipe.grown:
         for file in _tokenizers(recipe):
-            shutil.copyfile(file, folder / file.name)
+            copy_file(file, folder / file.name)
     ours = (".safetensors", INDEX)  # which the merge replaces
     return {name: why for name, why in sides.left_out.items() if not name.endswith(ours)}
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, digest
 from lora_tools.remote import RemotePath
+from lora_tools.storage.disk import write_text
+from lora_tools.storage.writer import staged_file
 
 
 def record(report: Path, inputs: Iterable[Path]) -> None:
@@ -20,7 +22,8 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
         for path in inputs
     ]
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    report.write_text(text + "\n", encoding="utf-8")
+    with staged_file(report, force="any", sources=[report]) as place:
+        write_text(place, text + "\n")
 
 
 def listed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -205,7 +205,8 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
         here = leaks(name, _theirs(content) if name == README else content)
         if here and strip_metadata and name.endswith(".safetensors") and isinstance(content, Path):
             keys = {leak.place.removeprefix("metadata ") for leak in here}
-            copy = place / name.replace("/", "-")
+            copy = place / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
             strip(content, copy, keys)
             made.files[name] = copy
             made.notes.append(f"{name}: without the metadata {some(sorted(keys))}")

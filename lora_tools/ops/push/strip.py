@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from lora_tools.storage.disk import naming
 from lora_tools.storage.header import read_header
 
 COPY = 1 << 24
@@ -13,7 +14,7 @@ COPY = 1 << 24
 def strip(source: Path, out: Path, keys: Collection[str]) -> None:
     """Copy a file without these entries of its metadata; every tensor keeps its bytes."""
     read_header(source)  # validates
-    with source.open("rb") as file, out.open("xb") as copy:
+    with source.open("rb") as file, naming(out), out.open("xb") as copy:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         kept = {k: v for k, v in header.get("__metadata__", {}).items() if k not in keys}
         header.pop("__metadata__", None)
