@@ -22,53 +22,72 @@ class Command:
     outs: tuple[str, ...] = (FOLDER,)
     resumes: bool = False
     """Whether what is finished stays for the next call after an error or a signal."""
-    replaces: bool = False
-    """Whether OUT is there before, and is replaced (``--force``)."""
+    earlier: str = ""
+    """A command line that has made OUT before, which this one replaces (``--force``)."""
+    cost: int = 1
+    """How many times as long as others it takes, and so how many times fewer of it are run."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
         return tuple(self.line.split())
 
-    def prepare(self, place: Path) -> None:
-        """Put into an empty folder what is there before the command is given."""
-        for out in self.outs if self.replaces else ():
-            if Path(out).suffix:
-                (place / out).write_bytes(b"what was there before")
-                continue
-            (place / out / "nested").mkdir(parents=True)
-            (place / out / "old.txt").write_text("what was there before")
-            (place / out / "nested" / "old.bin").write_bytes(bytes(5000))
+    @property
+    def replaces(self) -> bool:
+        return bool(self.earlier)
 
     def __str__(self) -> str:
         return self.name
 
 
-SHRINK = "shrink ../inputs/adapter result --rank 4 --jobs 1"
+SHRINK = "shrink ../inputs/adapter result --jobs 1"
 CONVERT = "convert ../inputs/adapter"
 EXTRACT = "extract ../inputs/base ../inputs/tuned result --jobs 1"
 MERGE = "merge ../inputs/base ../inputs/adapter result --max-shard-size 100KB --jobs 1"
 INSPECT = "inspect ../inputs/adapter --spectrum --jobs 1"
 
 COMMANDS = (
-    Command("shrink", SHRINK),
-    Command("shrink-report", f"{SHRINK} --report result.json", (FOLDER, "result.json")),
-    Command("shrink-force", f"{SHRINK} --force", replaces=True),
+    Command("shrink", f"{SHRINK} --rank 4"),
+    Command("shrink-report", f"{SHRINK} --rank 4 --report result.json", (FOLDER, "result.json")),
+    Command("shrink-force", f"{SHRINK} --rank 4 --force", earlier=f"{SHRINK} --rank 2"),
     Command("convert", f"{CONVERT} result --to kohya"),
     Command("convert-file", f"{CONVERT} {SINGLE} --to kohya", (SINGLE,)),
-    Command("convert-file-force", f"{CONVERT} {SINGLE} --to kohya --force", (SINGLE,), False, True),
+    Command(
+        "convert-file-force",
+        f"{CONVERT} {SINGLE} --to kohya --force",
+        (SINGLE,),
+        earlier=f"{CONVERT} {SINGLE} --to kohya --rank 2",
+    ),
     Command("extract", f"{EXTRACT} --rank 4", resumes=True),
     Command("extract-energy", f"{EXTRACT} --energy 0.9", resumes=True),
-    Command("extract-force", f"{EXTRACT} --rank 4 --force", resumes=True, replaces=True),
+    Command(
+        "extract-force",
+        f"{EXTRACT} --rank 4 --force",
+        resumes=True,
+        earlier=f"{EXTRACT} --rank 2",
+    ),
     Command("merge", MERGE, resumes=True),
-    Command("merge-force", f"{MERGE} --force", resumes=True, replaces=True),
-    Command("page", f"{INSPECT} --html {PAGE}", (PAGE,)),
-    Command("picture-force", f"{INSPECT} --plot {PICTURE} --force", (PICTURE,), replaces=True),
+    Command("merge-force", f"{MERGE} --force", resumes=True, earlier=f"{MERGE} --weight 2"),
+    Command("page", f"{INSPECT} --html {PAGE}", (PAGE,), cost=2),
+    Command(
+        "picture-force",
+        f"{INSPECT} --plot {PICTURE} --force",
+        (PICTURE,),
+        earlier=f"inspect ../inputs/other --spectrum --plot {PICTURE}",
+        cost=4,
+    ),
+    Command(
+        "card",
+        "push . alice/x --card-only --license mit --base-model org/tiny-base",
+        ("README.md",),
+        earlier="shrink ../inputs/adapter ../place --rank 2 --force",
+    ),
 )
 NAMED = {command.name: command for command in COMMANDS}
 
 
 def make_inputs(folder: Path) -> None:
-    """Write an adapter, a base of two shards and a fine-tune of it."""
+    """Write two adapters, a base of two shards and a fine-tune of it."""
+    make_adapter(folder / "other", modules=1, wide=WIDTH, rank=2)
     adapter = make_adapter(folder / "adapter", modules=LAYERS, wide=WIDTH, rank=8)
     (adapter / "README.md").write_text("# Mine\n")
     (adapter / "tokenizer_config.json").write_text("{}")

@@ -307,7 +307,11 @@ class Interposer:
                 return real(connection, data, *flags)
             part = _half(data)
             half = (lambda: real(connection, part, *flags)) if part else None
-            return self._step("send", "hub", lambda: real(connection, data, *flags), half)
+            try:
+                return self._step("send", "hub", lambda: real(connection, data, *flags), half)
+            except ConnectionResetError:
+                connection.shutdown(socket.SHUT_RDWR)  # the other end learns of it, too
+                raise
 
         return call
 

@@ -4,9 +4,9 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 
-from faults.bench import Bench, Tree, part, stamps, tree
+from faults.bench import Bench, Tree, names, part, stamps, tree
 from faults.forks import Ended
-from faults.order import ERRORS, SIGNALS, Fault
+from faults.order import ERRORS, Fault
 
 STATUSES = {"die": 137, "cut": 137, "SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -42,11 +42,14 @@ def partial(out: str) -> str:
     return f".{out}.partial"
 
 
-def leftovers(outs: Collection[str], left: Tree, allowed: Collection[str] = ()) -> Iterator[str]:
-    """Say what is there besides OUT and what may be."""
-    names = {name.split("/")[0] for name in left} - {*outs, *allowed}
-    if names:
-        yield f"leaves {', '.join(sorted(names))}"
+def leftovers(bench: Bench, left: Tree, allowed: Collection[str] = ()) -> Iterator[str]:
+    """Say what is there besides OUT, what may be, and what has been there before."""
+    before = names(bench.old) - {*bench.command.outs}
+    if strays := names(left) - before - {*bench.command.outs, *allowed}:
+        yield f"leaves {', '.join(sorted(strays))}"
+    for name in sorted(before):
+        if part(left, name) != part(bench.old, name):
+            yield f"has changed {name}"
 
 
 def inputs(bench: Bench) -> Iterator[str]:
@@ -78,8 +81,8 @@ def kept(bench: Bench, fault: Fault, ended: Ended) -> Iterator[str]:
     left, outs = tree(bench.place), bench.command.outs
     yield from inputs(bench)
     yield from whole(bench, left)
-    yield from leftovers(outs, left, _allowed(bench, fault, ended))
-    yield from _status(fault, ended, done=done(bench, left), outs=outs)
+    yield from leftovers(bench, left, _allowed(bench, fault, ended))
+    yield from _status(fault, ended, done=done(bench, left), paths=(*outs, os.fspath(bench.place)))
 
 
 def again(bench: Bench) -> Iterator[str]:
@@ -96,22 +99,20 @@ def again(bench: Bench) -> Iterator[str]:
             found, meant = part(left, out), part(bench.whole.left, out)
             if found != meant:
                 yield f"again: {out} is another: {_differing(found, meant)}"
-    for sentence in (*leftovers(bench.command.outs, left), *inputs(bench)):
+    for sentence in (*leftovers(bench, left), *inputs(bench)):
         yield f"again: {sentence}"
 
 
 def _allowed(bench: Bench, fault: Fault, ended: Ended) -> list[str]:
-    names = [partial(out) for out in bench.command.outs]
-    if ended.fired is None or ended.status == 0:
+    partials = [partial(out) for out in bench.command.outs]
+    if fault.kind in ERRORS and ended.fired and ended.fired.call in REMOVES:
+        return partials  # what cannot be removed stays, and the next run takes it over
+    if ended.status == 0:
         return []
-    if fault.kind in ("die", "cut", "kill"):
-        return names
-    if fault.kind in ERRORS and ended.fired.call in REMOVES:
-        return names  # what cannot be removed stays
-    return names if bench.command.resumes else []
+    return partials if bench.command.resumes or fault.kind in ("die", "cut") else []
 
 
-def _status(fault: Fault, ended: Ended, *, done: bool, outs: Collection[str]) -> Iterator[str]:
+def _status(fault: Fault, ended: Ended, *, done: bool, paths: Collection[str]) -> Iterator[str]:
     status = ended.status
     if status == 0:
         if not done:
@@ -126,10 +127,10 @@ def _status(fault: Fault, ended: Ended, *, done: bool, outs: Collection[str]) ->
         yield f"status {status} in place of {STATUSES.get(fault.kind, 1)}: {ended.err.strip()}"
     if "Traceback" in ended.err:
         yield f"a traceback: {ended.err.strip().splitlines()[-1]}"
-    if fault.kind in ERRORS and not any(out in ended.err for out in outs):
+    if fault.kind in ERRORS and not any(path in ended.err for path in paths):
         yield f"names no path: {ended.err.strip()}"
-    if fault.kind in SIGNALS and not ended.err.strip():
-        yield "says nothing"
+    if fault.kind == "SIGINT" and "Interrupted." not in ended.err:
+        yield f"says {ended.err.strip() or 'nothing'} in place of: Interrupted."
 
 
 def _remove_outs(bench: Bench) -> None:
@@ -142,5 +143,5 @@ def _remove_outs(bench: Bench) -> None:
 
 
 def _differing(found: Tree, meant: Tree) -> str:
-    names = [name for name in sorted({*found, *meant}) if found.get(name, 0) != meant.get(name, 0)]
-    return ", ".join(names[:5])
+    every = sorted({*found, *meant})
+    return ", ".join([name for name in every if found.get(name, 0) != meant.get(name, 0)][:5])

@@ -49,7 +49,7 @@ def test_fifty_kills_at_random_moments(command, benches, forks):
 def test_a_process_of_its_own_is_killed_at_each_kind_of_step(command, benches, forks):
     """What the fork server has imported beforehand changes nothing."""
     bench, broken = benches(command), []
-    for number in bench.steps(every=False):
+    for number in bench.sample(0):
         bench.clear()
         fault = Fault("die", number)
         ended = forks.fresh(bench.order(fault))
