@@ -11,9 +11,9 @@ from typing import NamedTuple
 _open, _close, _pwrite, _ftruncate = os.open, os.close, os.pwrite, os.ftruncate
 _rename = os.rename
 
-CUTS = ("lost", "zeros", "pages", "undone")
-"""What a cut leaves of unsynced data: nothing, zeros, half of the pages; or nothing, and renames
-whose folder was not synced never happened."""
+CUTS = ("lost", "zeros", "pages", "last", "undone")
+"""What a cut leaves of unsynced data: nothing; zeros; half of the pages; all but the end of the
+file that was written last; nothing, and renames whose folder was not synced never happened."""
 
 PAGE = 4096
 
@@ -26,6 +26,8 @@ class File:
     """The size that it has after a cut."""
     unsynced: list[tuple[int, int]] = field(default_factory=list)
     written: list[tuple[int, int]] = field(default_factory=list)
+    turn: int = 0
+    """When it was last written, as a number that grows."""
 
 
 class Rename(NamedTuple):
@@ -45,6 +47,7 @@ class Disk:
     def __init__(self) -> None:
         self._files: dict[tuple[int, int], File] = {}
         self._renames: list[Rename] = []
+        self._turns = 0
 
     def opened(self, descriptor: int, *, created: bool, emptied: bool) -> None:
         """Begin to follow a file that was opened for writing."""
@@ -60,6 +63,8 @@ class Disk:
         if (file := self._of(descriptor)) and count > 0:
             file.unsynced.append((start, start + count))
             file.written.append((start, start + count))
+            self._turns += 1
+            file.turn = self._turns
 
     def synced(self, descriptor: int) -> None:
         """Take what was written to a file, or renamed into a folder, as safe."""
@@ -73,12 +78,17 @@ class Disk:
         self._renames.append(Rename(source, target, swapped, final))
 
     def cut(self, roots: Sequence[str], way: str, seed: int) -> None:
-        """Do to the files under some folders what a power cut may do."""
+        """Do to the files under some folders what a power cut may do, in a way of `CUTS`."""
         dice = random.Random(seed)
-        for path, file in self._below(roots):
+        found = [(path, file) for path, file in self._below(roots) if file.unsynced]
+        if way == "last":  # the kernel has had the time to write everything else
+            found = sorted(found, key=lambda each: each[1].turn)[-1:]
+        for path, file in found:
             descriptor = _open(path, os.O_WRONLY)
             size = os.fstat(descriptor).st_size
             for start, stop in file.unsynced:
+                if way == "last":
+                    start = max(start, min(PAGE, size // 2))
                 for page in range(start, min(stop, size), PAGE):
                     if way != "pages" or dice.random() < 0.5:
                         _pwrite(descriptor, bytes(min(page + PAGE, stop, size) - page), page)

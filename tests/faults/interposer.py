@@ -71,6 +71,8 @@ class Interposer:
             due = fault is not None and fault.step == number
             if self._full and call in ALLOCATES:
                 raise _error("ENOSPC", call, path)
+            if due and fault.kind == "make":
+                due = _make(os.path.join(self._order.place, self._order.out), fault.how)
             if due:
                 self._note({"fired": [call, path]})
                 if fault.kind == "ENOSPC":
@@ -90,9 +92,7 @@ class Interposer:
 
     def _befall(self) -> None:
         kind, how = self._fault.kind, self._fault.how
-        if kind == "make":
-            _make(os.path.join(self._order.place, self._order.out), how)
-        elif kind in SIGNALS:
+        if kind in SIGNALS:
             os.kill(os.getpid(), getattr(signal, kind))
         elif kind == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -365,10 +365,10 @@ def _half(data: Any) -> Any:
     return bytes(view[: len(view) // 2]) if len(view) > 1 else None
 
 
-def _make(out: str, what: str) -> None:
-    """Make what somebody else might put where OUT is to be."""
+def _make(out: str, what: str) -> bool:
+    """Make what somebody else might put where OUT is to be; whether there was nothing yet."""
     if os.path.lexists(out):
-        return
+        return False
     if what in ("folder", "empty"):
         REAL.mkdir(out)
     if what == "link":
@@ -377,3 +377,4 @@ def _make(out: str, what: str) -> None:
         file = os.path.join(out, "theirs") if what == "folder" else out
         with REAL.io_open(file, "w") as opened:
             opened.write("theirs")
+    return True

@@ -49,9 +49,10 @@ def serve() -> None:
 
 def _fork(order: dict[str, Any]) -> int:
     assert threading.active_count() == 1
-    if pid := os.fork():
-        return pid
-    run(order_of(dict(order)))
+    pid = os.fork()
+    if not pid:
+        run(order_of(dict(order)))
+    return pid
 
 
 def _wait(pid: int, order: dict[str, Any]) -> dict[str, Any]:

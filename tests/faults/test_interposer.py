@@ -1,4 +1,4 @@
-"""The instruments themselves: a fault that does not happen, or a cut that loses nothing, is none."""
+"""The instruments themselves: a fault that does not happen, a cut that loses nothing, is none."""
 
 import json
 import os
@@ -16,7 +16,9 @@ WAYS = {
     "Path.write_text": "Path('a').write_text('x' * 10)",
     "open": "f = open('a', 'wb'); f.write(b'x' * 10); f.close()",
     "append": "f = open('a', 'a', encoding='utf-8'); f.write('x' * 10); f.close()",
-    "update": "f = open('a', 'w+b'); f.seek(5); f.write(b'x' * 5); f.seek(0); f.write(b'x' * 5); f.close()",
+    "update": (
+        "f = open('a', 'w+b'); f.seek(5); f.write(b'x' * 5);f.seek(0); f.write(b'x' * 5); f.close()"
+    ),
     "os.pwrite": "d = os.open('a', os.O_CREAT | os.O_WRONLY); os.pwrite(d, b'x' * 10, 0)",
     "os.writev": "d = os.open('a', os.O_CREAT | os.O_WRONLY); os.writev(d, [b'x' * 5] * 2)",
     "shutil.copyfile": "shutil.copyfile('source', 'a')",
@@ -101,13 +103,17 @@ def test_a_full_disk_stays_full_and_lets_go_of_files(place):
     )
     status, _, said = run(code, place, Fault("ENOSPC", 1))
     assert status == 0, said
-    assert sorted(os.listdir(place)) == ["source"]
+    assert [path.name for path in place.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize(
     ("way", "kept"),
     [
         ("lost", {"synced": b"x" * 6000, "both": b"x" * 6000, "new": b""}),
+        (
+            "last",
+            {"synced": b"x" * 6000, "both": b"x" * 6000 + b"y" * 10, "new": b"zzzzz" + bytes(5)},
+        ),
         ("zeros", {"synced": b"x" * 6000, "both": b"x" * 6000 + bytes(10), "new": bytes(10)}),
     ],
 )
