@@ -19,6 +19,7 @@ STANDARD = {
     "ConvergenceError": ArithmeticError,
     "BoundError": ValueError,
     "OutputError": FileExistsError,
+    "DiskError": OSError,
     "DeviceError": RuntimeError,
     "PackageError": ImportError,
     "HubError": OSError,

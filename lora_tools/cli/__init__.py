@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from lora_tools.cli.process import leave, prepare
+from lora_tools.cli.process import Terminated, leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
@@ -83,6 +83,9 @@ def _run() -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return 130
+    except Terminated as end:
+        click.echo(f"{end}.", err=True)
+        return end.status
     return result if isinstance(result, int) else 0
 
 
@@ -90,7 +93,15 @@ def _complain(error: Exception, status: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
         return status
-    click.echo(f"{click.style('error:', fg='red')} {error}", err=True)
+    click.echo(f"{click.style('error:', fg='red')} {_said(error)}", err=True)
     for note in getattr(error, "__notes__", ()):
         click.echo(f"{click.style('hint:', fg='cyan')} {note}", err=True)
     return status
+
+
+def _said(error: Exception) -> str:
+    """Return an error's words; of the system's own, the file first and no number."""
+    if isinstance(error, OSError) and not isinstance(error, LoraToolsError) and error.strerror:
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([*(files and [" → ".join(files)]), error.strerror])
+    return str(error)

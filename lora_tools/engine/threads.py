@@ -19,6 +19,7 @@ class Threads:
         """Yield results in order, at most two jobs per thread ahead of the reader."""
         pool = ThreadPoolExecutor(self.count)
         pending: deque[Future[Result]] = deque()
+        wait = True
         try:
             for job in jobs:
                 pending.append(pool.submit(_on_one_core, task, job))
@@ -26,8 +27,13 @@ class Threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            wait = isinstance(error, Exception)  # whoever interrupts does not wait for results
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:

@@ -22,6 +22,7 @@ from lora_tools.storage.renames import aside, rename_exclusive
 LOCK, OUT = "lock", "out"
 ENDING = ".partial"
 NAME_MAX = 255
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,12 @@ class Work:
 
     def remove(self) -> None:
         """Remove the folder as far as the system lets it; the next run takes over what stays."""
-        with suppress(OSError):
-            self.clear()
-            (self.folder / LOCK).unlink()
-            self.folder.rmdir()
+        for _ in range(ATTEMPTS):  # a thread that was not waited for may have made a file meanwhile
+            with suppress(OSError):
+                self.clear()
+                (self.folder / LOCK).unlink()
+                self.folder.rmdir()
+                return
 
 
 @contextmanager

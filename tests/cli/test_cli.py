@@ -137,9 +137,16 @@ def test_an_output_that_exists_is_replaced_only_by_force(tmp_path):
     assert "exists already" in refused.stderr
     assert [file.name for file in out.iterdir()] == ["mine.txt"]
     forced = run("shrink", PLAIN, out, "--rank", 2, "--force")
-    assert forced.returncode == 0
+    assert forced.returncode == 1
+    assert "does not look like an output of lora-tools" in forced.stderr
+    assert "--force-any" in forced.stderr
+    assert [file.name for file in out.iterdir()] == ["mine.txt"]
+    assert run("shrink", PLAIN, out, "--rank", 2, "--force-any").returncode == 0
     assert (out / "adapter_model.safetensors").exists()
     assert not (out / "mine.txt").exists()
+    again = run("shrink", PLAIN, out, "--rank", 4, "--force", "--quiet")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("inside", ["", "deeper/out", "adapter_model.safetensors"])

@@ -180,6 +180,11 @@ def test_what_exists_is_replaced_only_by_force(tmp_path):
     assert refused.returncode == 1
     assert "exists already" in refused.stderr
     assert out.read_text() == "precious"
+    refused = run("convert", PLAIN, out, "--to", "kohya", "--force")
+    assert refused.returncode == 1
+    assert "does not look like" in refused.stderr
+    assert out.read_text() == "precious"
+    assert run("convert", PLAIN, out, "--to", "kohya", "--force-any").returncode == 0
     assert run("convert", PLAIN, out, "--to", "kohya", "--force").returncode == 0
     itself = run("convert", out, out, "--to", "comfyui", "--force")
     assert itself.returncode == 1

@@ -52,7 +52,7 @@ def test_a_whole_run(pair, tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/base"
     assert config["target_modules"] == ["layers.0.up", "layers.2.up"]
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.partial").exists()
     report = json.loads((tmp_path / "out" / "lora_tools_report.json").read_text())
     assert report["schema"] == "lora-tools/extraction/1"
     assert [row["module"] for row in report["modules"]] == ["layers.0.up", "layers.2.up"]

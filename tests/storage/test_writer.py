@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from lora_tools.errors import CheckpointError, OutputError
+from lora_tools.errors import CheckpointError, DiskError, OutputError
+from lora_tools.storage import writer
 from lora_tools.storage.header import Spec, spec_of
 from lora_tools.storage.layout import Layout, layout
+from lora_tools.storage.ours import REPORT
 from lora_tools.storage.writer import TensorWriter, check_output, staged, staged_file
 
 TENSORS = {
@@ -172,7 +174,7 @@ def test_a_folder_appears_whole(tmp_path):
     out = tmp_path / "not" / "yet" / "there"
     with staged(out) as place:
         assert place.is_dir()
-        assert place.parent == out.parent
+        assert place.stat().st_dev == out.parent.stat().st_dev
         fill(place)
         assert not out.exists()
     assert [file.name for file in out.parent.iterdir()] == ["there"]
@@ -249,18 +251,20 @@ def test_a_kill_in_mid_write_leaves_no_output(number, tmp_path):
     kill_half_way(out, number)
     assert not out.exists()
     left = [path.name for path in tmp_path.iterdir()]
-    assert all(name.startswith(".out.partial-") for name in left)
-    if number != signal.SIGKILL:
-        assert left == []
+    assert left == ([".out.partial"] if number == signal.SIGKILL else [])
+    with staged(out) as place:  # the next run takes over what is left
+        assert list(place.iterdir()) == []
+        fill(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_kill_in_mid_write_leaves_what_was_there(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "mine").write_text("mine")
+    (out / REPORT).write_text("mine")
     kill_half_way(out, signal.SIGKILL)
-    assert [path.name for path in out.iterdir()] == ["mine"]
-    assert (out / "mine").read_text() == "mine"
+    assert [path.name for path in out.iterdir()] == [REPORT]
+    assert (out / REPORT).read_text() == "mine"
 
 
 def test_a_file_size_limit_leaves_no_output(tmp_path):
@@ -284,7 +288,7 @@ def test_a_file_size_limit_leaves_no_output(tmp_path):
 def old(tmp_path: Path) -> Path:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "mine").write_text("mine")
+    (out / REPORT).write_text("mine")
     return out
 
 
@@ -292,13 +296,13 @@ def test_an_existing_output_is_kept_without_force(old):
     with pytest.raises(OutputError, match="exists already") as caught, staged(old):
         pytest.fail("entered")
     assert "--force" in caught.value.__notes__[0]
-    assert [path.name for path in old.iterdir()] == ["mine"]
+    assert [path.name for path in old.iterdir()] == [REPORT]
 
 
 def test_an_existing_output_is_replaced_only_when_its_successor_is_complete(old):
     with staged(old, force=True) as place:
         fill(place)
-        assert (old / "mine").read_text() == "mine"
+        assert (old / REPORT).read_text() == "mine"
     assert [path.name for path in old.iterdir()] == ["x.safetensors"]
     assert [path.name for path in old.parent.iterdir()] == ["out"]
 
@@ -306,27 +310,231 @@ def test_an_existing_output_is_replaced_only_when_its_successor_is_complete(old)
 def test_a_failure_under_force_keeps_the_existing_output(old):
     with pytest.raises(ValueError, match="late"):
         fail(old, ValueError("late"), force=True)
-    assert (old / "mine").read_text() == "mine"
+    assert (old / REPORT).read_text() == "mine"
     assert [path.name for path in old.parent.iterdir()] == ["out"]
 
 
-def test_a_failed_rename_puts_the_existing_output_back(old, monkeypatch):
-    rename = Path.rename
+@pytest.mark.parametrize("step", ["exchange", "sync"])
+@pytest.mark.parametrize("error", [PermissionError, KeyboardInterrupt])
+def test_a_failure_while_it_is_replaced_keeps_the_existing_output(old, step, error, monkeypatch):
+    real = getattr(writer, step)
 
-    def refuse(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
-            raise PermissionError("no")
-        return rename(self, target)
+    def fail_once(*paths: Path) -> None:
+        monkeypatch.setattr(writer, step, real)
+        raise error("no")
 
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(PermissionError), staged(old, force=True) as place:
+    monkeypatch.setattr(writer, step, fail_once)
+    with pytest.raises(error), staged(old, force=True) as place:
         fill(place)
-    assert (old / "mine").read_text() == "mine"
+    assert (old / REPORT).read_text() == "mine"
     assert [path.name for path in old.parent.iterdir()] == ["out"]
+
+
+def test_an_output_whose_name_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(writer, "sync", refuse)
+    with pytest.raises(OSError, match="Input/output"), staged(tmp_path / "out") as place:
+        fill(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def come_up(out: Path, kind: str, *, force: bool) -> None:
+    """Let something come up at an output while it is written."""
+    with staged(out, force=force) as place:
+        fill(place)
+        if kind == "file":
+            out.write_text("mine")
+        elif kind == "link":
+            out.symlink_to("elsewhere")
+        else:
+            out.mkdir()
+        if kind == "folder":
+            (out / "mine").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "force"),
+    [
+        ("folder", False),
+        ("folder", True),
+        ("file", False),
+        ("file", True),
+        ("empty folder", False),
+        ("link", False),
+    ],
+)
+def test_what_came_up_meanwhile_is_not_lost(tmp_path, kind, force):
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=r"out: (exists already|does not look)"):
+        come_up(out, kind, force=force)
+    assert not (out / "x.safetensors").exists()
+    assert kind != "folder" or (out / "mine").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "link"])
+def test_with_force_what_came_up_meanwhile_and_holds_nothing_is_replaced(tmp_path, kind):
+    come_up(tmp_path / "out", kind, force=True)
+    assert (tmp_path / "out" / "x.safetensors").read_bytes() == save(TENSORS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_came_up_meanwhile_is_not_lost(tmp_path, force):
+    file = tmp_path / "out.html"
+
+    def come_up() -> None:
+        with staged_file(file, force=force) as place:
+            place.write_text("ours")
+            file.write_text("mine")
+
+    with pytest.raises(OutputError):
+        come_up()
+    assert file.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.html"]
+
+
+def test_what_came_up_between_look_and_swap_is_not_lost(old, monkeypatch):
+    """Another program puts its own folder in the place of an output that may be replaced."""
+    real = writer.exchange
+
+    def exchange(a: Path, b: Path) -> None:
+        monkeypatch.setattr(writer, "exchange", real)
+        (b / REPORT).rename(b / "precious")
+        real(a, b)
+
+    monkeypatch.setattr(writer, "exchange", exchange)
+    with pytest.raises(OutputError, match="does not look like"), staged(old, force=True) as place:
+        fill(place)
+    assert [path.name for path in old.iterdir()] == ["precious"]
+    assert [path.name for path in old.parent.iterdir()] == ["out"]
+
+
+def test_only_one_of_two_writes(tmp_path):
+    with staged(tmp_path / "out") as place:
+        fill(place)
+        with pytest.raises(OutputError, match="another process"), staged(tmp_path / "out"):
+            pytest.fail("entered")
+    assert (tmp_path / "out" / "x.safetensors").read_bytes() == save(TENSORS)
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    out, synced, fsync = tmp_path / "out", {}, os.fsync
+
+    def watch(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced[path] = (path.stat().st_size, out.exists())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with staged(out) as place:
+        fill(place)
+        (place / "side").write_text("side")
+        inner = [place, *place.iterdir()]
+        sizes = {path: path.stat().st_size for path in inner}
+    assert {path: synced[path] for path in inner} == {p: (sizes[p], False) for p in inner}
+    assert synced[tmp_path][1]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_modes_are_those_of_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with staged(tmp_path / "out") as place:
+            fill(place)
+            assert place.parent.stat().st_mode & 0o077 == 0
+        with staged_file(tmp_path / "file") as place:
+            place.write_text("")
+    finally:
+        os.umask(before)
+    found = [tmp_path / "out", tmp_path / "out" / "x.safetensors", tmp_path / "file"]
+    modes = [path.stat().st_mode & 0o777 for path in found]
+    assert modes == [0o777 & ~mask, 0o666 & ~mask, 0o666 & ~mask]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(0o600, 0o600), (0o640, 0o640), (0o644, 0o644)])
+def test_a_result_is_as_private_as_its_sources(tmp_path, theirs, ours):
+    sources = [tmp_path / "a", tmp_path / "b", tmp_path / "missing"]
+    for source in sources[:2]:
+        source.write_text("")
+        source.chmod(0o644)
+    sources[1].chmod(theirs)
+    before = os.umask(0o022)
+    try:
+        with staged(tmp_path / "out", sources=sources) as place:
+            fill(place)
+        with staged_file(tmp_path / "file", sources=sources) as place:
+            place.write_text("")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out" / "x.safetensors", tmp_path / "file"):
+        assert path.stat().st_mode & 0o777 == ours
+
+
+@pytest.mark.parametrize("precious", [".git", "src", "mine.txt"])
+def test_force_replaces_only_what_looks_like_an_output(tmp_path, precious):
+    out = tmp_path / "out"
+    out.mkdir()
+    if precious != "mine.txt":
+        (out / REPORT).write_text("{}")
+        (out / precious).mkdir()
+    else:
+        (out / precious).write_text("precious")
+    with pytest.raises(OutputError, match="does not look like") as caught:
+        check_output(out, {}, force=True)
+    assert precious in str(caught.value) or REPORT in str(caught.value)
+    assert "--force-any" in caught.value.__notes__[0]
+    with pytest.raises(OutputError, match="does not look like"), staged(out, force=True):
+        pytest.fail("entered")
+    with staged(out, force="any") as place:
+        fill(place)
+    assert [path.name for path in out.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", "", ".ä"])
+def test_the_longest_name_will_do(tmp_path, suffix):
+    out = tmp_path / ("x" * (255 - len(suffix.encode())) + suffix)
+    with staged(out) as place:
+        fill(place)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    with pytest.raises(OSError, match="too long"), staged(tmp_path / ("x" * 256)):
+        pytest.fail("entered")
+
+
+def test_links_in_a_circle_are_said_so(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for out in (tmp_path / "a", tmp_path / "a" / "out"):
+        with pytest.raises(OutputError, match=r"leads? in a circle"):
+            check_output(out, {}, force=False)
+    with pytest.raises(OutputError, match="exists already"), staged(tmp_path / "a"):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("out", ["/", "."])
+def test_a_place_without_a_name_is_refused(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(OutputError), staged(Path(out), force=True):
+        pytest.fail("entered")
+
+
+def test_a_full_disk_names_the_file_and_its_room(tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    said = r"x\.safetensors: No space left .* MB are free"
+    with pytest.raises(DiskError, match=said) as caught, staged(tmp_path / "out") as place:
+        fill(place)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.__notes__
 
 
 def test_an_existing_file_is_replaced(tmp_path):
-    (tmp_path / "out").write_text("a file")
+    (tmp_path / "out").write_bytes(save(TENSORS))
     with staged(tmp_path / "out", force=True) as place:
         fill(place)
     assert (tmp_path / "out" / "x.safetensors").is_file()
@@ -339,7 +547,7 @@ def test_a_link_is_replaced_and_its_target_kept(old, tmp_path):
     with staged(link, force=True) as place:
         fill(place)
     assert not link.is_symlink()
-    assert (old / "mine").read_text() == "mine"
+    assert (old / REPORT).read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"out", "link"}
 
 
@@ -417,7 +625,7 @@ def test_a_file_is_replaced_only_when_its_successor_is_whole(tmp_path):
     assert file.read_text() == "one"
     with pytest.raises(OutputError, match="exists already"), staged_file(file):
         pass
-    with pytest.raises(FileNotFoundError), staged_file(file, force=True) as place:
+    with pytest.raises(FileNotFoundError), staged_file(file, force="any") as place:
         (tmp_path / "nothing").rename(place)
     assert file.read_text() == "one"
     with pytest.raises(OutputError, match="there is no folder"), staged_file(tmp_path / "b" / "c"):

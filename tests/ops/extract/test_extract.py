@@ -22,11 +22,9 @@ EMBEDDINGS = ("_embeddings",)
 
 def run(base: Path, tuned: Path, out: Path, policy, options=None, **how) -> Report:
     """Extract into a folder that is not there yet, and save the report as the command does."""
-    extraction = extract(plan(base, tuned, options), policy, out, **how)
-    out.mkdir()
-    report = extraction.run(out)
-    report.save(out / REPORT)
-    extraction.keep.drop()
+    with extract(plan(base, tuned, options), policy, out, **how) as extraction:
+        report = extraction.run()
+        report.save(extraction.place / REPORT)
     return report
 
 
@@ -172,7 +170,7 @@ def test_a_nan_is_named_and_skipped_if_asked(chgnet, tmp_path):
     save_file(weights, bad)
     with pytest.raises(NonFiniteError, match=r"bad.safetensors: mlp.layers.2.weight holds NaN"):
         run(chgnet[0], bad, tmp_path / "out", Fixed(4))
-    shutil.rmtree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     report = run(chgnet[0], bad, tmp_path / "out", Fixed(4), Options(skip_bad=True), resume=False)
     assert [row.module for row in report.rows if row.outcome == "bad"] == ["mlp.layers.2"]
     assert len(report.extracted) == 49
@@ -194,14 +192,14 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(chgnet, tmp_path,
     run(*chgnet, tmp_path / "whole", policy)
     with pytest.raises(StopError):
         run(*chgnet, tmp_path / "out", policy, seen=stop)
-    (tmp_path / "out").rmdir()
-    kept = sorted((tmp_path / "out.partial").glob("*.safetensors"))
+    assert not (tmp_path / "out").exists()
+    kept = sorted((tmp_path / ".out.partial" / "pieces").glob("*.safetensors"))
     assert len(kept) >= after
     times = [file.stat().st_mtime_ns for file in kept]
     run(*chgnet, tmp_path / "out", policy, engine=_Watch(kept, times))
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 class _Watch:
@@ -220,19 +218,49 @@ def test_other_settings_or_inputs_do_not_go_on(chgnet, tmp_path, change):
     base, tuned = (tmp_path / path.name for path in chgnet)
     for source, target in zip(chgnet, (base, tuned), strict=True):
         shutil.copyfile(source, target)
-    extract(plan(base, tuned), Fixed(4), tmp_path / "out")
+
+    def stop(item) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(base, tuned, tmp_path / "out", Fixed(4), seen=stop)
     if change == "input":
         weights = load_file(tuned)
         save_file(weights | {"site_wise.bias": weights["site_wise.bias"] + 1}, tuned)
     policy = Fixed(5 if change == "rank" else 4)
     with pytest.raises(OutputError, match="begun with other") as caught:
-        extract(plan(base, tuned), policy, tmp_path / "out")
+        run(base, tuned, tmp_path / "out", policy)
     assert "--no-resume" in caught.value.__notes__[0]
-    extract(plan(base, tuned), policy, tmp_path / "out", resume=False)
+    run(base, tuned, tmp_path / "out", policy, resume=False)
 
 
 def test_a_folder_that_is_no_unfinished_extraction_is_left_alone(chgnet, tmp_path):
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "mine").write_text("")
-    with pytest.raises(OutputError, match="is no unfinished extraction"):
-        extract(plan(*chgnet), Fixed(4), tmp_path / "out")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "mine").write_text("")
+    with pytest.raises(OutputError, match="is no unfinished output"):
+        run(*chgnet, tmp_path / "out", Fixed(4))
+
+
+@pytest.mark.parametrize("policy", [Fixed(4), Energy(0.6)])
+def test_pieces_that_a_power_cut_has_blanked_are_made_again(chgnet, tmp_path, policy):
+    seen = []
+
+    def stop(item) -> None:
+        seen.append(item)
+        if len(seen) == 40:
+            raise ZeroDivisionError
+
+    run(*chgnet, tmp_path / "whole", policy)
+    with pytest.raises(ZeroDivisionError):
+        run(*chgnet, tmp_path / "out", policy, seen=stop)
+    pieces = sorted((tmp_path / ".out.partial" / "pieces").iterdir())
+    for number, piece in enumerate(pieces):
+        if number % 3 == 0:  # its header stays: only its tensors are lost
+            data = piece.read_bytes()
+            head = 8 + int.from_bytes(data[:8], "little")
+            piece.write_bytes(data[:head] + bytes(len(data) - head))
+        if number % 3 == 1:
+            piece.write_bytes(bytes(piece.stat().st_size))
+    run(*chgnet, tmp_path / "out", policy)
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()

@@ -93,7 +93,7 @@ def test_a_failure_keeps_the_finished_shards_and_the_next_call_uses_them(
 
     def put(descriptor: int, data: memoryview, position: int) -> None:
         if str(Path(f"/proc/self/fd/{descriptor}").readlink()).endswith(
-            "00004-of-00006.safetensors.unfinished"
+            "00004-of-00006.safetensors"
         ):
             raise OSError(28, "No space left on device")
         real(descriptor, data, position)
@@ -111,6 +111,42 @@ def test_a_failure_keeps_the_finished_shards_and_the_next_call_uses_them(
     made(inputs).write(tmp_path / "whole")
     assert weights(out) == weights(tmp_path / "whole")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data: data[:100],
+        lambda data: bytes(len(data)),
+        lambda data: data[:-4096] + bytes(4096),
+        lambda data: b"",
+    ],
+    ids=["100 bytes", "zeros", "a last page of zeros", "empty"],
+)
+def test_a_finished_shard_that_is_not_as_it_was_is_made_again(inputs, tmp_path, monkeypatch, harm):
+    jobs = import_module("lora_tools.ops.merge.jobs")
+    real, count = jobs.copy, [0]
+
+    def copy(*arguments: int) -> None:
+        count[0] += 1
+        if count[0] > 20:
+            raise OSError(5, "Input/output error")
+        real(*arguments)
+
+    monkeypatch.setattr(jobs, "copy", copy)
+    with pytest.raises(OSError, match="Input/output"):
+        made(inputs).write(tmp_path / "out")
+    monkeypatch.setattr(jobs, "copy", real)
+    first, second, third = (
+        tmp_path / ".out.partial" / "out" / f"model-{number:05d}-of-00006.safetensors"
+        for number in (1, 2, 3)
+    )
+    assert {first, second, third} <= set(second.parent.iterdir())
+    second.write_bytes(harm(second.read_bytes()))
+    report = made(inputs).write(tmp_path / "out")
+    assert report.resumed == 2
+    made(inputs).write(tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_another_merge_does_not_take_over_unfinished_shards(inputs, tmp_path, monkeypatch):
