@@ -47,7 +47,12 @@ INSPECT = "inspect ../inputs/adapter --spectrum --jobs 1"
 
 COMMANDS = (
     Command("shrink", f"{SHRINK} --rank 4"),
-    Command("shrink-report", f"{SHRINK} --rank 4 --report result.json", (FOLDER, "result.json")),
+    Command(
+        "shrink-report",
+        f"{SHRINK} --rank 4 --report result.json",
+        (FOLDER, "result.json"),
+        cost=2,
+    ),
     Command("shrink-force", f"{SHRINK} --rank 4 --force", earlier=f"{SHRINK} --rank 2"),
     Command("convert", f"{CONVERT} result --to kohya"),
     Command("convert-file", f"{CONVERT} {SINGLE} --to kohya", (SINGLE,)),
@@ -58,22 +63,29 @@ COMMANDS = (
         earlier=f"{CONVERT} {SINGLE} --to kohya --rank 2",
     ),
     Command("extract", f"{EXTRACT} --rank 4", resumes=True),
-    Command("extract-energy", f"{EXTRACT} --energy 0.9", resumes=True),
+    Command("extract-energy", f"{EXTRACT} --energy 0.9", resumes=True, cost=2),
     Command(
         "extract-force",
         f"{EXTRACT} --rank 4 --force",
         resumes=True,
         earlier=f"{EXTRACT} --rank 2",
+        cost=2,
     ),
     Command("merge", MERGE, resumes=True),
-    Command("merge-force", f"{MERGE} --force", resumes=True, earlier=f"{MERGE} --weight 2"),
-    Command("page", f"{INSPECT} --html {PAGE}", (PAGE,), cost=2),
+    Command(
+        "merge-force",
+        f"{MERGE} --force",
+        resumes=True,
+        earlier=f"{MERGE} --weight 2",
+        cost=2,
+    ),
+    Command("page", f"{INSPECT} --html {PAGE}", (PAGE,), cost=3),
     Command(
         "picture-force",
         f"{INSPECT} --plot {PICTURE} --force",
         (PICTURE,),
         earlier=f"inspect ../inputs/other --spectrum --plot {PICTURE}",
-        cost=4,
+        cost=6,
     ),
     Command(
         "card",

@@ -34,7 +34,7 @@ def kills(bench, count: int, run, seconds: float) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_kills_at_random_moments(command, benches, forks):
     bench = benches(command)
-    check(kills(bench, FEW, forks.run, bench.whole.ended.seconds))
+    check(kills(bench, -(-FEW // command.cost), forks.run, bench.whole.ended.seconds))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hub_person import Person, make_adapter
 from hub_server import HubServer
 
 REPO = "alice/x"
-PUSH = ("push", "mine", REPO, "--public", "--no-picture", "--strip-metadata")
+PUSH = ("push", "mine", REPO, "--public", "--license", "mit", "--no-picture", "--strip-metadata")
 KINDS = ("die", *ERRORS, "SIGINT", "SIGTERM")
 
 

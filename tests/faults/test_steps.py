@@ -1,6 +1,7 @@
 """An end at each step of each command: killed, out of space, an input/output error, a signal."""
 
 import pytest
+from faults.bench import part
 from faults.commands import COMMANDS
 from faults.order import ERRORS, SIGNALS, Fault
 from faults.promises import broken, check
@@ -37,7 +38,8 @@ def test_an_end_at_each_step(command, kind, benches):
 def test_every_byte_of_an_output_is_written_in_steps(command, benches):
     """Else a fault could not befall it: whatever is written past the interposer is not tested."""
     bench = benches(command)
-    files = [name for name, content in bench.whole.left.items() if content is not None]
+    left = bench.whole.left
+    files = [name for out in command.outs for name, content in part(left, out).items() if content]
     assert files
     assert {str(bench.place / name) for name in files} <= set(bench.whole.ended.written)
     assert not bench.whole.ended.unaccounted
