@@ -43,7 +43,7 @@ def rename_exclusive(src: Path, dst: Path) -> None:
 
 
 def exchange(a: Path, b: Path) -> None:
-    """Swap two names, whatever they are of. After an error both are as they were.
+    """Swap two names, whatever they are of. After an error of the system both are as they were.
 
     Where that cannot be done at once, ``b`` is absent for an instant, and what it named lies
     beside ``a`` under the name of `aside`.
@@ -51,16 +51,15 @@ def exchange(a: Path, b: Path) -> None:
     if _renameat2(a, b, EXCHANGE):
         return
     old = aside(a)
-    b.rename(old)
     try:
+        b.rename(old)
         a.rename(b)
-        try:
-            old.rename(a)
-        except BaseException:
-            b.rename(a)
-            raise
-    except BaseException:
-        old.rename(b)
+        old.rename(a)
+    except BaseException:  # an interrupt may have come after the rename that it broke into
+        if os.path.lexists(old):
+            if os.path.lexists(b):
+                b.rename(a)
+            old.rename(b)
         raise
 
 

@@ -179,27 +179,38 @@ def publish(work: Work, *, force: Force, sources: Iterable[Path] = ()) -> None:
     """
     restrict(work.place, sources)
     sync_all(work.place)
+    ours = work.place.lstat()
+    try:
+        _take(work, force)
+        sync(work.out.parent)
+    except BaseException:
+        _give_back(work, ours)
+        raise
+
+
+def _take(work: Work, force: Force) -> None:
     try:
         rename_exclusive(work.place, work.out)
     except FileExistsError:
         check_free(work.asked, force=force, at=work.out)
-        _replace(work, force)
-        return
-    try:
-        sync(work.out.parent)
-    except BaseException:
-        work.out.rename(work.place)
-        raise
-
-
-def _replace(work: Work, force: Force) -> None:
-    exchange(work.place, work.out)
-    try:
-        check_free(work.asked, force=force, at=work.place)  # another may have come there since
-        sync(work.out.parent)
-    except BaseException:
         exchange(work.place, work.out)
-        raise
+        check_free(work.asked, force=force, at=work.place)  # another may have come there since
+
+
+def _give_back(work: Work, ours: os.stat_result) -> None:
+    """Undo what has been done so far: whoever interrupts may do so within a rename."""
+    if not _is(work.out, ours):
+        return
+    if _is(work.place, ours):  # linked to both names
+        work.out.unlink()
+    elif os.path.lexists(work.place):
+        exchange(work.place, work.out)
+    else:
+        work.out.rename(work.place)
+
+
+def _is(path: Path, state: os.stat_result) -> bool:
+    return os.path.lexists(path) and os.path.samestat(path.lstat(), state)
 
 
 def _resolved(path: Path) -> Path:

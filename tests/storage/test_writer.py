@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from lora_tools.errors import CheckpointError, DiskError, OutputError
-from lora_tools.storage import writer
+from lora_tools.storage import renames, writer
 from lora_tools.storage.header import Spec, spec_of
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.ours import REPORT
@@ -328,6 +328,63 @@ def test_a_failure_while_it_is_replaced_keeps_the_existing_output(old, step, err
         fill(place)
     assert (old / REPORT).read_text() == "mine"
     assert [path.name for path in old.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_an_interrupt_right_after_a_rename_is_undone(tmp_path, there, kernel, kind, monkeypatch):
+    """Each call that changes names is made, and then interrupted before it returns."""
+    out = tmp_path / "out.json"
+    if not kernel:
+        monkeypatch.setattr(renames, "_renameat2", lambda *_: False)
+
+    def attempt(number: int) -> bool:
+        left = iter(range(number))
+
+        def then_interrupt(real):
+            def call(*arguments):
+                result = real(*arguments)
+                if next(left, None) is None:
+                    patched.undo()
+                    raise KeyboardInterrupt
+                return result
+
+            return call
+
+        def publish(*arguments, **options) -> None:
+            whole(*arguments, **options)
+            patched.undo()  # what follows is the removal of the folder
+
+        patched, whole = pytest.MonkeyPatch(), writer.publish
+        patched.setattr(writer, "publish", publish)
+        try:
+            with (staged if kind == "folder" else staged_file)(out, force="any") as place:
+                target = place / "x" if kind == "folder" else place
+                target.write_text("ours")
+                for name in ("rename", "link", "unlink"):
+                    patched.setattr(os, name, then_interrupt(getattr(os, name)))
+                patched.setattr(writer, "exchange", then_interrupt(writer.exchange))
+                taking = then_interrupt(writer.rename_exclusive)
+                patched.setattr(writer, "rename_exclusive", taking)
+                patched.setattr(writer, "sync_all", lambda _: None)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            patched.undo()
+        return False
+
+    if there:
+        out.write_text("mine")
+    for number in range(8):
+        if not attempt(number):
+            break
+        assert out.exists() == there
+        assert not there or out.read_text() == "mine"
+    assert 0 < number < 7
+    with staged(out, force="any") as place:
+        fill(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_an_output_whose_name_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
