@@ -99,7 +99,13 @@ class Bench:
         place, inputs = os.fspath(self.place), os.fspath(self.inputs)
         out = self.command.outs[0]
         order = Order(
-            self.command.arguments, place, (place, inputs), os.fspath(self._desk), fault, out
+            self.command.arguments,
+            place,
+            (place, inputs),
+            os.fspath(self._desk),
+            fault,
+            out,
+            old_kernel=self.command.old_kernel,
         )
         return order if not more else Order(**{**_fields(order), **more})
 

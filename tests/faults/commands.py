@@ -24,6 +24,8 @@ class Command:
     """Whether what is finished stays for the next call after an error or a signal."""
     earlier: str = ""
     """A command line that has made OUT before, which this one replaces (``--force``)."""
+    old_kernel: bool = False
+    """Whether it has to do without renameat2(2)."""
     cost: int = 1
     """How many times as long as others it takes, and so how many times fewer of it are run."""
 
@@ -54,6 +56,12 @@ COMMANDS = (
         cost=2,
     ),
     Command("shrink-force", f"{SHRINK} --rank 4 --force", earlier=f"{SHRINK} --rank 2"),
+    Command(
+        "shrink-force-old-kernel",
+        f"{SHRINK} --rank 4 --force",
+        earlier=f"{SHRINK} --rank 2",
+        old_kernel=True,
+    ),
     Command("convert", f"{CONVERT} result --to kohya"),
     Command("convert-file", f"{CONVERT} {SINGLE} --to kohya", (SINGLE,)),
     Command(
@@ -61,6 +69,9 @@ COMMANDS = (
         f"{CONVERT} {SINGLE} --to kohya --force",
         (SINGLE,),
         earlier=f"{CONVERT} {SINGLE} --to kohya --rank 2",
+    ),
+    Command(
+        "convert-file-old-kernel", f"{CONVERT} {SINGLE} --to kohya", (SINGLE,), old_kernel=True
     ),
     Command("extract", f"{EXTRACT} --rank 4", resumes=True),
     Command("extract-energy", f"{EXTRACT} --energy 0.9", resumes=True, cost=2),

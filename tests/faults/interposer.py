@@ -57,7 +57,8 @@ class Interposer:
         os.copy_file_range, os.sendfile = self._copy_file_range, self._sendfile
         os._exit = self._exit
         io.open = builtins.open = self._io_open
-        self._seams()
+        if not self._order.old_kernel:  # else they are put together from steps
+            self._seams()
         if self._order.network:
             for name in ("send", "sendall"):
                 setattr(socket.socket, name, self._sent(getattr(socket.socket, name)))

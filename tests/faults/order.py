@@ -47,5 +47,7 @@ class Order:
     """What a ``make`` makes."""
     network: bool = False
     """Whether what is sent is a step, too."""
+    old_kernel: bool = False
+    """Whether there is no renameat2(2), as with some file systems."""
     kill_after: float | None = None
     """Seconds until SIGKILL."""
