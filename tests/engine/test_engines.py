@@ -82,3 +82,23 @@ def test_a_job_may_import_torch_while_others_begin(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_whoever_interrupts_does_not_wait_for_results(error):
+    begun, free, done = threading.Event(), threading.Event(), []
+
+    def work(number: int) -> None:
+        begun.set()
+        free.wait(2 if error is ZeroDivisionError else 30)
+        done.append(number)
+
+    def jobs():
+        yield 1
+        begun.wait(30)
+        raise error
+
+    with pytest.raises(error):
+        list(Threads(1).map(work, jobs()))
+    assert done == ([1] if error is ZeroDivisionError else [])
+    free.set()
