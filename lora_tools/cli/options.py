@@ -203,7 +203,7 @@ def make_engine(device: str, jobs: int | None) -> "Engine":
     if kind != "cpu":
         _check_device(device)
     workers = jobs or (len(os.sched_getaffinity(0)) if kind == "cpu" else 1)
-    return Threads(workers) if workers > 1 else Serial()
+    return Threads(workers, patient=False) if workers > 1 else Serial()
 
 
 def _check_device(device: str) -> None:

@@ -14,6 +14,11 @@ class Threads:
     """``count`` threads, each computing on one core."""
 
     count: int
+    patient: bool = True
+    """Whether an interrupt waits for the jobs that have begun; they would go on beside the caller.
+
+    Where the process ends with the interrupt, they end with it.
+    """
 
     def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield results in order, at most two jobs per thread ahead of the reader."""
@@ -30,7 +35,7 @@ class Threads:
         except GeneratorExit:
             raise
         except BaseException as error:
-            wait = isinstance(error, Exception)  # whoever interrupts does not wait for results
+            wait = self.patient or isinstance(error, Exception)
             raise
         finally:
             pool.shutdown(wait=wait, cancel_futures=True)

@@ -28,9 +28,13 @@ main()
 HERE = 'print("here", flush=True)'
 ASLEEP = f"{HERE}; time.sleep(60)"
 AT_WORK = f"""
-    {HERE}
     from lora_tools.engine import Threads
-    list(Threads(2).map(time.sleep, [60] * 8))
+
+    def work(number):
+        {HERE}
+        time.sleep(60)
+
+    list(Threads(1, patient=False).map(work, range(8)))
 """
 SLOW_TO_CLEAN = """
     try:

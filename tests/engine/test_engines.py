@@ -84,13 +84,20 @@ def test_a_job_may_import_torch_while_others_begin(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_whoever_interrupts_does_not_wait_for_results(error):
+@pytest.mark.parametrize(
+    ("error", "patient", "waits"),
+    [
+        (KeyboardInterrupt, False, False),
+        (KeyboardInterrupt, True, True),
+        (ZeroDivisionError, False, True),
+    ],
+)
+def test_an_interrupt_waits_for_jobs_only_if_the_caller_is_patient(error, patient, waits):
     begun, free, done = threading.Event(), threading.Event(), []
 
     def work(number: int) -> None:
         begun.set()
-        free.wait(2 if error is ZeroDivisionError else 30)
+        free.wait(1 if waits else 30)
         done.append(number)
 
     def jobs():
@@ -99,6 +106,6 @@ def test_whoever_interrupts_does_not_wait_for_results(error):
         raise error
 
     with pytest.raises(error):
-        list(Threads(1).map(work, jobs()))
-    assert done == ([1] if error is ZeroDivisionError else [])
+        list(Threads(1, patient=patient).map(work, jobs()))
+    assert done == ([1] if waits else [])
     free.set()
