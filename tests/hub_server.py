@@ -168,6 +168,9 @@ class Handler(BaseHTTPRequestHandler):
             if "chunked" in self.headers.get("Transfer-Encoding", "")
             else self.rfile.read(length)
         )
+        if self.body is None or ("Content-Length" in self.headers and len(self.body) < length):
+            self.close_connection = True  # whoever sent it has gone in the middle of it
+            return
         self.request_log.received = len(self.body)
         with self.hub.lock:
             self.hub.requests.append(self.request_log)
@@ -192,13 +195,16 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.reply(*answers)
 
-    def read_chunked(self) -> bytes:
+    def read_chunked(self) -> bytes | None:
+        """Return a body that came in chunks; None if it broke off before the last one."""
         data = b""
-        while size := int(self.rfile.readline().strip() or b"0", 16):
+        while line := self.rfile.readline().strip():
+            size = int(line, 16)
             data += self.rfile.read(size)
             self.rfile.readline()
-        self.rfile.readline()
-        return data
+            if not size:
+                return data
+        return None
 
     def take_fault(self) -> Fault | None:
         for fault in self.hub.faults:

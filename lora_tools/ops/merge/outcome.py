@@ -148,10 +148,14 @@ class Merged(Document):
             f"rounding took {percent(self.error)} of the update;"
             f" {percent(self.swallowed)} of its elements changed nothing",
             f"{len(self.rows) - cast} tensors changed, {self.copied} copied byte for byte{rest}",
-            f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s"
-            + (f" ({self.resumed} files were finished before)" if self.resumed else ""),
+            f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s",
         ]
         return joined([*lines, *self._remarks()])
+
+    def to_text(self) -> str:
+        """Return it for a terminal. The card does not say how often a merge was started."""
+        resumed = f"\n{self.resumed} files were finished before" if self.resumed else ""
+        return f"{Document.to_text(self)}{resumed}"
 
     def plan(self) -> str:
         """Return what is known before anything is computed, in sentences."""
