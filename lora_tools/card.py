@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_tools.errors import FormatError
+from lora_tools.storage.objects import yaml_object
 
 BEGIN = "<!-- lora-tools: begin -->"
 END = "<!-- lora-tools: end -->"
@@ -39,16 +40,8 @@ KEY = re.compile(r"^(?=[^\s-])", re.MULTILINE)
 
 def metadata(text: str) -> dict[str, Any]:
     """Return the front matter of a README; `FormatError` if it is no YAML mapping."""
-    import yaml  # only publishing needs it
-
     found = FRONT.match(text)
-    try:
-        fields = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError as error:
-        raise FormatError(f"README.md: the front matter is not valid YAML ({error})") from error
-    if not isinstance(fields or {}, dict):
-        raise FormatError("README.md: the front matter is not a list of fields")
-    return fields or {}
+    return yaml_object(found[1], "README.md: the front matter", FormatError) if found else {}
 
 
 def with_metadata(text: str, fields: Mapping[str, Any]) -> str:

@@ -161,7 +161,7 @@ def _square(key: str, config: Mapping[str, Any]) -> bool:
     stored transposed, and since then its input (`ParamWrapper` in tuners/lora/layer.py).
     """
     version = str(config.get("peft_version") or "")
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+    numbers = tuple(int(n) for n in re.findall(r"\d{1,9}", version)[:3])
     if not numbers:
         raise FormatError(
             f"{key} is square, and the adapter does not say which PEFT wrote it: its input and"
