@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ REPORT = "lora_tools_report.json"
 README = "README.md"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Adapter(Mapping[str, "Update"]):
     """The updates of an adapter by module name, each read when it is asked for."""
 
@@ -47,7 +48,7 @@ class Adapter(Mapping[str, "Update"]):
         return self.format.update(self.module(name), self.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return any(module.name == name for module in self.manifest.modules)  # reads no tensor
+        return name in self._modules  # reads no tensor
 
     def __iter__(self) -> Iterator[str]:
         return (module.name for module in self.manifest.modules)
@@ -57,10 +58,11 @@ class Adapter(Mapping[str, "Update"]):
 
     def module(self, name: str) -> Module:
         """Return the description of a module."""
-        for module in self.manifest.modules:
-            if module.name == name:
-                return module
-        raise KeyError(name)
+        return self._modules[name]
+
+    @cached_property
+    def _modules(self) -> Mapping[str, Module]:
+        return {module.name: module for module in reversed(self.manifest.modules)}
 
     @property
     def config(self) -> Mapping[str, Any]:

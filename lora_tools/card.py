@@ -38,6 +38,14 @@ KEY = re.compile(r"^(?=[^\s-])", re.MULTILINE)
 """Where a field of the outermost level begins, or a comment."""
 
 
+def card_text(data: bytes, where: object = "README.md") -> str:
+    """Return a README's text; `FormatError` if it is not UTF-8, as the Hub demands."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: not UTF-8 text ({error})") from error
+
+
 def metadata(text: str) -> dict[str, Any]:
     """Return the front matter of a README; `FormatError` if it is no YAML mapping."""
     found = FRONT.match(text)
@@ -75,8 +83,8 @@ def with_metadata(text: str, fields: Mapping[str, Any]) -> str:
     lines = "".join(block if block.endswith("\n") else f"{block}\n" for block in blocks)
     wanted = {**old, **fields}
     try:
-        sound = yaml.safe_load(lines) == wanted
-    except yaml.YAMLError:
+        sound = yaml_object(lines, "README.md", FormatError) == wanted
+    except FormatError:
         sound = False
     if not sound:  # spelled in a way that lines do not tell apart
         lines = yaml.safe_dump(wanted, allow_unicode=True, sort_keys=False)

@@ -68,7 +68,9 @@ def literal(expression: str) -> Literal | None:
     if not PLAIN.fullmatch(expression):
         return None
     body = expression.removeprefix("^")
-    characters, wild, escaped = [], [], False
+    characters: list[str] = []
+    wild: list[int] = []
+    escaped = False
     for character in body:
         if character == "\\" and not escaped:
             escaped = True
@@ -184,7 +186,9 @@ def compiled(text: str, whole: str, where: str) -> Any:
     import regex  # few adapters have any
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # of sets that Python may read otherwise once
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of sets that Python may read otherwise once
             re.compile(whole)
         if CLASS in whole:
             whole = whole.replace(CLASS, r"[\:")

@@ -140,7 +140,7 @@ def _ends(path: str, longest: int) -> Iterator[str]:
 
 
 def _is_end(path: str, at: int) -> bool:
-    """Whether ``($|\\..*)`` matches a path from here on."""
+    r"""Whether ``($|\..*)`` matches a path from here on."""
     return at == len(path) or path.startswith(".", at) or (at == len(path) - 1 and path[at] == "\n")
 
 

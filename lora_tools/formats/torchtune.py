@@ -200,8 +200,8 @@ def _order(name: str, out: int, base: Mapping[str, Any] | None) -> Paired | None
     if kind not in (*PAIRED, *HALVED):
         known = ", ".join((*PAIRED, *HALVED))
         raise UnsupportedError(
-            f"the base model is of type {shown(kind)}, of which it is not known how torchtune names and"
-            " orders its weights"
+            f"the base model is of type {shown(kind)}, of which it is not known how torchtune names"
+            " and orders its weights"
         ).hint(f"Known types: {known}.")
     if kind in HALVED or not name.endswith(ROTATED):
         return None

@@ -47,9 +47,7 @@ def json_object(
     return _object(_json, text, "JSON", where, error)
 
 
-def json_value(
-    text: str | bytes, where: str, error: type[LoraToolsError] = CheckpointError
-) -> Any:
+def json_value(text: str | bytes, where: str, error: type[LoraToolsError] = CheckpointError) -> Any:
     """Return whatever a JSON text is, as `json_object` does."""
     return _value(_json, text, "JSON", where, error)
 
@@ -112,7 +110,7 @@ def _yaml(text: str) -> Any:
         """`yaml.SafeLoader`, but that a key which occurs twice is an error, as YAML says it is."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             if all(isinstance(key, Hashable) for key in keys):
                 _unique([(key, None) for key in keys if key != "<<"])
             return super().construct_mapping(node, deep)

@@ -17,7 +17,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 INDEX = ".safetensors.index.json"
 PICKLED_INDEX = ".bin.index.json"
 LONGEST = 255
-"""Characters of a file's name that file systems take."""
+"""Bytes of a file's name that file systems take."""
 READERS = 8
 """Headers that are read at the same time."""
 
@@ -84,7 +84,7 @@ def _files(index: Path) -> dict[str, list[str]]:
     weights = fields.mapping("weight_map")
     for name in weights.values:
         file = weights.text(name)
-        if not file or "\0" in file or len(file) > LONGEST:
+        if not file or "\0" in file or len(file.encode()) > LONGEST:
             raise weights.refusal(name, "the name of a file")
         files.setdefault(file, []).append(name)
     return files

@@ -76,6 +76,18 @@ class Fields:
             self._refuse(key, "an object")
         return Fields(self.where, value or {}, self.error, f"{self.above}{key}.")
 
+    def objects(self, key: str) -> tuple["Fields", ...]:
+        """Return a list of objects."""
+        value = self.values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+            self._refuse(key, "a list of objects")
+        above = f"{self.above}{key}"
+        return tuple(
+            Fields(self.where, each, self.error, f"{above}[{at}].") for at, each in enumerate(value)
+        )
+
     def refusal(self, key: str, expected: str) -> LoraToolsError:
         """Return the error that says what a field holds, and what it should."""
         found = shown(self.values.get(key))

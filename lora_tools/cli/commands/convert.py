@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from lora_tools.adapter import README, REPORT, Adapter, read, write
-from lora_tools.card import with_section
+from lora_tools.card import card_text, with_section
 from lora_tools.cli.console import Visible
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
@@ -167,5 +167,5 @@ def _write_readme(adapter: Adapter, place: Path, section: str) -> None:
     """Carry a README over with a section about what was done."""
     readme = adapter.path / README
     if readme.is_file():
-        text = with_section(readme.read_text(encoding="utf-8"), section)
+        text = with_section(card_text(readme.read_bytes(), readme), section)
         (place / README).write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ import click
 from tabulate import tabulate
 
 from lora_tools.adapter import README, REPORT, Adapter, read, write
-from lora_tools.card import with_section
+from lora_tools.card import card_text, with_section
 from lora_tools.cli.console import Visible, say
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
@@ -156,5 +156,5 @@ def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:
     """Carry a README over with a section about what was done."""
     readme = adapter.path / README
     if readme.is_file():
-        text = with_section(readme.read_text(encoding="utf-8"), report.to_markdown())
+        text = with_section(card_text(readme.read_bytes(), readme), report.to_markdown())
         (place / README).write_text(text, encoding="utf-8")

@@ -67,11 +67,13 @@ KNOWN = frozenset(
     }
 )
 
+
 def check_variant(config: Mapping[str, Any]) -> None:
     """Raise `UnsupportedError` if the configuration means something else than added matrices."""
     kind = config.get("peft_type") or "LORA"
     if kind != "LORA":
-        raise UnsupportedError(f"adapter_config.json: peft_type is {kind if isinstance(kind, str) else shown(kind)}, not LORA").hint(
+        named = kind if isinstance(kind, str) else shown(kind)
+        raise UnsupportedError(f"adapter_config.json: peft_type is {named}, not LORA").hint(
             "Only LoRA adapters are low-rank updates that can be re-factored."
         )
     for field, reason in NOT_ADDITIVE.items():
@@ -123,8 +125,11 @@ def check_types(config: Mapping[str, Any]) -> PeftConfig:
     for field in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
         fields.flag(field)
     fields.texts("target_parameters")
-    for patterns in (peft.ranks, peft.alphas, peft.saved, *peft.layers):
+    for patterns in (peft.ranks, peft.alphas):
         patterns.check()
+    peft.saved.check()
+    for layer in peft.layers:
+        layer.check()
     for names in (peft.targeted, peft.excluded):
         if isinstance(names, Expression):
             names.check()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_tools.adapter import README, REPORT
-from lora_tools.card import with_section
+from lora_tools.card import card_text, with_section
 from lora_tools.model import CONFIG
 from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
@@ -40,7 +40,7 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
         _write_config(recipe, folder)
     base = recipe.base.path
     card = base / README if base.is_dir() else base.parent / README
-    text = card.read_text(encoding="utf-8") if base.is_dir() and card.is_file() else ""
+    text = card_text(card.read_bytes(), card) if base.is_dir() and card.is_file() else ""
     section = with_section(text, report.to_markdown()).lstrip()
     (folder / README).write_text(section, encoding="utf-8")
     report.save(folder / REPORT)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lora_tools.adapter import README
-from lora_tools.card import metadata
+from lora_tools.card import card_text, metadata
 from lora_tools.errors import HubError, RefusedError, some
 from lora_tools.hub import Blob, Commission, Commit, Publisher, page
 from lora_tools.ops.push.files import Digest
@@ -158,7 +158,7 @@ def card_only(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> st
     """Return the card of a folder. Asks the Hub for nothing but the base's license."""
     made = draft(folder, wish, place)
     file = folder / README
-    old = file.read_text(encoding="utf-8") if file.is_file() else _title(wish)
+    old = card_text(file.read_bytes(), file) if file.is_file() else _title(wish)
     return made.package(wish.repo, old, _license(made, wish, publisher, old)).card
 
 
@@ -183,10 +183,10 @@ def _old_card(
 ) -> str:
     """Return the README to build on: the folder's, or else what somebody has written on the Hub."""
     if (folder / README).is_file():
-        return (folder / README).read_text(encoding="utf-8")
+        return card_text((folder / README).read_bytes(), folder / README)
     if README in there:
         revision = None if branch else wish.revision
-        return publisher.read(wish.repo, README, revision).decode("utf-8")
+        return card_text(publisher.read(wish.repo, README, revision), f"{wish.repo}: {README}")
     return _title(wish)
 
 

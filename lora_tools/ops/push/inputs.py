@@ -1,12 +1,13 @@
 """What a published result was made from, by the sha256 of its inputs."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, digest
 from lora_tools.remote import RemotePath
+from lora_tools.storage.objects import read_object
+from lora_tools.storage.typed import Fields
 
 
 def record(report: Path, inputs: Iterable[Path]) -> None:
@@ -14,7 +15,7 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
 
     Reads local inputs once; those on the Hub are known there, so that none is downloaded for it.
     """
-    document = json.loads(report.read_bytes())
+    document = read_object(report)
     document["inputs"] = [
         {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
         for path in inputs
@@ -23,12 +24,13 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
     report.write_text(text + "\n", encoding="utf-8")
 
 
-def listed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def listed(report: Fields) -> list[tuple[str, str, str]]:
     """Return the inputs that a report records: path, file and sha256."""
     return [
-        (str(each["path"]), name, str(found))
-        for each in report.get("inputs", ())
-        for name, found in each["files"].items()
+        (each.text("path") or "", name, files.text(name) or "")
+        for each in report.objects("inputs")
+        for files in (each.mapping("files"),)
+        for name in files.values
     ]
 
 
