@@ -36,10 +36,10 @@ class Clock:
 
     __slots__ = ("left", "where")
 
-    def __init__(self, where: str, seconds: float = SECONDS) -> None:
+    def __init__(self, where: str) -> None:
         self.where = where
         """File and field, for messages."""
-        self.left = seconds
+        self.left = SECONDS
 
     def spend(self, began: float) -> None:
         """Take the time since ``began``, of `time.thread_time`; `FormatError` if all is gone."""

@@ -131,8 +131,9 @@ def _check(found: Any, text: str) -> None:
 
 
 def _check_depth(found: Any, text: str) -> None:
-    if text.count("[") + text.count("{") + text.count("\n") < DEEPEST:
-        return  # indentation nests in YAML
+    marks = text.count("[") + text.count("{") + text.count("\n")  # indentation nests in YAML
+    if marks < DEEPEST and "&" not in text:
+        return
     level, count = [found], 0
     for _ in range(DEEPEST):
         level = [inner for value in level for inner in _inner(value)]

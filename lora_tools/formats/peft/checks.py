@@ -134,7 +134,8 @@ def check_types(config: Mapping[str, Any]) -> PeftConfig:
         if isinstance(names, Expression):
             names.check()
     layers = config.get("layers_to_transform")
-    if any(type(n) is not int for n in (layers if isinstance(layers, list) else [layers or 0])):
+    numbers = layers if isinstance(layers, list) else [0 if layers is None else layers]
+    if any(type(number) is not int for number in numbers):
         raise fields.refusal("layers_to_transform", "the number of a layer, or a list of them")
     _check_numbers(fields, "r", "rank_pattern", DEFAULT_RANK, is_count, "a rank")
     _check_numbers(fields, "lora_alpha", "alpha_pattern", DEFAULT_ALPHA, is_number, "a number")
