@@ -91,8 +91,8 @@ class Kohya:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as sd-scripts does, each with its alpha, and bring ``ss_*`` up to date."""
-        names = {module.name for module in manifest.modules}
-        modules = tuple(_spelled(module, names) for module in manifest.modules)
+        several = any(_has_encoders(module.name) for module in manifest.modules)
+        modules = tuple(_spelled(module, several=several) for module in manifest.modules)
         stems = Counter(module.stem for module in modules)
         if twice := [module.name for module in modules if stems[module.stem] > 1]:
             raise UnsupportedError(f"these names are the same without dots: {some(twice)}")
@@ -131,10 +131,10 @@ def _path(stem: str, *, flux: bool) -> str | None:
     return f"{component or found[0]}.{found[1]}"
 
 
-def _spelled(module: Module, names: set[str]) -> Module:
+def _spelled(module: Module, *, several: bool) -> Module:
     stem = module.stem
     if not stem.startswith(tuple(PREFIXES)) or "." in stem:
-        stem = _prefix(module.name, names) + flatten(split(module.name)[1])
+        stem = _prefix(module.name, several=several) + flatten(split(module.name)[1])
     return respelled(module, stem, SUFFIX)
 
 
@@ -162,7 +162,7 @@ def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
     return replace(manifest, modules=tuple(modules))
 
 
-def _prefix(name: str, names: set[str]) -> str:
+def _prefix(name: str, *, several: bool) -> str:
     """Return what sd-scripts puts before a module's flattened path."""
     component, path = split(name)
     component = component or component_of(path) or ""
@@ -171,7 +171,7 @@ def _prefix(name: str, names: set[str]) -> str:
             return "lora_te3_"
         if component != "text_encoder":
             return f"lora_te{component[-1]}_"
-        return "lora_te1_" if any(map(_has_encoders, names)) else "lora_te_"
+        return "lora_te1_" if several else "lora_te_"
     return {"": "lycoris_", "prior": "lora_prior_unet_", "transformer": "lora_transformer_"}.get(
         component, "lora_unet_"
     )

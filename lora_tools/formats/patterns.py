@@ -51,7 +51,7 @@ class Patterns:
         if not self._keys:
             return None
         check_name(path, self._clock.where)
-        began = time.thread_time()
+        began = time.perf_counter()
         orders = [self._anchored.find(end) for end in (path, *_without_end(path))]
         orders += map(self._free.find, _ends(path, self._free.longest))
         first = min((order for order in orders if order is not None), default=len(self._keys))
@@ -113,7 +113,7 @@ class Segments:
         if not (self._expressions or self._free.lengths or self._anchored.lengths):
             return False
         check_name(path, self._clock.where)
-        began = time.thread_time()
+        began = time.perf_counter()
         found = self._among(self._anchored, path, (0,)) or self._among(
             self._free, path, _starts(path)
         )

@@ -31,7 +31,7 @@ FUSED: Mapping[str, Ways] = {
 }
 """A fused projection, and the names of its parts in the order of their rows."""
 
-EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)")
+EXPERT = re.compile(r"(.*\.experts)\.(\d{1,9})\.(\w+)")
 TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})
 """Models whose experts are stored as (expert, in, out)."""
 
