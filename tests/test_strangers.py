@@ -124,8 +124,11 @@ KOHYA = {"lora_tools.names": "{}", "ss_network_args": "{}", "ss_network_dim": "2
 
 A, B = torch.ones(2, 4), torch.ones(4, 2)
 TENSORS = {
-    "peft": {f"base_model.model.model.layers.{'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.' if long else ''}0.q.lora_{x}.weight": t
-             for long in (False, True) for x, t in (("A", A), ("B", B))},
+    "peft": {
+        f"base_model.model.model.layers.{between}0.q.lora_{x}.weight": t
+        for between in ("", "a" * 36 + ".")
+        for x, t in (("A", A), ("B", B))
+    },
     "mlx": {"model.layers.0.q.lora_a": B, "model.layers.0.q.lora_b": A},
     "torchtune": {"layers.0.attn.q_proj.lora_a.weight": A, "layers.0.attn.q_proj.lora_b.weight": B},
     "diffusers": {
@@ -137,7 +140,7 @@ TENSORS = {
         "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": B,
         "lora_unet_double_blocks_0_img_attn_qkv.alpha": torch.tensor(2.0),
     },
-}  # fmt: skip
+}
 
 
 def spelled(fields: dict, field: str, value: str) -> bytes:
@@ -311,10 +314,13 @@ FRONTS = (
     "a: 1" + "0" * 5_000,
     'a: "\\ud800"',
     "a: &a [x, x, x, x, x, x, x, x, x]\n"
-    + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+    + "\n".join(
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
     "\x00",
     "\t- x: [",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("front", FRONTS, ids=range(len(FRONTS)))
