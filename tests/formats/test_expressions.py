@@ -101,11 +101,14 @@ def test_no_field_hangs(field, evil, monkeypatch):
     config = {"target_modules": ["q"], "layers_to_transform": [0]}
     config |= {field: value or lists.get(field, evil)}
     peft = PeftConfig(config)
+    paths = ("a" * 3000 + "-", f"{LONG}0.{'a' * 50}-q", "a" * 50 + ".1.q")
+    asked = (ask(path) for path in paths for ask in (peft.targets, peft.rank, peft.alpha))
     try:
-        for path in ("a" * 3000 + "-", f"{LONG}0.{'a' * 50}-q", "a" * 50 + ".1.q"):
-            (peft.targets(path), peft.rank(path), peft.alpha(path))
+        list(asked)
+        said = ""
     except FormatError as error:
-        assert str(error).startswith(f"adapter_config.json: {field}: ")
+        said = str(error)
+    assert not said or said.startswith(f"adapter_config.json: {field}: ")
 
 
 def test_an_expression_without_end_is_refused_by_file_field_and_pattern(monkeypatch):
