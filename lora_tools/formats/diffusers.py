@@ -94,7 +94,7 @@ class Diffusers:
             raise UnsupportedError(f"these are not in diffusers' names: {some(homeless)}")
         rslora = {
             component: any(module.rslora for module, of in named if of == component)
-            for _, component in named
+            for component in dict.fromkeys(of for _, of in named)
         }
         modules = tuple(_spelled(m, str(of), rslora=rslora[of]) for m, of in named)
         old = _configs(manifest.metadata)

@@ -56,7 +56,7 @@ class MLX:
         fields = Fields(CONFIG, config)
         kind = fields.text("fine_tune_type")
         if kind not in (None, "lora", "dora"):
-            raise UnsupportedError(f"{CONFIG}: fine_tune_type is {shown(kind)}, not lora")
+            raise UnsupportedError(f"{CONFIG}: fine_tune_type is {kind}, not lora")
         parameters = fields.mapping("lora_parameters")
         scale = parameters.number("scale")
         if scale is None:
