@@ -23,8 +23,9 @@ def llama_heads(base: Mapping[str, Any] | None, tool: str) -> Heads:
         ).hint("Give it: --base MODEL, with its config.json.")
     kind = base.get("model_type")
     if kind not in LLAMAS:
+        called = kind if isinstance(kind, str) else shown(kind)
         raise UnsupportedError(
-            f"the base model is of type {shown(kind)}, of which it is not known what"
+            f"the base model is of type {called}, of which it is not known what"
             f" {tool} calls its layers"
         ).hint(f"Known types: {', '.join(LLAMAS)}.")
     heads = heads_of(base)

@@ -199,8 +199,9 @@ def _order(name: str, out: int, base: Mapping[str, Any] | None) -> Paired | None
     kind = base.get("model_type")
     if kind not in (*PAIRED, *HALVED):
         known = ", ".join((*PAIRED, *HALVED))
+        called = kind if isinstance(kind, str) else shown(kind)
         raise UnsupportedError(
-            f"the base model is of type {shown(kind)}, of which it is not known how torchtune names"
+            f"the base model is of type {called}, of which it is not known how torchtune names"
             " and orders its weights"
         ).hint(f"Known types: {known}.")
     if kind in HALVED or not name.endswith(ROTATED):
