@@ -91,7 +91,7 @@ def test_a_real_adapter_goes_to_peft_and_back_bit_for_bit(tmp_path):
 def test_archives_of_numpy_are_read(tmp_path):
     a, b = np.random.randn(6, 2).astype("f4"), np.random.randn(2, 3).astype("f4")
     np.savez(tmp_path / "adapters.npz", **{"layers.0.q.lora_a": a, "layers.0.q.lora_b": b})
-    with pytest.raises(FormatError, match="no scale|scale is .*, not a number"):
+    with pytest.raises(FormatError, match="no scale"):
         read(tmp_path / "adapters.npz")
     config = {"fine_tune_type": "lora", "lora_parameters": {"scale": 20.0, "rank": 2}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -124,12 +124,12 @@ def test_layers_of_experts_are_stacks():
     ("config", "kind", "message"),
     [
         ({"fine_tune_type": "full"}, UnsupportedError, "fine_tune_type is full"),
-        ({"fine_tune_type": "lora"}, FormatError, "no scale|scale is .*, not a number"),
-        ({"lora_parameters": {"alpha": 16}}, FormatError, "no scale|scale is .*, not a number"),
+        ({"fine_tune_type": "lora"}, FormatError, "no scale"),
+        ({"lora_parameters": {"alpha": 16}}, FormatError, "no scale"),
         (
             {"lora_parameters": {"scale": float("nan")}},
             FormatError,
-            "no scale|scale is .*, not a number",
+            "no scale",
         ),
     ],
 )
