@@ -129,7 +129,7 @@ def test_layers_of_experts_are_stacks():
         (
             {"lora_parameters": {"scale": float("nan")}},
             FormatError,
-            "no scale",
+            "scale is nan, not a number",
         ),
     ],
 )
