@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ REPORT = OURS
 README = "README.md"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Adapter(Mapping[str, "Update"]):
     """The updates of an adapter by module name, each read when it is asked for."""
 
@@ -48,7 +49,7 @@ class Adapter(Mapping[str, "Update"]):
         return self.format.update(self.module(name), self.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return any(module.name == name for module in self.manifest.modules)  # reads no tensor
+        return name in self._modules  # reads no tensor
 
     def __iter__(self) -> Iterator[str]:
         return (module.name for module in self.manifest.modules)
@@ -58,10 +59,11 @@ class Adapter(Mapping[str, "Update"]):
 
     def module(self, name: str) -> Module:
         """Return the description of a module."""
-        for module in self.manifest.modules:
-            if module.name == name:
-                return module
-        raise KeyError(name)
+        return self._modules[name]
+
+    @cached_property
+    def _modules(self) -> Mapping[str, Module]:
+        return {module.name: module for module in reversed(self.manifest.modules)}
 
     @property
     def config(self) -> Mapping[str, Any]:

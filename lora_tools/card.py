@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_tools.errors import FormatError
 from lora_tools.storage.disk import naming
+from lora_tools.storage.objects import yaml_object
 from lora_tools.storage.sides import create, opened, why_not
 
 BEGIN = "<!-- lora-tools: begin -->"
@@ -71,16 +72,8 @@ KEY = re.compile(r"^(?=[^\s-])", re.MULTILINE)
 
 def metadata(text: str) -> dict[str, Any]:
     """Return the front matter of a README; `FormatError` if it is no YAML mapping."""
-    import yaml  # only publishing needs it
-
     found = FRONT.match(text)
-    try:
-        fields = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError as error:
-        raise FormatError(f"README.md: the front matter is not valid YAML ({error})") from error
-    if not isinstance(fields or {}, dict):
-        raise FormatError("README.md: the front matter is not a list of fields")
-    return fields or {}
+    return yaml_object(found[1], "README.md: the front matter", FormatError) if found else {}
 
 
 def with_metadata(text: str, fields: Mapping[str, Any]) -> str:
@@ -114,8 +107,8 @@ def with_metadata(text: str, fields: Mapping[str, Any]) -> str:
     lines = "".join(block if block.endswith("\n") else f"{block}\n" for block in blocks)
     wanted = {**old, **fields}
     try:
-        sound = yaml.safe_load(lines) == wanted
-    except yaml.YAMLError:
+        sound = yaml_object(lines, "README.md", FormatError) == wanted
+    except FormatError:
         sound = False
     if not sound:  # spelled in a way that lines do not tell apart
         lines = yaml.safe_dump(wanted, allow_unicode=True, sort_keys=False)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 OUTSIDE = "outside the layers"
+DEEPEST = 64
+"""Words of a path that are looked at for layers."""
 WIDTH = 20
 """Characters that a label should fit in."""
 
@@ -79,6 +81,8 @@ def _part(name: str, separator: str, inside: dict[str, set[str]]) -> tuple[str, 
 def _cuts(name: str, separator: str) -> Iterator[tuple[str, str]]:
     """Yield what stands up to each number of a name, and what follows if it has a word in it."""
     parts = name.split(separator)
+    if len(parts) > DEEPEST:
+        return  # no path of a module
     for at, part in enumerate(parts, start=1):
         if _number(part) and not all(map(_number, parts[at:])):
             yield separator.join(parts[:at]), separator.join(parts[at:])

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_tools.errors import CheckpointError
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
+from lora_tools.storage.typed import Fields
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -26,15 +28,19 @@ class Model:
     @property
     def architecture(self) -> str | None:
         """The class that loads it (``LlamaForCausalLM``), if the configuration names one."""
-        names = self.config.get("architectures") or [self.config.get("_class_name")]
-        return str(names[0]) if names[0] else None
+        fields = self.fields
+        return next(iter(fields.texts("architectures")), None) or fields.text("_class_name")
 
     @property
     def tied(self) -> bool:
         """Whether the configuration says that input and output embeddings are one tensor."""
-        text = self.config.get("text_config")
-        configs = (self.config, text if isinstance(text, Mapping) else {})
-        return any(bool(config.get("tie_word_embeddings")) for config in configs)
+        configs = (self.fields, self.fields.mapping("text_config"))
+        return any(fields.flag("tie_word_embeddings") for fields in configs)
+
+    @property
+    def fields(self) -> Fields:
+        """Its configuration, each field read by its type."""
+        return Fields(CONFIG, self.config, CheckpointError)
 
     @property
     def params(self) -> int:

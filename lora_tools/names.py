@@ -8,6 +8,9 @@ from typing import NamedTuple
 NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 """A number that is a word of its own, as in layers.11, blocks_0_attn and unet:3:up."""
 
+LONGEST = 18
+"""Digits of a number that is counted."""
+
 
 def matches(pattern: str, name: str) -> bool:
     """Whether a shell-style pattern fits the whole name, or its end from a dot on.
@@ -36,13 +39,19 @@ def collapse(names: Sequence[str]) -> str:
     'layers.[0..2,5].q'
     """
     numbers = [NUMBER.findall(name) for name in names]
-    text = template(names[0])
-    for column in zip(*numbers, strict=True):
-        width = len(column[0]) if column[0].startswith("0") else 0  # 007 stays 007
-        values = sorted({int(value) for value in column})
-        shown = f"{values[0]:0{width}}" if len(values) == 1 else f"[{_ranges(values, width)}]"
-        text = text.replace("[]", shown, 1)
-    return text
+    if len({len(found) for found in numbers}) > 1:  # some have a blank of their own
+        return template(names[0])
+    columns = iter(zip(*numbers, strict=True))
+    return NUMBER.sub(lambda _: _column(next(columns)), names[0])
+
+
+def _column(column: Sequence[str]) -> str:
+    """Return the numbers at one place of all names, in ranges."""
+    if max(map(len, column)) > LONGEST:  # no layer's
+        return column[0] if len({*column}) == 1 else "[…]"
+    width = len(column[0]) if column[0].startswith("0") else 0  # 007 stays 007
+    values = sorted({int(value) for value in column})
+    return f"{values[0]:0{width}}" if len(values) == 1 else f"[{_ranges(values, width)}]"
 
 
 def _ranges(values: Iterable[int], width: int) -> str:

@@ -53,7 +53,8 @@ MARK = "scaled_fp8"
 
 def check(model: Model, remedy: str) -> None:
     """Raise `UnsupportedError`, with the remedy, if weights are packed in another form."""
-    method = str(quantisation(model.config).get("quant_method", ""))
+    quantised = model.fields.mapping("quantization_config")
+    method = quantised.text("quant_method") or ""
     specs = model.tensors.specs
     for name, ends in SIGNS.items():
         found = [key for key in specs if key.endswith(ends)]

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_tools.grid import grid
 from lora_tools.names import Prefix, align, collapse, matches, template
 
 
@@ -111,3 +112,11 @@ def test_strangers_do_not_align():
     assert align(["layers.0.q.weight"], {"norm.weight", "head.weight"}) == ()
     assert align([], {"a"}) == ()
     assert Prefix("model.", "")("layers.0.q") is None
+
+
+def test_numbers_that_nobody_counts_and_blanks_of_a_name_itself_are_no_crash():
+    digits = "9" * 5000
+    assert collapse([f"a.{digits}.b"]) == f"a.{digits}.b"
+    assert collapse([f"a.{digits}.b", "a.1.b"]) == "a.[…].b"
+    assert collapse(["a.[].b", "a.0.b"]) == "a.[].b"
+    assert len(grid(["1.a." * 5000 + "q"]).places) == 1

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.consumers.keys import Pair
 from lora_tools.formats.manifest import Manifest
+from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.storage.header import Spec
 
 MOST_NAMED = 5
@@ -28,7 +30,7 @@ class Verdict(StrEnum):
         return list(Verdict).index(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """An adapter as it lies on disk, whether or not a format of ours can read it."""
 
@@ -56,6 +58,16 @@ class Subject:
     def fields(self) -> Mapping[str, Any]:
         """The fields of the configuration; none if there is no configuration."""
         return self.config or {}
+
+    @cached_property
+    def peft(self) -> PeftConfig:
+        """The configuration with PEFT's meanings and defaults."""
+        return PeftConfig(self.fields)
+
+    @cached_property
+    def leaders(self) -> Mapping[str, Pair]:
+        """The first pair of each component."""
+        return {pair.component: pair for pair in reversed(self.pairs)}
 
 
 class Breach(NamedTuple):

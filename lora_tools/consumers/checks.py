@@ -1,10 +1,9 @@
 """Checks that several engines make, of files, names and patterns."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from lora_tools.consumers.base import Breach, Check, Subject
-from lora_tools.errors import some
+from lora_tools.errors import FormatError, some
 
 
 def breach(where: Sequence[str], why: str) -> Breach | None:
@@ -41,12 +40,10 @@ def has_only(known: Callable[[Subject, str], bool], otherwise: str) -> Check:
 
 
 def failing(check: Callable[[str], object], paths: Iterable[str]) -> str | None:
-    """Return what is wrong with the first regular expression that the check fails on."""
+    """Return what is wrong with the first expression or value that the check fails on."""
     for path in paths:
         try:
             check(path)
-        except re.error as error:
+        except FormatError as error:
             return str(error)
-        except (TypeError, ValueError, OverflowError):
-            continue  # no number where there should be one: another rule's to say
     return None

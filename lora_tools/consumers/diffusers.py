@@ -1,13 +1,12 @@
 """diffusers: names begin with a component; alphas or metadata say the scale, else it is 1."""
 
-import json
-
 from lora_tools.consumers.base import Breach, Consumer, Rule, Subject, Verdict
 from lora_tools.consumers.checks import breach
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.mends import even
 from lora_tools.consumers.scales import read_at
-from lora_tools.errors import some
+from lora_tools.errors import CheckpointError, some
+from lora_tools.storage.objects import json_value
 
 COMPONENTS = (
     "unet.",
@@ -104,9 +103,9 @@ def _bad_metadata(subject: Subject) -> Breach | None:
     if METADATA not in subject.metadata:
         return None
     try:
-        json.loads(subject.metadata[METADATA])
-    except ValueError as error:
-        return Breach(f"lora_adapter_metadata is not JSON: {error}")
+        json_value(subject.metadata[METADATA], METADATA)
+    except CheckpointError as error:
+        return Breach(str(error))
     return None
 
 
@@ -127,9 +126,7 @@ def _known(subject: Subject, pair: Pair) -> float | None:
 def _first_alpha(subject: Subject, pair: Pair) -> float | None:
     if pair.alpha or METADATA in subject.metadata or not pair.rank:
         return None
-    component = pair.stem.partition(".")[0]
-    first = next(p for p in subject.pairs if p.stem.partition(".")[0] == component)
-    return (first.rank or pair.rank) / pair.rank
+    return (subject.leaders[pair.component].rank or pair.rank) / pair.rank
 
 
 DIFFUSERS = Consumer(

@@ -5,7 +5,7 @@ from typing import Any
 
 from lora_tools.consumers.base import Breach, Check, Subject
 from lora_tools.errors import some
-from lora_tools.formats.peft.config import PeftConfig
+from lora_tools.storage.typed import is_count, is_number, shown
 
 
 def has_config(subject: Subject) -> Breach | None:
@@ -38,7 +38,7 @@ def typed(*fields: str) -> Check:
             value, kind = subject.fields.get(field), KINDS[field]
             none = value is None and (kind is not _is_number or field not in subject.fields)
             if not none and not kind(value):
-                return Breach(f"{field} is {value!r}", [field])
+                return Breach(f"{field} is {shown(value)}", [field])
         return None
 
     return check
@@ -49,25 +49,21 @@ def sets(field: str, says: str) -> Check:
 
     def check(subject: Subject) -> Breach | None:
         value = subject.fields.get(field)
-        return Breach(f"{field} is {value!r}: {says}", [field]) if value else None
+        return Breach(f"{field} is {shown(value)}: {says}", [field]) if value else None
 
     return check
 
 
 def number(value: object) -> float | None:
     """Return a value if it is a number, else None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if is_number(value) else None  # type: ignore[arg-type]
 
 
 def ranks_of(config: Mapping[str, Any]) -> list[int]:
     """Return the rank of the configuration and those of its patterns, as far as they are whole."""
-    found = [config.get("r"), *dict(config.get("rank_pattern") or {}).values()]
-    return [rank for rank in found if isinstance(rank, int) and not isinstance(rank, bool)]
-
-
-def peft_of(subject: Subject) -> PeftConfig:
-    """Return the configuration with PEFT's meanings and defaults."""
-    return PeftConfig(subject.fields)
+    pattern = config.get("rank_pattern")
+    found = [config.get("r"), *(pattern.values() if isinstance(pattern, Mapping) else ())]
+    return [int(rank) for rank in found if is_count(rank)]
 
 
 def _is_number(value: object) -> bool:

@@ -58,6 +58,11 @@ class Pair(NamedTuple):
         return self.stem.removeprefix(PREFIX).replace(WRAPPED, "")
 
     @property
+    def component(self) -> str:
+        """The model of a pipeline that its name begins with, if it is one of a pipeline's."""
+        return self.stem.partition(".")[0]
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The keys of its factors."""
         return tuple(part.key for part in (self.down, self.up) if part)

@@ -9,8 +9,9 @@ from lora_tools.consumers.checks import breach, has_only
 from lora_tools.consumers.keys import Pair
 from lora_tools.consumers.rules import CONFIG, tensor_file
 from lora_tools.errors import some
+from lora_tools.storage.typed import is_count, shown
 
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 NEEDED = ("rank", "scale", "dropout")
 
 
@@ -20,7 +21,8 @@ def _parameters(subject: Subject) -> Mapping[str, Any] | None:
 
 
 def _kind(subject: Subject) -> str:
-    return str(subject.fields.get("fine_tune_type", "lora"))
+    found = subject.fields.get("fine_tune_type", "lora")
+    return found if isinstance(found, str) else shown(found)
 
 
 def _fields(subject: Subject) -> Breach | None:
@@ -40,7 +42,7 @@ def _is_known(subject: Subject, key: str) -> bool:
 
 def _ranks(subject: Subject) -> Breach | None:
     rank = (_parameters(subject) or {}).get("rank")
-    if not isinstance(rank, int):
+    if not isinstance(rank, int) or not is_count(rank):
         return None
     wrong = {
         pair.stem: pair for pair in subject.pairs if pair.spelling == "mlx" and _misfits(pair, rank)
@@ -71,19 +73,20 @@ def _turned(pair: Pair) -> Pair:
 
 def _layers(subject: Subject) -> Breach | None:
     count = subject.fields.get("num_layers")
-    if not isinstance(count, int) or count <= 0 or (_parameters(subject) or {}).get("keys"):
+    if (
+        not isinstance(count, int)
+        or not is_count(count)
+        or not count
+        or (_parameters(subject) or {}).get("keys")
+    ):
         return None  # -1 is all; keys name modules wherever they are
-    found = {int(match[1]): key for key in subject.specs if (match := LAYER.search(key))}
-    if not found or max(found) - min(found) < count:
+    found = {key: int(match[1]) for key in subject.specs if (match := LAYER.search(key))}
+    low, high = min(found.values(), default=0), max(found.values(), default=0)
+    if high - low < count:
         return None
     return Breach(
-        f"num_layers is {count}, the last of the model, but the file has layers {min(found)} to"
-        f" {max(found)}",
-        [
-            key
-            for key in subject.specs
-            if (m := LAYER.search(key)) and int(m[1]) <= max(found) - count
-        ],
+        f"num_layers is {count}, the last of the model, but the file has layers {low} to {high}",
+        [key for key, layer in found.items() if layer <= high - count],
     )
 
 
@@ -92,7 +95,8 @@ def _alpha(subject: Subject) -> Breach | None:
     if not {"alpha", "scale"} <= parameters.keys():
         return None
     alpha, factor = parameters["alpha"], parameters["scale"]
-    return Breach(f"alpha {alpha} is not read; the scale is {factor}", ["lora_parameters.alpha"])
+    why = f"alpha {shown(alpha)} is not read; the scale is {shown(factor)}"
+    return Breach(why, ["lora_parameters.alpha"])
 
 
 MLX = Consumer(

@@ -10,6 +10,7 @@ from lora_tools.consumers.mends import even, rebaked, uniform
 from lora_tools.consumers.rules import CONFIG, DORA, fields, types
 from lora_tools.consumers.scales import config_scale, read_at
 from lora_tools.errors import some
+from lora_tools.storage.typed import shown
 
 LAYER = re.compile(r"layers\.\d+\.")
 EMBEDDINGS = ("embed_tokens", "lm_head", "unembed_tokens")
@@ -25,13 +26,17 @@ def _tensors(subject: Subject) -> Breach | None:
 
 def _kind(subject: Subject) -> Breach | None:
     kind = subject.fields.get("peft_type", "LORA")
-    return Breach(f"peft_type is {kind!r}", ["peft_type"]) if str(kind).lower() != "lora" else None
+    if isinstance(kind, str) and kind.lower() == "lora":
+        return None
+    return Breach(f"peft_type is {shown(kind)}", ["peft_type"])
 
 
 def _regex(subject: Subject) -> Breach | None:
     wanted = subject.fields.get("target_modules", [])
     if isinstance(wanted, str) and wanted not in ALL:
-        return Breach(f"target_modules is the regular expression {wanted!r}", ["target_modules"])
+        return Breach(
+            f"target_modules is the regular expression {shown(wanted)}", ["target_modules"]
+        )
     return None
 
 

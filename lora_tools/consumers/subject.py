@@ -1,18 +1,18 @@
 """Make a subject of what lies on disk: tensors' names, their configuration, what else is there."""
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_tools.adapter import Adapter, read
 from lora_tools.consumers.base import Subject
+from lora_tools.consumers.fields import number
 from lora_tools.consumers.keys import Pair, pairs_of
-from lora_tools.errors import LoraToolsError
+from lora_tools.errors import CheckpointError, LoraToolsError
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.scaling import scale
+from lora_tools.storage.objects import json_object, read_object
 from lora_tools.storage.opening import open_checkpoint
 
 CONFIG = "adapter_config.json"
@@ -60,10 +60,9 @@ def subject(source: Adapter | str | Path) -> Subject:
 def adapter_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
     """Return the configuration that diffusers keeps in a header: component.field → value."""
     try:
-        found = json.loads(metadata.get(METADATA, "null"))
-    except ValueError:
+        return json_object(metadata.get(METADATA, "null"), METADATA)
+    except CheckpointError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _readable(path: Path) -> Adapter | None:
@@ -83,10 +82,9 @@ def _tensor_file(path: Path) -> Path:
 
 def _config(folder: Path) -> Mapping[str, Any] | None:
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_object(folder / CONFIG)
+    except (OSError, CheckpointError):
         return None
-    return config if isinstance(config, dict) else None
 
 
 def _truths(
@@ -103,37 +101,36 @@ def _truths(
         return {stem: value for stem, value in found if value is not None}
     config = config or {}
     if "peft_type" in config or {"r", "lora_alpha"} <= config.keys():
-        return dict(_of_peft(pairs, config))
+        return dict(_of_peft(pairs, PeftConfig(config)))
     parameters = config.get("lora_parameters")
     if isinstance(parameters, Mapping):
-        factor = parameters.get("scale")
-        return {p.stem: float(factor) for p in pairs} if isinstance(factor, int | float) else {}
+        factor = number(parameters.get("scale"))
+        return {} if factor is None else {pair.stem: factor for pair in pairs}
     return dict(_of_tensors(pairs, adapter_metadata(metadata), scalars))
 
 
-def _of_peft(pairs: tuple[Pair, ...], config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    peft = PeftConfig(config)
+def _of_peft(pairs: tuple[Pair, ...], peft: PeftConfig) -> Iterator[tuple[str, float]]:
     for pair in pairs:
         try:
             yield pair.stem, scale(peft.alpha(pair.path), peft.rank(pair.path), rslora=peft.rslora)
-        except (ArithmeticError, TypeError, ValueError, AttributeError, re.error):
-            continue  # a rank of 0, or no number at all: no scale
+        except (ArithmeticError, ValueError):
+            continue  # a rank of 0 or less, or no number at all: no scale
 
 
 def _of_tensors(
     pairs: tuple[Pair, ...], declared: Mapping[str, Any] | None, scalars: Mapping[str, float]
 ) -> Iterator[tuple[str, float]]:
+    components: dict[str, dict[str, Any]] = {}
+    for key, value in (declared or {}).items():
+        component, _, field = key.partition(".")
+        components.setdefault(component, {})[field] = value
+    configs = {component: PeftConfig(fields) for component, fields in components.items()}
     for pair in pairs:
         if pair.alpha and pair.rank:
             # kohya reads an alpha of 0 as none.
             yield pair.stem, (scalars[pair.alpha] or pair.rank) / pair.rank
         elif declared:
-            component = pair.stem.partition(".")[0]
-            its = {
-                key.removeprefix(f"{component}."): value
-                for key, value in declared.items()
-                if key.startswith(f"{component}.")
-            }
-            yield from _of_peft((pair,), its) if its else ()
+            config = configs.get(pair.component)
+            yield from _of_peft((pair,), config) if config else ()
         else:
             yield pair.stem, 1.0

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
@@ -12,12 +12,14 @@ from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.paths import component_of, is_denoiser, split
-from lora_tools.formats.patterns import number, pattern_value, write_pattern
+from lora_tools.formats.patterns import Patterns, number, write_pattern
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
+from lora_tools.storage.objects import json_object
+from lora_tools.storage.typed import Fields
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
@@ -28,6 +30,9 @@ PEFT = "base_model.model."
 
 CONFIG = "lora_adapter_metadata"
 """The header's field that has the configurations of all components, in JSON."""
+
+DEFAULT_ALPHA = 8
+"""PEFT's own, where a configuration has none."""
 
 SUFFIX: dict[Role, str] = {
     "a": ".lora_A.weight",
@@ -89,7 +94,7 @@ class Diffusers:
             raise UnsupportedError(f"these are not in diffusers' names: {some(homeless)}")
         rslora = {
             component: any(module.rslora for module, of in named if of == component)
-            for _, component in named
+            for component in dict.fromkeys(of for _, of in named)
         }
         modules = tuple(_spelled(m, str(of), rslora=rslora[of]) for m, of in named)
         old = _configs(manifest.metadata)
@@ -97,7 +102,8 @@ class Diffusers:
         for component in rslora:
             mine = [m for m, (_, of) in zip(modules, named, strict=True) if of == component]
             check_uniform(mine, f"diffusers' {component}")
-            config = old.get(str(component), {}) | _config(str(component), mine)
+            its = old.get(str(component))
+            config = dict(its.fields.values if its else {}) | _config(str(component), mine)
             fields |= {f"{component}.{field}": value for field, value in config.items()}
         text = json.dumps(fields, indent=2, sort_keys=True)
         metadata = {"format": "pt"} | dict(manifest.metadata) | {CONFIG: text}
@@ -133,35 +139,60 @@ def _component(name: str) -> str | None:
     return component if component in COMPONENTS else None
 
 
-def _configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    try:
-        fields = json.loads(metadata.get(CONFIG, "{}"))
-        found: dict[str, dict[str, Any]] = {}
-        for key, value in fields.items():
-            component, _, field = key.partition(".")
-            found.setdefault(component, {})[field] = value
-    except (ValueError, AttributeError) as error:
-        raise FormatError(f"the header's {CONFIG} is not a JSON object") from error
+class Config(NamedTuple):
+    """What the header says of a component, its patterns read once."""
+
+    fields: Fields
+    ranks: Patterns
+    alphas: Patterns
+
+
+def _configs(metadata: Mapping[str, str]) -> dict[str, Config]:
+    where = f"the header's {CONFIG}"
+    fields = json_object(metadata.get(CONFIG, "{}"), where, FormatError)
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in fields.items():
+        component, _, field = key.partition(".")
+        found.setdefault(component, {})[field] = value
     for component, config in found.items():
         if strange := [field for field in STRANGE if config.get(field)]:
             raise UnsupportedError(f"{component}: {', '.join(strange)}: no sum of matrices")
-    return found
+    return {component: _read(where, component, config) for component, config in found.items()}
 
 
-def _configured(module: Module, configs: Mapping[str, Mapping[str, Any]]) -> Module:
+def _read(where: str, component: str, config: dict[str, Any]) -> Config:
+    fields = Fields(where, config, above=f"{component}.")
+    ranks, alphas = fields.mapping("rank_pattern"), fields.mapping("alpha_pattern")
+    for key in ranks.values:
+        ranks.count(key)
+    for key in alphas.values:
+        alphas.number(key)
+    called = f"{where}: {component}"
+    return Config(
+        fields,
+        Patterns(ranks.values, f"{called}.rank_pattern"),
+        Patterns(alphas.values, f"{called}.alpha_pattern"),
+    )
+
+
+def _configured(module: Module, configs: Mapping[str, Config]) -> Module:
     """Give a module the alpha that its component's configuration has for it, if there is one."""
     component, path = split(module.name)
     if "alpha" in module.parts or component not in configs:
         return module
-    config = configs[component]
-    rank = pattern_value(config.get("rank_pattern"), path) or config.get("r", module.r)
-    if rank != module.r:
+    fields, ranks, alphas = configs[component]
+    rank = ranks.value(path) or fields.count("r")
+    if rank is not None and rank != module.r:
         raise FormatError(f"{module.name}: rank {module.r}, but {rank} in the header")
-    if bool(config.get("use_dora")) != ("magnitude" in module.parts):
+    if fields.flag("use_dora") != ("magnitude" in module.parts):
         raise FormatError(f"{module.name}: use_dora and the tensors contradict each other")
-    alpha = pattern_value(config.get("alpha_pattern"), path)
-    alpha = config.get("lora_alpha", 8) if alpha is None else alpha
-    return replace(module, alpha=float(alpha), rslora=bool(config.get("use_rslora")))
+    alpha = alphas.value(path)
+    alpha = fields.number("lora_alpha") if alpha is None else alpha
+    return replace(
+        module,
+        alpha=float(DEFAULT_ALPHA if alpha is None else alpha),
+        rslora=fields.flag("use_rslora"),
+    )
 
 
 def _config(component: str, modules: list[Module]) -> dict[str, Any]:

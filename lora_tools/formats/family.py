@@ -5,6 +5,7 @@ from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.rotary import Heads, heads_of
+from lora_tools.storage.typed import shown
 
 LLAMAS = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 """Types of models with ``self_attn.q_proj`` and a gated ``mlp``, no layers fused."""
@@ -20,9 +21,11 @@ def llama_heads(base: Mapping[str, Any] | None, tool: str) -> Heads:
         raise UnsupportedError(
             f"{tool}'s names and fused layers depend on the base model, which the file does not say"
         ).hint("Give it: --base MODEL, with its config.json.")
-    if base.get("model_type") not in LLAMAS:
+    kind = base.get("model_type")
+    if kind not in LLAMAS:
+        called = kind if isinstance(kind, str) else shown(kind)
         raise UnsupportedError(
-            f"the base model is of type {base.get('model_type')}, of which it is not known what"
+            f"the base model is of type {called}, of which it is not known what"
             f" {tool} calls its layers"
         ).hint(f"Known types: {', '.join(LLAMAS)}.")
     heads = heads_of(base)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.errors import CheckpointError, FormatError, UnsupportedError, some
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
@@ -17,7 +17,9 @@ from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.header import Spec
+from lora_tools.storage.objects import json_object
 from lora_tools.storage.stamp import BLANK
+from lora_tools.storage.typed import Fields
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
@@ -89,8 +91,8 @@ class Kohya:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as sd-scripts does, each with its alpha, and bring ``ss_*`` up to date."""
-        names = {module.name for module in manifest.modules}
-        modules = tuple(_spelled(module, names) for module in manifest.modules)
+        several = any(_has_encoders(module.name) for module in manifest.modules)
+        modules = tuple(_spelled(module, several=several) for module in manifest.modules)
         stems = Counter(module.stem for module in modules)
         if twice := [module.name for module in modules if stems[module.stem] > 1]:
             raise UnsupportedError(f"these names are the same without dots: {some(twice)}")
@@ -129,10 +131,10 @@ def _path(stem: str, *, flux: bool) -> str | None:
     return f"{component or found[0]}.{found[1]}"
 
 
-def _spelled(module: Module, names: set[str]) -> Module:
+def _spelled(module: Module, *, several: bool) -> Module:
     stem = module.stem
     if not stem.startswith(tuple(PREFIXES)) or "." in stem:
-        stem = _prefix(module.name, names) + flatten(split(module.name)[1])
+        stem = _prefix(module.name, several=several) + flatten(split(module.name)[1])
     return respelled(module, stem, SUFFIX)
 
 
@@ -160,7 +162,7 @@ def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
     return replace(manifest, modules=tuple(modules))
 
 
-def _prefix(name: str, names: set[str]) -> str:
+def _prefix(name: str, *, several: bool) -> str:
     """Return what sd-scripts puts before a module's flattened path."""
     component, path = split(name)
     component = component or component_of(path) or ""
@@ -169,7 +171,7 @@ def _prefix(name: str, names: set[str]) -> str:
             return "lora_te3_"
         if component != "text_encoder":
             return f"lora_te{component[-1]}_"
-        return "lora_te1_" if any(map(_has_encoders, names)) else "lora_te_"
+        return "lora_te1_" if several else "lora_te_"
     return {"": "lycoris_", "prior": "lora_prior_unet_", "transformer": "lora_transformer_"}.get(
         component, "lora_unet_"
     )
@@ -184,11 +186,10 @@ def _has_encoders(name: str) -> bool:
 
 
 def _said(metadata: Mapping[str, str]) -> dict[str, str]:
-    try:
-        said = json.loads(metadata.get(NAMES, "{}"))
-        return {stem: path for stem, path in said.items() if stem.endswith(flatten(path))}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise FormatError(f"the header's {NAMES} is not a JSON object of names") from error
+    where = f"the header's {NAMES}"
+    fields = Fields(where, json_object(metadata.get(NAMES, "{}"), where, FormatError))
+    said = ((stem, fields.text(stem) or "") for stem in fields.values)
+    return {stem: path for stem, path in said if path and stem.endswith(flatten(path))}
 
 
 def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[str, str]:
@@ -213,10 +214,10 @@ def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[
 def _arguments(text: str) -> str:
     """Return the header's arguments with the algorithm that is written: pairs of factors."""
     try:
-        arguments = json.loads(text)
-    except ValueError:
-        return text
-    if not isinstance(arguments, dict) or arguments.get("algo") in (None, "lora", "locon"):
+        arguments = json_object(text, "ss_network_args")
+    except CheckpointError:
+        return text  # a note of the training, which nothing depends on
+    if arguments.get("algo") in (None, "lora", "locon"):
         return text
     return json.dumps(arguments | {"algo": "locon"})
 

@@ -14,7 +14,9 @@ from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
 from lora_tools.storage.header import Spec
+from lora_tools.storage.typed import Fields
 
+CONFIG = "hyperparameters.yaml"
 LAYER = re.compile(r"transformer\.h\.(?P<number>\d+)\.(?P<name>.+)")
 
 # Read in litgpt 0.5.13 (`lora.py`, `scripts/convert_lit_checkpoint.py`).
@@ -36,7 +38,7 @@ class LitGPT(ReadOnly):
     about = "Lightning LitGPT"
     why = "it is a pickle"
     files: tuple[str, ...] = ("lit_model.pth.lora",)
-    config_file: str | None = "hyperparameters.yaml"
+    config_file: str | None = CONFIG
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Recognise LitGPT by the names of its layers and of their factors."""
@@ -49,8 +51,9 @@ class LitGPT(ReadOnly):
         file does not say which parts of a fused layer it adapts.
         """
         config = contents.config or {}
-        where = "no lora_alpha in a hyperparameters.yaml"
-        alpha = stated_alpha(contents, config.get("lora_alpha"), where)
+        fields = Fields(CONFIG, config)
+        where = f"no lora_alpha in a {CONFIG}"
+        alpha = stated_alpha(contents, fields.number("lora_alpha"), where)
         heads = llama_heads(contents.base, "LitGPT")
         found, rest = pairs(contents.specs, ".lora_A", ".lora_B")
         if rest:
@@ -60,9 +63,9 @@ class LitGPT(ReadOnly):
             for stem, pair in found.items()
             for module in _modules(stem, pair, alpha, config, heads)
         ]
-        rank = config.get("lora_r")
+        rank = fields.count("lora_r")
         odd = [stem for stem, pair in found.items() if rank is not None and pair.rank != rank]
-        problems = [f"hyperparameters.yaml says lora_r is {rank!r}, unlike {some(odd)}"]
+        problems = [f"{CONFIG} says lora_r is {rank}, unlike {some(odd)}"]
         return Manifest(
             self.name,
             tuple(modules),

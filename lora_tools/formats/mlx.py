@@ -17,6 +17,7 @@ from lora_tools.scaling import alpha_for
 from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
+from lora_tools.storage.typed import Fields, shown
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a|lora_b|m)")
 ROLES: dict[str, Role] = {"lora_a": "a", "lora_b": "b", "m": "magnitude"}
 SUFFIX: dict[Role, str] = {"a": ".lora_a", "b": ".lora_b", "magnitude": ".m"}
+CONFIG = "adapter_config.json"
 EXPERT = ".weight"
 """What we put behind the name of a layer of experts: its parameter, which the update is of."""
 
@@ -51,12 +53,13 @@ class MLX:
         Raises `UnsupportedError` for full fine-tunes.
         """
         config = contents.config or {}
-        if config.get("fine_tune_type", "lora") not in ("lora", "dora"):
-            raise UnsupportedError(
-                f"adapter_config.json: fine_tune_type is {config['fine_tune_type']}, not lora"
-            )
-        scale: Any = (config.get("lora_parameters") or {}).get("scale")
-        if type(scale) not in (int, float) or not math.isfinite(scale):
+        fields = Fields(CONFIG, config)
+        kind = fields.text("fine_tune_type")
+        if kind not in (None, "lora", "dora"):
+            raise UnsupportedError(f"{CONFIG}: fine_tune_type is {kind}, not lora")
+        parameters = fields.mapping("lora_parameters")
+        scale = parameters.number("scale")
+        if scale is None:
             raise FormatError("no scale in an adapter_config.json beside the tensors").hint(
                 "Put the adapter's own adapter_config.json, with lora_parameters.scale, there."
             )
@@ -67,15 +70,14 @@ class MLX:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
             found.setdefault(match["stem"], {})[ROLES[match["part"]]] = Part(key, spec)
         modules = tuple(_module(stem, parts, float(scale)) for stem, parts in found.items())
-        base = config.get("model")
         return Manifest(
             self.name,
             modules,
             (),
             config,
             contents.metadata,
-            str(base) if base else None,
-            _notes(config),
+            fields.text("model") or None,
+            _notes(parameters),
         )
 
     def write(self, manifest: Manifest) -> Manifest:
@@ -94,9 +96,10 @@ class MLX:
         scale = common_scale(modules)
         written = tuple(scaled(_spelled(module), scale) for module in modules)
         old = dict(manifest.config)
-        parameters: dict[str, Any] = {"dropout": 0.0} | dict(old.get("lora_parameters") or {})
-        said = parameters.get("scale")
-        same = isinstance(said, int | float) and math.isclose(said, scale, rel_tol=1e-14)
+        theirs = Fields(CONFIG, old).mapping("lora_parameters")
+        parameters: dict[str, Any] = {"dropout": 0.0} | dict(theirs.values)
+        said = theirs.number("scale")
+        same = said is not None and math.isclose(said, scale, rel_tol=1e-14)
         parameters |= {
             "rank": modules[0].rank,
             "scale": said if same else scale,
@@ -191,10 +194,8 @@ def _is_gguf(key: str) -> bool:
     return key.endswith((".weight.lora_a", ".weight.lora_b"))
 
 
-def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    parameters = config.get("lora_parameters") or {}
-    if "alpha" in parameters:
-        return (
-            f"lora_parameters has an alpha, {parameters['alpha']}, which MLX-LM does not read.",
-        )
-    return ()
+def _notes(parameters: Fields) -> tuple[str, ...]:
+    if "alpha" not in parameters.values:
+        return ()
+    alpha = shown(parameters.values["alpha"])
+    return (f"lora_parameters has an alpha, {alpha}, which MLX-LM does not read.",)

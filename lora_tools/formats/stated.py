@@ -1,10 +1,10 @@
 """Alpha where tensors have none: in a configuration, or as a person states it."""
 
-import math
 from typing import Any
 
 from lora_tools.errors import FormatError
 from lora_tools.formats.base import Contents
+from lora_tools.storage.typed import is_number, shown
 
 
 def stated_alpha(contents: Contents, said: Any, where: str) -> float:
@@ -18,6 +18,6 @@ def stated_alpha(contents: Contents, said: Any, where: str) -> float:
         raise FormatError(f"alpha is unknown: there is {where}").hint(
             "Say what the adapter was trained with: --alpha N."
         )
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise FormatError(f"alpha is {alpha!r}, which is no number")
+    if not is_number(alpha):
+        raise FormatError(f"alpha is {shown(alpha)}, which is no number")
     return float(alpha)

@@ -18,10 +18,12 @@ from lora_tools.formats.uniform import at_one_rank, common_alpha
 from lora_tools.storage.container import SAFETENSORS, Container
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
+from lora_tools.storage.typed import Fields, shown
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
+CONFIG = "adapter_config.json"
 KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a\.weight|lora_b\.weight|magnitude)")
 ROLES: dict[str, Role] = {"lora_a.weight": "a", "lora_b.weight": "b", "magnitude": "magnitude"}
 SUFFIX: dict[Role, str] = {role: f".{part}" for part, role in ROLES.items()}
@@ -57,7 +59,7 @@ class Torchtune:
     names: Names = "any"
     # torchtune reads a file of any name that it is given; its own would be taken for PEFT's.
     files: tuple[str, ...] = ("adapter_0.safetensors", "adapter_model.pt", "adapter_0.pt")
-    config_file: str | None = "adapter_config.json"
+    config_file: str | None = CONFIG
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Recognise torchtune by the small letters of its factors, which have ``.weight``."""
@@ -70,8 +72,9 @@ class Torchtune:
         `FormatError` for names that are not torchtune's, and where alpha is unknown.
         """
         config = contents.config or {}
-        said = config.get("lora_alpha")
-        alpha = stated_alpha(contents, said, "no lora_alpha in an adapter_config.json")
+        fields = Fields(CONFIG, config)
+        said = fields.number("lora_alpha")
+        alpha = stated_alpha(contents, said, f"no lora_alpha in an {CONFIG}")
         found: dict[str, dict[Role, Part]] = {}
         for key, spec in contents.specs.items():
             match = KEY.fullmatch(key)
@@ -84,16 +87,15 @@ class Torchtune:
             _module(str(_path(stem)), stem, parts, alpha, contents.base)
             for stem, parts in found.items()
         )
-        base = config.get("base_model_name_or_path")
         return Manifest(
             self.name,
             modules,
             (),
             config,
             contents.metadata,
-            str(base) if base else None,
+            fields.text("base_model_name_or_path") or None,
             _notes(modules),
-            tuple(_problems(modules, config)),
+            tuple(_problems(modules, fields)),
             contents.base,
         )
 
@@ -197,9 +199,10 @@ def _order(name: str, out: int, base: Mapping[str, Any] | None) -> Paired | None
     kind = base.get("model_type")
     if kind not in (*PAIRED, *HALVED):
         known = ", ".join((*PAIRED, *HALVED))
+        called = kind if isinstance(kind, str) else shown(kind)
         raise UnsupportedError(
-            f"the base model is of type {kind}, of which it is not known how torchtune names and"
-            " orders its weights"
+            f"the base model is of type {called}, of which it is not known how torchtune names"
+            " and orders its weights"
         ).hint(f"Known types: {known}.")
     if kind in HALVED or not name.endswith(ROTATED):
         return None
@@ -232,10 +235,10 @@ def _spelled(module: Module) -> Module:
     return replace(module, parts=parts, stem=stem)
 
 
-def _problems(modules: tuple[Module, ...], config: Mapping[str, Any]) -> list[str]:
-    rank = config.get("r")
+def _problems(modules: tuple[Module, ...], fields: Fields) -> list[str]:
+    rank = fields.count("r")
     odd = [module.name for module in modules if rank is not None and module.rank != rank]
-    return [f"adapter_config.json says r is {rank!r}, unlike {some(odd)}"] if odd else []
+    return [f"{CONFIG} says r is {rank}, unlike {some(odd)}"] if odd else []
 
 
 def _notes(modules: tuple[Module, ...]) -> tuple[str, ...]:

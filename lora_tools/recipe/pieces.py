@@ -31,7 +31,7 @@ FUSED: Mapping[str, Ways] = {
 }
 """A fused projection, and the names of its parts in the order of their rows."""
 
-EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)")
+EXPERT = re.compile(r"(.*\.experts)\.(\d{1,9})\.(\w+)")
 TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})
 """Models whose experts are stored as (expert, in, out)."""
 
@@ -161,7 +161,7 @@ def _square(key: str, config: Mapping[str, Any]) -> bool:
     stored transposed, and since then its input (`ParamWrapper` in tuners/lora/layer.py).
     """
     version = str(config.get("peft_version") or "")
-    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+    numbers = tuple(int(n) for n in re.findall(r"\d{1,9}", version)[:3])
     if not numbers:
         raise FormatError(
             f"{key} is square, and the adapter does not say which PEFT wrote it: its input and"

@@ -120,7 +120,8 @@ def _configured(
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the configuration that fits the entries, and the old and new size of a vocabulary."""
     config: dict[str, Any] = json.loads(json.dumps(dict(base.config)))
-    sections = [config, *(v for k, v in config.items() if k == "text_config" and v)]
+    text = base.fields.mapping("text_config").values and config["text_config"]
+    sections = [config, *([text] if text else [])]
     grown = None
     for key, entry in entries.items():
         old = base.tensors.specs.get(key)

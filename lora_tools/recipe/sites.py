@@ -7,6 +7,7 @@ from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, some
 from lora_tools.names import Prefix, align
 from lora_tools.recipe.pieces import Site, Specs, find, names
+from lora_tools.storage.typed import Fields
 
 
 def prefix_of(adapter: Adapter, specs: Specs) -> Prefix:
@@ -51,7 +52,6 @@ def _among(names: Iterable[str], prefix: Prefix, specs: Specs) -> bool:
     )
 
 
-def _kind(config: Mapping[str, Any]) -> Any:
-    text = config.get("text_config")
-    inner = text.get("model_type") if isinstance(text, Mapping) else None
-    return inner or config.get("model_type")
+def _kind(config: Mapping[str, Any]) -> str | None:
+    fields = Fields("config.json", config)
+    return fields.mapping("text_config").text("model_type") or fields.text("model_type")

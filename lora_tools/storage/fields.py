@@ -9,6 +9,9 @@ import re
 import struct
 from typing import Any, NamedTuple
 
+from lora_tools.errors import CheckpointError
+from lora_tools.storage.objects import json_value
+
 CODES = {
     "UINT8": "B",
     "INT8": "b",
@@ -61,7 +64,14 @@ def field_of(text: str) -> Field:
     if match is None:
         return Field("STRING", text)
     kind, value = match.groups()
-    return Field(kind, value if kind == "STRING" else json.loads(value))
+    if kind == "STRING":
+        return Field(kind, value)
+    field = Field(kind, json_value(value, "a GGUF field"))
+    try:
+        pack(field)
+    except (struct.error, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"a GGUF field of type {kind} is {value[:60]}") from error
+    return field
 
 
 def pack(field: Field) -> bytes:

@@ -1,6 +1,5 @@
 """Opening checkpoints: the files they are made of, and what an index of shards must agree with."""
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,12 +9,16 @@ from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.gguf import read_gguf
 from lora_tools.storage.header import Spec, read_header
 from lora_tools.storage.npz import read_npz
+from lora_tools.storage.objects import read_object
 from lora_tools.storage.place import Place
+from lora_tools.storage.typed import Fields
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 SHARDS = (".safetensors", *PICKLES)
 INDEX = ".safetensors.index.json"
 PICKLED_INDEX = ".bin.index.json"
+LONGEST = 255
+"""Bytes of a file's name that file systems take."""
 READERS = 8
 """Headers that are read at the same time."""
 
@@ -75,15 +78,17 @@ def _file_in(folder: Path) -> Path:
 
 def _files(index: Path) -> dict[str, list[str]]:
     """Return the tensors that an index names, by the file that it says they are in."""
+    fields = Fields(str(index), read_object(index), CheckpointError)
+    if "weight_map" not in fields.values:
+        raise CheckpointError(f"{index}: not an index of shards: it has no weight_map")
     files: dict[str, list[str]] = {}
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        for name, file in weight_map.items():
-            files.setdefault(file, []).append(name)
-        strays = [file for file in files if not _stays(file)]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors shards") from error
-    if strays:
+    weights = fields.mapping("weight_map")
+    for name in weights.values:
+        file = weights.text(name)
+        if not file or "\0" in file or len(file.encode()) > LONGEST:
+            raise weights.refusal(name, "the name of a file")
+        files.setdefault(file, []).append(name)
+    if strays := [file for file in files if not _stays(file)]:
         raise CheckpointError(f"{index}: names shards outside its folder: {some(strays)}").hint(
             "Nothing there was opened. The shards of a checkpoint lie beside its index."
         )

@@ -303,7 +303,7 @@ def with_config(**fields):
         (with_config(r=3), FormatError, "rank 2, but 3 in the header"),
         (with_config(use_dora=True), FormatError, "use_dora and the tensors"),
         (with_config(use_qalora=True), UnsupportedError, "use_qalora: no sum"),
-        ({"lora_adapter_metadata": "["}, FormatError, "is not a JSON object"),
+        ({"lora_adapter_metadata": "["}, FormatError, "not valid JSON"),
     ],
 )
 def test_headers_that_contradict_their_tensors_are_refused(metadata, kind, message):

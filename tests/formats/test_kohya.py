@@ -366,7 +366,7 @@ def test_names_of_an_unknown_model_are_kept_in_our_own_field(tmp_path):
     assert json.loads(KOHYA.write(manifest).metadata["lora_tools.names"]) == {
         "lycoris_a_b_c": "a.b_c"
     }
-    with pytest.raises(FormatError, match="not a JSON object of names"):
+    with pytest.raises(FormatError, match=r"lora_tools\.names: not valid JSON"):
         KOHYA.read(Contents(pair(Q), None, {"lora_tools.names": "["}, {f"{Q}.alpha": 4.0}))
 
 

@@ -126,7 +126,11 @@ def test_layers_of_experts_are_stacks():
         ({"fine_tune_type": "full"}, UnsupportedError, "fine_tune_type is full"),
         ({"fine_tune_type": "lora"}, FormatError, "no scale"),
         ({"lora_parameters": {"alpha": 16}}, FormatError, "no scale"),
-        ({"lora_parameters": {"scale": float("nan")}}, FormatError, "no scale"),
+        (
+            {"lora_parameters": {"scale": float("nan")}},
+            FormatError,
+            "scale is nan, not a number",
+        ),
     ],
 )
 def test_what_has_no_scale_is_refused(config, kind, message):

@@ -1,13 +1,12 @@
 """What PEFT demands of a configuration, and of the file what the configuration promises."""
 
-import re
 from collections.abc import Callable
 
 from lora_tools.consumers.base import Breach, Check, Subject
 from lora_tools.consumers.checks import failing
-from lora_tools.consumers.fields import peft_of
 from lora_tools.consumers.keys import PREFIX, WRAPPED, Pair
-from lora_tools.errors import some
+from lora_tools.errors import FormatError, some
+from lora_tools.storage.typed import shown
 
 
 def of_lora(check: Check) -> Check:
@@ -36,7 +35,7 @@ def owner(pair: Pair) -> str:
 
 def targets(subject: Subject, pair: Pair) -> bool:
     """Whether the configuration names the pair's module, or the one that it is wrapped in."""
-    peft = peft_of(subject)
+    peft = subject.peft
     return peft.targets(owner(pair)) or peft.targets(pair.path)
 
 
@@ -50,25 +49,33 @@ def kind(subject: Subject) -> Breach | None:
 def method(subject: Subject) -> Breach | None:
     """Remark on methods other than LoRA."""
     named = subject.fields.get("peft_type")
-    return None if named in (None, "LORA") else Breach(f"peft_type is {named}, which is not judged")
+    return (
+        None
+        if named in (None, "LORA")
+        else Breach(
+            f"peft_type is {named if isinstance(named, str) else shown(named)}, which is not judged"
+        )
+    )
 
 
 def expression(subject: Subject) -> Breach | None:
     """Find patterns that cannot be compiled."""
     if not _is_lora(subject):
         return None
-    for field in ("rank_pattern", "alpha_pattern"):
-        if error := failing(re.compile, subject.fields.get(field) or ()):
-            return Breach(f"{field} holds what is no regular expression: {error}", [field])
-    if error := failing(peft_of(subject).targets, (owner(pair) for pair in subject.pairs)):
-        return Breach(f"the targets hold what is no regular expression: {error}")
-    return None
+    patterns = {"rank_pattern": subject.peft.ranks, "alpha_pattern": subject.peft.alphas}
+    for field, pattern in patterns.items():
+        try:
+            pattern.check()
+        except FormatError as error:
+            return Breach(str(error), [field])
+    fault = failing(subject.peft.targets, (owner(pair) for pair in subject.pairs))
+    return Breach(fault) if fault else None
 
 
 @of_sound
 def rank_zero(subject: Subject) -> Breach | None:
     """Find modules that get no rank."""
-    peft = peft_of(subject)
+    peft = subject.peft
     low = [pair.path for pair in subject.pairs if peft.rank(owner(pair)) <= 0]
     if not low:
         return None

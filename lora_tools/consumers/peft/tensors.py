@@ -2,7 +2,6 @@
 
 from lora_tools.consumers.base import Breach, Subject
 from lora_tools.consumers.checks import breach
-from lora_tools.consumers.fields import peft_of
 from lora_tools.consumers.keys import PREFIX, Pair
 from lora_tools.consumers.peft.configuration import of_lora, of_sound, owner, targets
 from lora_tools.errors import some
@@ -16,7 +15,7 @@ def shapes(subject: Subject) -> Breach | None:
     """Find factors of another rank than the configuration's."""
     if subject.manifest is not None:
         return None  # a manifest's shapes were held against its configuration
-    peft = peft_of(subject)
+    peft = subject.peft
     wrong = {
         pair.path: (
             peft.rank(owner(pair)),

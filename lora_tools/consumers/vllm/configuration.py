@@ -2,7 +2,8 @@
 
 from lora_tools.consumers.base import Breach, Subject
 from lora_tools.consumers.checks import breach, failing
-from lora_tools.consumers.fields import number, peft_of
+from lora_tools.consumers.fields import number
+from lora_tools.storage.typed import shown
 
 HEADS = ("classifier", "score")
 """The modules that may be saved whole."""
@@ -19,16 +20,18 @@ def rank_zero(subject: Subject) -> Breach | None:
 
 def pattern_zero(subject: Subject) -> Breach | None:
     """Find ranks of patterns that are none."""
-    pattern = dict(subject.fields.get("rank_pattern") or {})
+    pattern = subject.peft.fields.mapping("rank_pattern").values
     low = [key for key, rank in pattern.items() if not isinstance(rank, int) or rank <= 0]
-    return Breach(f"rank_pattern gives {low[0]} the rank {pattern[low[0]]!r}", low) if low else None
+    if not low:
+        return None
+    return Breach(f"rank_pattern gives {low[0]} the rank {shown(pattern[low[0]])}", low)
 
 
 def expression(subject: Subject) -> Breach | None:
     """Find patterns that cannot be compiled."""
-    peft, paths = peft_of(subject), [pair.path for pair in subject.pairs]
+    peft, paths = subject.peft, [pair.path for pair in subject.pairs]
     error = failing(peft.rank, paths) or failing(peft.alpha, paths)
-    return Breach(f"a pattern is no regular expression: {error}") if error else None
+    return Breach(error) if error else None
 
 
 def saved(subject: Subject) -> Breach | None:
@@ -41,7 +44,7 @@ def saved(subject: Subject) -> Breach | None:
 def bias(subject: Subject) -> Breach | None:
     """Find trained biases."""
     trained = subject.fields.get("bias", "none")
-    return Breach(f"bias is {trained!r}", ["bias"]) if trained != "none" else None
+    return Breach(f"bias is {shown(trained)}", ["bias"]) if trained != "none" else None
 
 
 def initialiser(subject: Subject) -> Breach | None:
@@ -49,4 +52,4 @@ def initialiser(subject: Subject) -> Breach | None:
     start = subject.fields.get("init_lora_weights", True)
     if not isinstance(start, str) or start.lower() in INITIALISERS:
         return None
-    return Breach(f"init_lora_weights is {start!r}: the adapter belongs to an altered base")
+    return Breach(f"init_lora_weights is {shown(start)}: the adapter belongs to an altered base")

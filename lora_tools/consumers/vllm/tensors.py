@@ -52,7 +52,7 @@ def convolutions(subject: Subject) -> Breach | None:
 
 def experts(subject: Subject) -> Breach | None:
     """Find experts that share a tensor."""
-    ones = plain(subject)
+    ones = set(plain(subject))
     return breach(
         [pair.path for pair in subject.pairs if pair not in ones],
         "experts are stacked in one tensor: on models whose experts vLLM holds one by one it needs"

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.storage.gguf import package
+from lora_tools.storage.typed import shown
 
 SPLIT = (
     "self_attn.q_proj",
@@ -80,7 +81,9 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         if kind in each.models:
             return each
     models = [model for each in ARCHITECTURES.values() for model in each.models]
-    raise UnsupportedError(f"a base model of type {kind!r}").hint(f"Known are {', '.join(models)}.")
+    raise UnsupportedError(f"a base model of type {shown(kind)}").hint(
+        f"Known are {', '.join(models)}."
+    )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,13 +2,16 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.numbers import rounded
 from lora_tools.scaling import scale
 from lora_tools.storage.fields import Field, field_of, text_of
+from lora_tools.storage.typed import is_number, shown
 
 ARCHITECTURE = "general.architecture"
 TYPE = "general.type"
@@ -22,6 +25,8 @@ BASE_NAME = f"{BASES}0.name"
 BASE_URL = f"{BASES}0.repo_url"
 HUB = "https://huggingface.co/"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+NEAR = 1e-6
+"""Relative; neighbours among float32 are 6e-8 to 1.2e-7 apart."""
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """llama.cpp's numbers for a file whose tensors are of one type."""
 
@@ -40,8 +45,8 @@ def check_kind(metadata: Mapping[str, str]) -> None:
 def alpha_of(metadata: Mapping[str, str]) -> float | None:
     """Return the adapter's alpha, or None where it has none, or 0: the scale is 1."""
     value = field_of(metadata[ALPHA]).value if ALPHA in metadata else 0.0
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise FormatError(f"{ALPHA} is {value!r}, which is no alpha")
+    if not is_number(value):
+        raise FormatError(f"{ALPHA} is {shown(value)}, which is no alpha")
     return float(value) or None
 
 
@@ -62,12 +67,20 @@ def common_alpha(modules: Iterable[Module]) -> float | None:
     said = (m.scale * m.r if m.rslora else m.alpha for m in modules if m.alpha is not None)
     # Ranks that differ under a scale of 1, as `shrink` makes them, have no alpha in common but 0.
     found = dict.fromkeys(alpha for alpha in map(rounded, said) if alpha and math.isfinite(alpha))
+    ordered = sorted(found)
+    counts: Counter[float | None] = Counter()
+    for (rank, own), count in Counter((module.r, module.scale) for module in modules).items():
+        for alpha in (*_near(own * rank, ordered), None):
+            if scale(alpha, rank, rslora=False) == own:
+                counts[alpha] += count
     candidates: list[float | None] = [*found, None]
-    return max(candidates, key=lambda alpha: sum(_keeps(module, alpha) for module in modules))
+    return max(candidates, key=counts.__getitem__)
 
 
-def _keeps(module: Module, alpha: float | None) -> bool:
-    return scale(alpha, module.r, rslora=False) == module.scale
+def _near(alpha: float, ordered: Sequence[float]) -> Sequence[float]:
+    """Return those of some alphas that are no further from one than roundings to float32."""
+    low, high = sorted((alpha * (1 - NEAR), alpha * (1 + NEAR)))
+    return ordered[bisect_left(ordered, low) : bisect_right(ordered, high)]
 
 
 def header(

@@ -16,7 +16,6 @@ from lora_tools.formats.peft.adalora import is_adalora, read_adalora
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     ADALORA,
-    PeftConfig,
     base_model,
     config_of,
     write_config,
@@ -93,9 +92,8 @@ class Peft:
             ).hint("Put the adapter's own adapter_config.json into the same folder.")
         if is_adalora(contents):
             return read_adalora(self.name, contents)
-        check_types(config)
         check_variant(config)
-        peft = PeftConfig(config)
+        peft = check_types(config)
         found, rest = collect(specs)
         if not found:
             raise FormatError("no tensor is named like a LoRA factor of PEFT")

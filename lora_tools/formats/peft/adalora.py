@@ -3,7 +3,6 @@
 Read as the low-rank update that it makes, ``lora_B @ (lora_E * lora_A)``, and written as LoRA.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +11,14 @@ from lora_tools.errors import FormatError, some
 from lora_tools.formats.base import Contents
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.peft.checks import check_types, check_variant
-from lora_tools.formats.peft.config import ADALORA, PeftConfig, base_model
+from lora_tools.formats.peft.config import ADALORA, CONFIG, base_model
 from lora_tools.formats.peft.extras import extra_of
 from lora_tools.formats.peft.keys import path_of
 from lora_tools.formats.sites import Linear
 from lora_tools.scaling import alpha_for
 from lora_tools.storage.dtypes import FLOATS
 from lora_tools.storage.header import Spec
+from lora_tools.storage.typed import is_count, shown
 
 # The adapter's name ends the keys of a plain dump of the state dict.
 KEY = re.compile(r"(?P<stem>.+)\.lora_(?P<part>[ABE])(?:\.(?!weight$|bias$)[^.]+)?")
@@ -47,9 +47,8 @@ def read_adalora(name: str, contents: Contents) -> Manifest:
     config = dict(contents.config or {})
     masks = _masks(config.get("rank_pattern"))
     plain = config | {"peft_type": "LORA", "rank_pattern": None}
-    check_types(plain)
     check_variant(plain)
-    peft, begun = PeftConfig(plain), _initial_rank(config)
+    peft, begun = check_types(plain), _initial_rank(config)
     alpha = peft.alpha("")
     found, rest = _collect(contents.specs)
     modules, problems, empty = [], [], []
@@ -127,20 +126,20 @@ def _masks(pattern: Any) -> dict[str, int]:
     if pattern is None:
         return {}
     if not isinstance(pattern, Mapping):
-        raise FormatError(f"adapter_config.json: rank_pattern is {pattern!r}")
+        raise FormatError(f"{CONFIG}: rank_pattern is {shown(pattern)}, not an object of masks")
     found = {}
     for key, mask in pattern.items():
         match = KEY.fullmatch(key)
         if match is None or not isinstance(mask, list) or any(type(x) is not bool for x in mask):
-            raise FormatError(f"adapter_config.json: rank_pattern of {key} is no mask of AdaLoRA")
+            raise FormatError(f"{CONFIG}: rank_pattern of {key} is no mask of AdaLoRA")
         found[path_of(match["stem"])] = sum(mask)
     return found
 
 
 def _initial_rank(config: Mapping[str, Any]) -> int:
     rank = config.get("init_r", DEFAULT_RANK)
-    if type(rank) not in (int, float) or not math.isfinite(rank) or rank != int(rank) or rank < 1:
-        raise FormatError(f"adapter_config.json: init_r is {rank!r}, which is no rank")
+    if not is_count(rank) or rank < 1:
+        raise FormatError(f"{CONFIG}: init_r is {shown(rank)}, which is no rank")
     return int(rank)
 
 

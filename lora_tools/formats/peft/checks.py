@@ -1,12 +1,12 @@
 """Checks of adapter_config.json: what forbids a reading, and what cannot be read at all."""
 
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.formats.peft.config import DEFAULT_ALPHA, DEFAULT_RANK
+from lora_tools.errors import UnsupportedError, some
+from lora_tools.formats.expressions import Expression
+from lora_tools.formats.peft.config import DEFAULT_ALPHA, DEFAULT_RANK, PeftConfig
+from lora_tools.storage.typed import Fields, is_count, is_number, shown
 
 ALTERED_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 """Initialisations that change the base weights: the adapter is a difference from those."""
@@ -67,26 +67,13 @@ KNOWN = frozenset(
     }
 )
 
-KINDS: Mapping[str, tuple[Any, ...]] = {
-    "rank_pattern": (Mapping,),
-    "alpha_pattern": (Mapping,),
-    "target_modules": (str, list),
-    "exclude_modules": (str, list),
-    "layers_pattern": (str, list),
-    "modules_to_save": (list,),
-    "target_parameters": (list,),
-}
-"""The fields that hold names or expressions for them, and what they may be."""
-
-NAMES = frozenset({"target_modules", "exclude_modules", "target_parameters"})
-"""Those whose lists hold plain names; all else is matched as a regular expression."""
-
 
 def check_variant(config: Mapping[str, Any]) -> None:
     """Raise `UnsupportedError` if the configuration means something else than added matrices."""
     kind = config.get("peft_type") or "LORA"
     if kind != "LORA":
-        raise UnsupportedError(f"adapter_config.json: peft_type is {kind}, not LORA").hint(
+        named = kind if isinstance(kind, str) else shown(kind)
+        raise UnsupportedError(f"adapter_config.json: peft_type is {named}, not LORA").hint(
             "Only LoRA adapters are low-rank updates that can be re-factored."
         )
     for field, reason in NOT_ADDITIVE.items():
@@ -106,7 +93,7 @@ def check_variant(config: Mapping[str, Any]) -> None:
     if unknown:
         raise UnsupportedError(
             f"adapter_config.json: unknown fields that may change what the tensors mean:"
-            f" {', '.join(unknown)}"
+            f" {some(unknown)}"
         ).hint("If they do not, remove them from the configuration.")
 
 
@@ -126,48 +113,46 @@ def _remedy(start: str) -> str:
     )
 
 
-def check_types(config: Mapping[str, Any]) -> None:
-    """Raise `FormatError` for fields whose values make them unreadable."""
-    for field, kinds in KINDS.items():
-        value = config.get(field)
-        if value is None:
-            continue
-        if not isinstance(value, kinds):
-            raise FormatError(f"adapter_config.json: {field} is {value!r}")
-        if isinstance(value, str):
-            _check_expression(field, value)
-        else:
-            _check_entries(field, value)
+def check_types(config: Mapping[str, Any]) -> PeftConfig:
+    """Return the configuration with its meanings; `FormatError` for one that cannot be read.
+
+    That names the field, what it holds and what it should.
+    """
+    peft = PeftConfig(config)
+    fields = peft.fields
+    for field in ("base_model_name_or_path", "peft_type"):
+        fields.text(field)
+    for field in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
+        fields.flag(field)
+    fields.texts("target_parameters")
+    for patterns in (peft.ranks, peft.alphas):
+        patterns.check()
+    peft.saved.check()
+    for layer in peft.layers:
+        layer.check()
+    for names in (peft.targeted, peft.excluded):
+        if isinstance(names, Expression):
+            names.check()
     layers = config.get("layers_to_transform")
-    if not all(isinstance(n, int) for n in (layers if isinstance(layers, list) else [layers or 0])):
-        raise FormatError(f"adapter_config.json: layers_to_transform is {layers!r}")
-    for rank in [config.get("r", DEFAULT_RANK), *(config.get("rank_pattern") or {}).values()]:
-        if not _is_number(rank) or rank != int(rank):
-            raise FormatError(f"adapter_config.json: {rank!r} is not a rank")
-    for alpha in [
-        config.get("lora_alpha", DEFAULT_ALPHA),
-        *(config.get("alpha_pattern") or {}).values(),
-    ]:
-        if not _is_number(alpha):
-            raise FormatError(f"adapter_config.json: {alpha!r} is not a number for alpha")
+    numbers = layers if isinstance(layers, list) else [0 if layers is None else layers]
+    if any(type(number) is not int for number in numbers):
+        raise fields.refusal("layers_to_transform", "the number of a layer, or a list of them")
+    _check_numbers(fields, "r", "rank_pattern", DEFAULT_RANK, is_count, "a rank")
+    _check_numbers(fields, "lora_alpha", "alpha_pattern", DEFAULT_ALPHA, is_number, "a number")
+    return peft
 
 
-def _check_entries(field: str, entries: Iterable[Any]) -> None:
-    for entry in entries:
-        if not isinstance(entry, str):
-            raise FormatError(f"adapter_config.json: {field} holds {entry!r}, not a name")
-        if field not in NAMES:
-            _check_expression(field, entry)
-
-
-def _check_expression(field: str, expression: str) -> None:
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise FormatError(
-            f"adapter_config.json: {field}: {expression!r} is not a regular expression ({error})"
-        ) from error
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _check_numbers(
+    fields: Fields,
+    field: str,
+    pattern: str,
+    default: float,
+    fits: Callable[[object], bool],
+    expected: str,
+) -> None:
+    if not fits(fields.values.get(field, default)):
+        raise fields.refusal(field, expected)
+    inner = fields.mapping(pattern)
+    for key, value in inner.values.items():
+        if not fits(value):
+            raise inner.refusal(key, expected)

@@ -1,13 +1,21 @@
 """PEFT's adapter_config.json: what its fields mean for the tensors, and how they are written."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from lora_tools.errors import FormatError
+from lora_tools.formats.expressions import Clock, Expression, check_name
 from lora_tools.formats.manifest import Module
-from lora_tools.formats.patterns import number, pattern_value, write_pattern
+from lora_tools.formats.patterns import Patterns, Segments, Suffixes, number, write_pattern
 from lora_tools.formats.sites import Experts, Linear
+from lora_tools.storage.typed import Fields, is_count, is_number, shown
+
+CONFIG = "adapter_config.json"
+LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+"""Where PEFT finds the number of a layer if nobody says."""
 
 # Read in peft 0.21.2 (`tuners/lora/config.py`, `utils/other.py`, `tuners/tuners_utils.py`).
 DEFAULT_RANK = 8
@@ -29,82 +37,148 @@ SCHEDULE = frozenset(
 """Fields of AdaLoRA that a configuration of LoRA does not have."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PeftConfig:
-    """The fields that give tensors their meaning, with PEFT's defaults for absent ones."""
+    """The fields that give tensors their meaning, with PEFT's defaults for absent ones.
+
+    Each is read when it is first asked for, once. Raises `FormatError`, with file, field and value,
+    for those that are not of their type and for expressions that are none, or take too long.
+    """
 
     raw: Mapping[str, Any]
+    where: str = CONFIG
+    """What to call it in messages."""
 
     @property
+    def fields(self) -> Fields:
+        """The fields, each read by its type."""
+        return Fields(self.where, self.raw)
+
+    @cached_property
     def rslora(self) -> bool:
         """Whether alpha is divided by the square root of the rank."""
-        return bool(self.raw.get("use_rslora"))
+        return self.fields.flag("use_rslora")
 
-    @property
+    @cached_property
     def dora(self) -> bool:
         """Whether modules have a magnitude vector."""
-        return bool(self.raw.get("use_dora"))
+        return self.fields.flag("use_dora")
 
-    @property
+    @cached_property
     def transposed(self) -> bool:
         """Whether targeted linear weights are stored as (in, out)."""
-        return bool(self.raw.get("fan_in_fan_out"))
+        return self.fields.flag("fan_in_fan_out")
 
-    @property
+    @cached_property
     def lora_bias(self) -> bool:
         """Whether B has a bias."""
-        return bool(self.raw.get("lora_bias"))
+        return self.fields.flag("lora_bias")
 
-    @property
+    @cached_property
     def target_parameters(self) -> list[str]:
         """Parameters that are adapted directly, as suffixes of their paths."""
-        return list(self.raw.get("target_parameters") or ())
+        return list(self.fields.texts("target_parameters"))
+
+    @cached_property
+    def ranks(self) -> Patterns:
+        """The ranks of modules that differ from the others'."""
+        return self._patterns("rank_pattern")
+
+    @cached_property
+    def alphas(self) -> Patterns:
+        """The alphas of modules that differ from the others'."""
+        return self._patterns("alpha_pattern")
+
+    @cached_property
+    def targeted(self) -> Suffixes | Expression:
+        """The names of the modules that have an adapter."""
+        return self._names("target_modules")
+
+    @cached_property
+    def excluded(self) -> Suffixes | Expression:
+        """The names of those that have none all the same."""
+        return self._names("exclude_modules")
+
+    @cached_property
+    def saved(self) -> Segments:
+        """What is stored in full."""
+        field = "modules_to_save"
+        return Segments(self.fields.texts(field), f"{self.where}: {field}")
+
+    @cached_property
+    def layers(self) -> tuple[Expression, ...]:
+        """How the number of a layer is found in a path."""
+        field = "layers_pattern"
+        found = self.fields.names(field)
+        clock = Clock(f"{self.where}: {field}")
+        around = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+        names = (found,) if isinstance(found, str) and found else found
+        return tuple(Expression(name, clock, around) for name in names)
 
     def rank(self, path: str) -> int:
         """Return the rank of the module at ``path``."""
-        return int(_lookup(self.raw, "rank_pattern", path, self.raw.get("r", DEFAULT_RANK)))
+        value = self.ranks.value(path)
+        if value is None:
+            value = self.raw.get("r", DEFAULT_RANK)
+        if not is_number(value):
+            raise FormatError(f"{self.where}: {shown(value)} is not a rank")
+        return int(value)
 
     def alpha(self, path: str) -> float:
         """Return the alpha of the module at ``path``."""
-        default = self.raw.get("lora_alpha", DEFAULT_ALPHA)
-        return float(_lookup(self.raw, "alpha_pattern", path, default))
+        value = self.alphas.value(path)
+        if value is None:
+            value = self.raw.get("lora_alpha", DEFAULT_ALPHA)
+        if not is_number(value):
+            raise FormatError(f"{self.where}: {shown(value)} is not a number for alpha")
+        return float(value)
 
     def tokens(self, path: str) -> tuple[int, ...]:
         """Return the rows of the embedding at ``path`` that were trained; none if it is silent."""
         wanted = self.raw.get("trainable_token_indices") or ()
         if isinstance(wanted, Mapping):
-            wanted = next((wanted[name] for name in wanted if f".{path}".endswith(f".{name}")), ())
+            names = tuple(wanted)
+            first = Suffixes(names).first(path)
+            wanted = () if first is None else wanted[names[first]]
+        if not isinstance(wanted, list | tuple) or not all(map(is_count, wanted)):
+            raise self.fields.refusal("trainable_token_indices", "rows of an embedding")
         return tuple(int(row) for row in wanted)
 
     def saves(self, path: str) -> bool:
         """Whether ``path`` is or lies in one of ``modules_to_save``."""
-        names = self.raw.get("modules_to_save") or ()
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in names)
+        return self.saved.match(path)
 
     def targets(self, path: str) -> bool:
         """Whether PEFT would give the module at ``path`` an adapter."""
-        if _names(self.raw.get("exclude_modules"), path) or self.saves(path):
+        if _means(self.excluded, path) or self.saves(path):
             return False
         wanted = self.raw.get("target_modules")
         if wanted is None and not self.target_parameters:
             return True  # PEFT knows targets for each architecture
         if wanted == "all-linear":
             return True
-        if isinstance(wanted, str) or path in (wanted or ()):
-            return _names(wanted, path)  # a full name is meant, in whatever layer
-        return _names(wanted, path) and self._in_layers(path)
+        if isinstance(self.targeted, Expression) or path in self.targeted:
+            return _means(self.targeted, path)  # a full name is meant, in whatever layer
+        return _means(self.targeted, path) and self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
         layers = self.raw.get("layers_to_transform")
         if layers is None or layers == []:
             return True
-        patterns = self.raw.get("layers_pattern") or ()
-        if isinstance(patterns, str):
-            patterns = (patterns,)
-        expressions = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-        found = next((m for e in expressions if (m := re.match(e, path))), None)
+        check_name(path, f"{self.where}: layers_to_transform")
+        matches = (expression.match(path) for expression in self.layers)
+        found = next(filter(None, matches), None) if self.layers else LAYER.match(path)
         wanted = [layers] if isinstance(layers, int) else layers
-        return found is not None and int(found[1]) in wanted
+        return found is not None and int(found["idx"]) in wanted
+
+    def _patterns(self, field: str) -> Patterns:
+        return Patterns(self.fields.mapping(field).values, f"{self.where}: {field}")
+
+    def _names(self, field: str) -> Suffixes | Expression:
+        found = self.fields.names(field)
+        if isinstance(found, str):
+            return Expression(found, Clock(f"{self.where}: {field}"))
+        return Suffixes(found)
 
 
 def write_config(
@@ -161,16 +235,10 @@ def config_of(modules: Sequence[Module], base: str | None) -> dict[str, Any]:
 
 def base_model(config: Mapping[str, Any]) -> str | None:
     """Return the name or path of the base model, if the configuration has one."""
-    name = config.get("base_model_name_or_path")
-    return str(name) if name else None
+    return Fields(CONFIG, config).text("base_model_name_or_path") or None
 
 
-def _lookup(config: Mapping[str, Any], field: str, path: str, default: Any) -> Any:
-    value = pattern_value(config.get(field), path)
-    return default if value is None else value
-
-
-def _names(wanted: str | Iterable[str] | None, path: str) -> bool:
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, path) is not None
-    return any(path == name or path.endswith(f".{name}") for name in wanted or ())
+def _means(names: Suffixes | Expression, path: str) -> bool:
+    if isinstance(names, Expression):
+        return bool(names.text) and names.is_whole(path)
+    return names.first(path) is not None

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.patterns import Suffixes
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED
 from lora_tools.formats.peft.modules import PARAMETER_ORDER
 from lora_tools.formats.sites import Experts, Linear
@@ -22,7 +23,8 @@ def fresh_config(
     """
     names = [module.name for module in modules if not isinstance(module.site, Experts)]
     targets = target_modules(names, others)
-    excluded = [other for other in others if _selected(other, targets)]
+    selected = Suffixes(targets)
+    excluded = [other for other in others if selected.first(other) is not None]
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": base_model,
@@ -81,10 +83,6 @@ def extra_key(name: str, kind: str, adapted: Collection[str]) -> str:
 def _saved(extras: Sequence[Extra]) -> list[str]:
     kept = (extra.key for extra in extras if extra.kind == "modules_to_save")
     return sorted({re.escape(key.removeprefix(PREFIX).rpartition(".")[0]) for key in kept})
-
-
-def _selected(name: str, targets: Collection[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _leaf(name: str) -> str:

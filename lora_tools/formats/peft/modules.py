@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from lora_tools.errors import FormatError, some
+from lora_tools.formats.expressions import suffixes
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.peft.config import PeftConfig
@@ -27,15 +28,16 @@ def parameters(found: Mapping[str, Found], peft: PeftConfig) -> dict[str, str]:
         if not peft.target_parameters or peft.targets(path):
             continue
         nested.setdefault(path, []).append(stem)
+    named: dict[str, list[tuple[int, str]]] = {}
+    for order, target in enumerate(peft.target_parameters):
+        module, _, name = target.rpartition(".")
+        named.setdefault(module, []).append((order, name))
+    longest = max(map(len, named), default=-1)
     names: dict[str, str] = {}
     for path, stems in nested.items():
-        wanted = list(
-            dict.fromkeys(
-                name
-                for module, _, name in (target.rpartition(".") for target in peft.target_parameters)
-                if not module or f".{path}".endswith(f".{module}")
-            )
-        )
+        ends = {"", *suffixes(path, longest)}  # without a module, a name means all
+        fitting = sorted(each for end in ends for each in named.get(end, ()))
+        wanted = list(dict.fromkeys(name for _, name in fitting))
         if len(wanted) != len(stems):
             continue  # reported as not targeted
         if len(wanted) > 1 and not set(wanted) <= set(PARAMETER_ORDER):

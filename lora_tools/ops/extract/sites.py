@@ -86,4 +86,4 @@ def by_token(place: Place) -> bool:
 
 
 def _kind(model: Model) -> str:
-    return str(model.config.get("model_type") or "")
+    return model.fields.text("model_type") or ""

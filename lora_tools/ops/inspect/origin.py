@@ -7,6 +7,7 @@ from typing import Any
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.sites import Experts
 from lora_tools.report import size
+from lora_tools.storage.typed import shown
 
 # Of the hundred fields that kohya's scripts write into a header, those that tell one training
 # from another. `ss_` is theirs, `modelspec.` the Stability AI model metadata standard's.
@@ -57,7 +58,7 @@ def variants(manifest: Manifest) -> list[str]:
 def task(manifest: Manifest) -> str | None:
     """Return what the configuration says the model does."""
     value = manifest.config.get("task_type")
-    return str(value) if value else None
+    return _said(value) if value else None
 
 
 def scale_model(manifest: Manifest) -> str:
@@ -75,7 +76,7 @@ def scale_model(manifest: Manifest) -> str:
     counts = [
         f"{len(entries)} {name}{'s' * (len(entries) > 1)}"
         for name, field in (("rank pattern", "rank_pattern"), ("alpha pattern", "alpha_pattern"))
-        if (entries := manifest.config.get(field))
+        if isinstance(entries := manifest.config.get(field), Mapping) and entries
     ]
     scales = Counter(module.scale for module in modules)
     values = ", ".join(f"{value:.4g}" for value in sorted(scales)[:5])
@@ -90,7 +91,7 @@ def trained_by(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if version := config.get("peft_version"):
-        yield "peft", str(version)
+        yield "peft", _said(version)
     mapping = config.get("auto_mapping")
     if isinstance(mapping, Mapping) and mapping.get("unsloth_fixed"):
         yield "unsloth", "yes"
@@ -99,7 +100,12 @@ def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and value:
             yield label, value
     if dropout := config.get("lora_dropout"):
-        yield "dropout", str(dropout)
+        yield "dropout", _said(dropout)
+
+
+def _said(value: object) -> str:
+    """Return a value that only people read: what it is, is its author's to say."""
+    return value if isinstance(value, str) else shown(value)
 
 
 def _stamped(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:

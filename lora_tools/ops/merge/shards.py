@@ -1,15 +1,17 @@
 """Shards: which file each tensor of the merged model goes to, and where in it."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_tools.errors import CheckpointError
 from lora_tools.recipe import Entry, Recipe
 from lora_tools.storage.layout import Layout, layout
+from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
+from lora_tools.storage.typed import Fields
 from lora_tools.text import json_text
 
 WEIGHTS = "model.safetensors"
@@ -105,8 +107,8 @@ def _index(recipe: Recipe, made: tuple[Shard, ...]) -> str:
     path = recipe.base.tensors.path
     metadata: dict[str, object] = {}
     if path.name.endswith(INDEX):
-        found = json.loads(path.read_bytes()).get("metadata")
-        metadata = dict(found) if isinstance(found, dict) else {}
+        index = Fields(str(path), read_object(path), CheckpointError)
+        metadata = dict(index.mapping("metadata").values)
     entries = [entry for shard in made for entry in shard.entries]
     metadata["total_size"] = sum(entry.spec.nbytes for entry in entries)
     if "total_parameters" in metadata:

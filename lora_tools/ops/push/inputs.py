@@ -1,13 +1,13 @@
 """What a published result was made from, by the sha256 of its inputs."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, digest
 from lora_tools.remote import RemotePath
 from lora_tools.storage.disk import write_text
+from lora_tools.storage.objects import read_object
+from lora_tools.storage.typed import Fields
 from lora_tools.storage.writer import staged_file
 from lora_tools.text import json_text
 
@@ -17,7 +17,7 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
 
     Reads local inputs once; those on the Hub are known there, so that none is downloaded for it.
     """
-    document = json.loads(report.read_bytes())
+    document = read_object(report)
     document["inputs"] = [
         {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
         for path in inputs
@@ -26,12 +26,13 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
         write_text(place, json_text(document) + "\n")
 
 
-def listed(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def listed(report: Fields) -> list[tuple[str, str, str]]:
     """Return the inputs that a report records: path, file and sha256."""
     return [
-        (str(each["path"]), name, str(found))
-        for each in report.get("inputs", ())
-        for name, found in each["files"].items()
+        (each.text("path") or "", name, files.text(name) or "")
+        for each in report.objects("inputs")
+        for files in (each.mapping("files"),)
+        for name in files.values
     ]
 
 

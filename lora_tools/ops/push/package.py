@@ -1,6 +1,5 @@
 """What will be on the Hub: the folder's files, checked, cleaned, and with a card."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -8,7 +7,7 @@ from typing import Any
 
 from lora_tools.adapter import README, REPORT, Adapter, read
 from lora_tools.card import SECTION, decoded, metadata, with_metadata, with_section
-from lora_tools.errors import CheckpointError, RefusedError, some
+from lora_tools.errors import CheckpointError, FormatError, RefusedError, some
 from lora_tools.model import Model, is_model, open_model
 from lora_tools.ops.push.files import Digest, digest, select
 from lora_tools.ops.push.leaks import Leak, leaks
@@ -17,6 +16,8 @@ from lora_tools.ops.push.picture import NAME, picture
 from lora_tools.ops.push.section import section
 from lora_tools.ops.push.strip import strip
 from lora_tools.ops.push.texts import is_searchable
+from lora_tools.storage.objects import json_object, read_object
+from lora_tools.storage.typed import Fields, shown
 from lora_tools.text import json_text
 
 TAGS = ("lora", "lora-tools")
@@ -165,11 +166,20 @@ def _fields(made: Draft, old: Mapping[str, Any], license: Mapping[str, str]) -> 
             fields["base_model_relation"] = "adapter" if adapter else "finetune"
     if "license" not in old:
         fields |= license
-    tags = list(old.get("tags") or [])
+    tags = _tags(old)
     wanted = [*TAGS, *([f"base_model:adapter:{made.base}"] if adapter and made.base else [])]
     if missing := [tag for tag in wanted if tag not in tags]:
         fields["tags"] = [*tags, *missing]
     return fields
+
+
+def _tags(old: Mapping[str, Any]) -> list[Any]:
+    tags = old.get("tags") or []
+    if isinstance(tags, str):
+        return [tags]
+    if not isinstance(tags, list):
+        raise FormatError(f"{README}: tags is {shown(tags)}, not a list of tags")
+    return tags
 
 
 def _library(subject: Adapter | Model) -> str:
@@ -194,7 +204,7 @@ def _rename(made: Draft, config: str | None, old: str, new: str) -> None:
     """Let the configuration name the base on the Hub."""
     if config is None or config not in made.files:
         return
-    document = json.loads((made.folder / config).read_bytes())
+    document = read_object(made.folder / config)
     text = json_text(_replaced(document, old, new))
     made.files[config] = text.encode()
     made.notes.append(f"{config}: names {new} in place of {old}")
@@ -247,12 +257,11 @@ def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:
     return error.hint("Take it out of the file, or leave the file out with --exclude.")
 
 
-def _report(content: Path | bytes | None) -> Mapping[str, Any]:
+def _report(content: Path | bytes | None) -> Fields:
     if content is None:
-        return {}
+        return Fields(REPORT, {})
     data = content if isinstance(content, bytes) else content.read_bytes()
     try:
-        found = json.loads(data)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Fields(REPORT, json_object(data, REPORT, FormatError))
+    except FormatError as error:
+        raise error.hint(f"Leave it out: --exclude {REPORT}.") from error

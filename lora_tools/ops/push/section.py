@@ -15,6 +15,7 @@ from lora_tools.ops.push.paths import shorten
 from lora_tools.ops.push.picture import NAME
 from lora_tools.report import Code, code, command_line, grouped, percent, plain, size, table, total
 from lora_tools.report.table import PIPE
+from lora_tools.storage.typed import Fields
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -24,7 +25,7 @@ def section(
     repo: str,
     base: str | None,
     digests: Mapping[str, Digest],
-    report: Mapping[str, Any],
+    report: Fields,
 ) -> str:
     """Return the section, without its markers. The same input gives the same text."""
     lines = ["## Made with lora-tools", "", *_done(report)]
@@ -37,16 +38,16 @@ def section(
     return "\n".join(lines).rstrip()
 
 
-def _done(report: Mapping[str, Any]) -> Iterator[str]:
+def _done(report: Fields) -> Iterator[str]:
     """Yield the command that made it and from what, if it left a report."""
-    if not (command := report.get("command")):
+    if not (command := report.text("command")):
         return
-    policy = f" ({plain(report['policy'])})" if report.get("policy") else ""
-    source = shorten(str(report.get("source") or ""))
+    policy = f" ({plain(said)})" if (said := report.text("policy")) else ""
+    source = shorten(report.text("source") or "")
     made = code(f"lora-tools {command}")
     yield f"{made}{policy}" + (f" from {code(source)}:" if source else ":")
     yield ""
-    yield from command_line(shorten(str(report.get("arguments") or "")))
+    yield from command_line(shorten(report.text("arguments") or ""))
 
 
 def _sentence(subject: Adapter | Model, base: str | None, digests: Mapping[str, Digest]) -> str:
@@ -68,9 +69,9 @@ def _link(base: str) -> str:
     return f"[{base}](https://huggingface.co/{base})" if HUB_NAME.fullmatch(base) else plain(base)
 
 
-def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
-    rows = {row["module"]: row for row in report.get("modules", ()) if "module" in row}
-    known = all("error" in rows.get(name, {}) for name in adapter)
+def _table(adapter: Adapter, report: Fields) -> str:
+    rows = {row.text("module"): row for row in report.objects("modules")}
+    known = all(name in rows and "error" in rows[name].values for name in adapter)
     lines = []
     for group in grouped(adapter.manifest.modules, _key):
         first = group[0]
@@ -85,26 +86,32 @@ def _table(adapter: Adapter, report: Mapping[str, Any]) -> str:
     headers = ["module", "count", "shape", "rank", "scale"]
     if known:
         headers += ["error", "best possible"]
-        lines.append([f"total of {len(adapter)}", "", "", "", "", *_errors(rows.values())])
+        every = (row for name, row in rows.items() if name is not None)
+        lines.append([f"total of {len(adapter)}", "", "", "", "", *_errors(every)])
     return table(lines, headers, PIPE)
 
 
-def _errors(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _errors(rows: Iterable[Fields]) -> list[str]:
     """Return the error of modules together, and the least possible, as people read them."""
     rows = list(rows)
     return [
-        percent(total((row.get("norm", 1.0), row.get(name) or 0.0) for row in rows))
+        percent(total((_norm(row), row.number(name) or 0.0) for row in rows))
         for name in ("error", "optimal_error")
     ]
 
 
-def _costs(report: Mapping[str, Any]) -> Iterator[str]:
-    totals = report.get("totals", {})
-    if "error" not in totals:
+def _norm(row: Fields) -> float:
+    norm = row.number("norm")
+    return 1.0 if norm is None else norm
+
+
+def _costs(report: Fields) -> Iterator[str]:
+    totals = report.mapping("totals")
+    if (error := totals.number("error")) is None:
         return
-    best = totals.get("optimal_error")
+    best = totals.number("optimal_error")
     yield (
-        f"*error* is ‖ΔW − ΔW'‖ / ‖ΔW‖ of the bytes in the file: {percent(totals['error'])}"
+        f"*error* is ‖ΔW − ΔW'‖ / ‖ΔW‖ of the bytes in the file: {percent(error)}"
         + (f", where {percent(best)} is the least possible at these ranks." if best else ".")
     )
     yield ""
@@ -124,7 +131,7 @@ def _files(digests: Mapping[str, Digest]) -> Iterator[str]:
     yield table(lines, ("file", "size", "sha256"), PIPE)
 
 
-def _inputs(report: Mapping[str, Any]) -> Iterator[str]:
+def _inputs(report: Fields) -> Iterator[str]:
     if found := listed(report):
         lines = [(Code(shorten(path)), Code(name), Code(sha)) for path, name, sha in found]
         yield from ("", "Made from:", "")

@@ -17,11 +17,11 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.formats.patterns import Patterns
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     PeftConfig,
     base_model,
-    pattern_value,
     write_config,
     write_pattern,
 )
@@ -59,11 +59,11 @@ expressions = st.one_of(
 @example({"^q": 1}, "attn.q")
 @example({"a+b": 1}, "a+b")
 def test_a_pattern_gives_the_value_that_peft_gives(pattern, path):
-    assert pattern_value(pattern, path) == pattern.get(get_pattern_key(pattern.keys(), path))
+    assert Patterns(pattern).value(path) == pattern.get(get_pattern_key(pattern.keys(), path))
 
 
 def test_no_pattern_gives_no_value():
-    assert pattern_value(None, "q") is None
+    assert Patterns(None).value("q") is None
 
 
 @given(
