@@ -13,6 +13,7 @@ from lora_tools.errors import LoraToolsError
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.scaling import scale
+from lora_tools.storage.inputs import is_present, read_input
 from lora_tools.storage.opening import open_checkpoint
 
 CONFIG = "adapter_config.json"
@@ -82,9 +83,12 @@ def _tensor_file(path: Path) -> Path:
 
 
 def _config(folder: Path) -> Mapping[str, Any] | None:
+    if not is_present(folder / CONFIG):
+        return None
+    text = read_input(folder / CONFIG)
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

@@ -1,6 +1,5 @@
 """Strips: a tensor's rows with what is added to them, in pieces that stay in a cache."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -14,8 +13,9 @@ from lora_tools.linalg.stored import WIDTH, widen
 from lora_tools.recipe.entry import Entry, Patch, Source
 from lora_tools.recipe.factors import Loaded, load, side_by_side, wide
 from lora_tools.shapes import Float
+from lora_tools.storage.inputs import input_descriptor
 from lora_tools.storage.place import Place, read_array
-from lora_tools.storage.transfer import get, opened
+from lora_tools.storage.transfer import get
 from lora_tools.update import Update
 
 STRIP = 1 << 18
@@ -150,7 +150,7 @@ class _Reader:
     def __enter__(self) -> "_Reader":
         values = self._source.values
         if isinstance(values, Place):
-            self._descriptor = self._stack.enter_context(opened(values.path, os.O_RDONLY))
+            self._descriptor = self._stack.enter_context(input_descriptor(values.path))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.dtypes import DTYPES, code_of
+from lora_tools.storage.inputs import open_input
 
 if TYPE_CHECKING:
     from lora_tools.update import Array
@@ -73,7 +74,7 @@ def read_header(path: Path) -> Header:
     that occur twice, unknown element types.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_input(path) as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) == 8 and length <= min(MAX_HEADER, size - 8):

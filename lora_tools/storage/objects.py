@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError, LoraToolsError
+from lora_tools.storage.inputs import read_input
 
 YAML = (".yaml", ".yml")
 
@@ -16,7 +17,9 @@ def read_object(file: Path, error: type[LoraToolsError] = CheckpointError) -> di
     """
     kind = "YAML" if file.suffix in YAML else "JSON"
     try:
-        found = _yaml(file) if kind == "YAML" else json.loads(file.read_bytes())
+        found = _yaml(file) if kind == "YAML" else json.loads(read_input(file))
+    except CheckpointError:
+        raise  # there is no text to understand
     except (ValueError, RecursionError) as fault:
         raise error(f"{file}: not valid {kind} ({fault})") from fault
     if not isinstance(found, dict):
@@ -29,6 +32,6 @@ def _yaml(file: Path) -> Any:
     import yaml  # few folders have any
 
     try:
-        return yaml.safe_load(file.read_bytes())
+        return yaml.safe_load(read_input(file))
     except yaml.YAMLError as error:
         raise ValueError(str(error).partition("\n")[0]) from error

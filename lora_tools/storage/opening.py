@@ -9,6 +9,7 @@ from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.gguf import read_gguf
 from lora_tools.storage.header import Spec, read_header
+from lora_tools.storage.inputs import is_present, read_input
 from lora_tools.storage.npz import read_npz
 from lora_tools.storage.place import Place
 
@@ -27,7 +28,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         return open_checkpoint(_file_in(path))
-    if not path.is_file():
+    if not is_present(path):
         raise CheckpointError(f"{path}: no such file or folder")
     if path.name.endswith(INDEX):
         return _open_shards(path)
@@ -76,12 +77,18 @@ def _files(index: Path) -> dict[str, list[str]]:
     """Return the tensors that an index names, by the file that it says they are in."""
     files: dict[str, list[str]] = {}
     try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        weight_map: dict[str, str] = json.loads(read_input(index))["weight_map"]
         for name, file in weight_map.items():
             files.setdefault(file, []).append(name)
+        for file in files:
             (index.parent / file).is_file()
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors shards") from error
+    outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
+    if outside:
+        raise CheckpointError(f"{index}: names shards outside of its folder: {some(outside)}")
     return files
 
 

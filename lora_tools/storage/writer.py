@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, OutputError, some
 from lora_tools.storage.header import spec_of
+from lora_tools.storage.inputs import resolved
 from lora_tools.storage.layout import Layout
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ def check_output(out: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
 
     ``inputs`` maps what to call an input in the message to its path.
     """
-    target = out.resolve()
+    target = resolved(out)
     for name, path in inputs.items():
-        source = path.resolve()
+        source = resolved(path)
         if target == source:
             raise OutputError(f"{out}: is the {name} itself").hint("Choose another output path.")
         if source in target.parents:

@@ -34,6 +34,7 @@ from lora_tools.engine import Engine
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
+from lora_tools.storage.inputs import read_text
 from lora_tools.storage.sides import WEIGHTS
 from lora_tools.storage.writer import check_output, staged, staged_file
 
@@ -167,5 +168,5 @@ def _write_readme(adapter: Adapter, place: Path, section: str) -> None:
     """Carry a README over with a section about what was done."""
     readme = adapter.path / README
     if readme.is_file():
-        text = with_section(readme.read_text(encoding="utf-8"), section)
+        text = with_section(read_text(readme), section)
         (place / README).write_text(text, encoding="utf-8")

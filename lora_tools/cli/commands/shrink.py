@@ -30,6 +30,7 @@ from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
 from lora_tools.engine import Engine
 from lora_tools.report import Report, percent, size
+from lora_tools.storage.inputs import read_text
 from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 
 if TYPE_CHECKING:
@@ -156,5 +157,5 @@ def _write_readme(adapter: Adapter, place: Path, report: Report) -> None:
     """Carry a README over with a section about what was done."""
     readme = adapter.path / README
     if readme.is_file():
-        text = with_section(readme.read_text(encoding="utf-8"), report.to_markdown())
+        text = with_section(read_text(readme), report.to_markdown())
         (place / README).write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.model import Model
 from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.header import spec_of
+from lora_tools.storage.inputs import read_input
 from lora_tools.storage.layout import layout
 from lora_tools.storage.opening import open_checkpoint
 from lora_tools.storage.writer import TensorWriter
@@ -70,7 +71,7 @@ def open_keep(out: Path, identity: Mapping[str, Any], *, resume: bool) -> Keep:
     manifest = folder / MANIFEST
     if manifest.is_file():
         try:
-            found = json.loads(manifest.read_bytes())
+            found = json.loads(read_input(manifest))
         except ValueError as error:
             raise CheckpointError(f"{manifest}: not valid JSON ({error})").hint(
                 "Start over: --no-resume."

@@ -13,6 +13,7 @@ from lora_tools.ops.merge.outcome import Merged
 from lora_tools.ops.merge.shards import Shards
 from lora_tools.recipe import Recipe
 from lora_tools.storage.fingerprint import fingerprint
+from lora_tools.storage.inputs import read_text
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
 from lora_tools.storage.sides import side_files
@@ -40,7 +41,7 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
         _write_config(recipe, folder)
     base = recipe.base.path
     card = base / README if base.is_dir() else base.parent / README
-    text = card.read_text(encoding="utf-8") if base.is_dir() and card.is_file() else ""
+    text = read_text(card) if base.is_dir() and card.is_file() else ""
     section = with_section(text, report.to_markdown()).lstrip()
     (folder / README).write_text(section, encoding="utf-8")
     report.save(folder / REPORT)

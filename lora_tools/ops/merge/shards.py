@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_tools.recipe import Entry, Recipe
+from lora_tools.storage.inputs import read_input
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
@@ -104,7 +105,7 @@ def _index(recipe: Recipe, made: tuple[Shard, ...]) -> str:
     path = recipe.base.tensors.path
     metadata: dict[str, object] = {}
     if path.name.endswith(INDEX):
-        found = json.loads(path.read_bytes()).get("metadata")
+        found = json.loads(read_input(path)).get("metadata")
         metadata = dict(found) if isinstance(found, dict) else {}
     entries = [entry for shard in made for entry in shard.entries]
     metadata["total_size"] = sum(entry.spec.nbytes for entry in entries)

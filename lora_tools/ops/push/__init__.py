@@ -11,6 +11,7 @@ from lora_tools.hub import Blob, Commission, Commit, Publisher, page
 from lora_tools.ops.push.files import Digest
 from lora_tools.ops.push.inputs import record
 from lora_tools.ops.push.package import Draft, Package, Wish, draft
+from lora_tools.storage.inputs import read_text
 
 __all__ = [
     "SCHEMA",
@@ -158,7 +159,7 @@ def card_only(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> st
     """Return the card of a folder. Asks the Hub for nothing but the base's license."""
     made = draft(folder, wish, place)
     file = folder / README
-    old = file.read_text(encoding="utf-8") if file.is_file() else _title(wish)
+    old = read_text(file) if file.is_file() else _title(wish)
     return made.package(wish.repo, old, _license(made, wish, publisher, old)).card
 
 
@@ -183,7 +184,7 @@ def _old_card(
 ) -> str:
     """Return the README to build on: the folder's, or else what somebody has written on the Hub."""
     if (folder / README).is_file():
-        return (folder / README).read_text(encoding="utf-8")
+        return read_text(folder / README)
     if README in there:
         revision = None if branch else wish.revision
         return publisher.read(wish.repo, README, revision).decode("utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_tools.ops.push.files import WEIGHTS_AND_CONFIGS, digest
 from lora_tools.remote import RemotePath
+from lora_tools.storage.inputs import read_input
 
 
 def record(report: Path, inputs: Iterable[Path]) -> None:
@@ -14,7 +15,7 @@ def record(report: Path, inputs: Iterable[Path]) -> None:
 
     Reads local inputs once; those on the Hub are known there, so that none is downloaded for it.
     """
-    document = json.loads(report.read_bytes())
+    document = json.loads(read_input(report))
     document["inputs"] = [
         {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
         for path in inputs

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lora_tools.storage.gguf import read_gguf
 from lora_tools.storage.header import read_header
+from lora_tools.storage.inputs import read_input
 
 SECRETS = {
     "a Hugging Face token": r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}",
@@ -56,7 +57,7 @@ def leaks(name: str, content: Path | bytes) -> list[Leak]:
         fields = read_gguf(content).metadata
         places = ((f"field {key}", f"{key} {value}") for key, value in fields.items())
     elif suffix in TEXTS:
-        data = content if isinstance(content, bytes) else content.read_bytes()
+        data = content if isinstance(content, bytes) else read_input(content)
         lines = data.decode("utf-8", "replace").splitlines()
         places = ((f"line {number}", line) for number, line in enumerate(lines, 1))
     else:

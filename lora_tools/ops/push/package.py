@@ -15,6 +15,7 @@ from lora_tools.ops.push.leaks import Leak, is_private, leaks, shorten
 from lora_tools.ops.push.picture import NAME, picture
 from lora_tools.ops.push.section import section
 from lora_tools.ops.push.strip import strip
+from lora_tools.storage.inputs import read_input, read_text
 
 TAGS = ("lora", "lora-tools")
 
@@ -59,7 +60,7 @@ class Package:
     def card(self) -> str:
         """The README."""
         content = self.files[README]
-        return content.decode() if isinstance(content, bytes) else content.read_text("utf-8")
+        return content.decode() if isinstance(content, bytes) else read_text(content)
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
     if named and base and named != base and isinstance(subject, Adapter):
         _rename(made, subject.format.config_file, named, base)
     if REPORT in files:
-        text = (folder / REPORT).read_text(encoding="utf-8")
+        text = read_text(folder / REPORT)
         if shorten(text) != text:
             files[REPORT] = shorten(text).encode()
             made.notes.append(f"{REPORT}: paths of this machine are cut to their last part")
@@ -175,7 +176,7 @@ def _subject(folder: Path) -> Adapter | Model:
 def _said(folder: Path) -> str | None:
     """Return the base that a model's own card names."""
     file = folder / README
-    found = metadata(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = metadata(read_text(file)) if file.is_file() else {}
     return found["base_model"] if isinstance(found.get("base_model"), str) else None
 
 
@@ -183,7 +184,7 @@ def _rename(made: Draft, config: str | None, old: str, new: str) -> None:
     """Let the configuration name the base on the Hub."""
     if config is None or config not in made.files:
         return
-    document = json.loads((made.folder / config).read_bytes())
+    document = json.loads(read_input(made.folder / config))
     text = json.dumps(_replaced(document, old, new), indent=2, ensure_ascii=False)
     made.files[config] = text.encode()
     made.notes.append(f"{config}: names {new} in place of {old}")
@@ -217,7 +218,7 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
 
 def _theirs(readme: Path | bytes) -> bytes:
     """Return a README without our section, which is written anew, and with its lines' numbers."""
-    data = readme if isinstance(readme, bytes) else readme.read_bytes()
+    data = readme if isinstance(readme, bytes) else read_input(readme)
     text = SECTION.sub(lambda match: "\n" * match[0].count("\n"), data.decode("utf-8", "replace"))
     return text.encode()
 
@@ -234,7 +235,7 @@ def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:
 def _report(content: Path | bytes | None) -> Mapping[str, Any]:
     if content is None:
         return {}
-    data = content if isinstance(content, bytes) else content.read_bytes()
+    data = content if isinstance(content, bytes) else read_input(content)
     try:
         found = json.loads(data)
     except ValueError:
