@@ -76,6 +76,8 @@ def _slot(entry: zipfile.ZipInfo, file: IO[bytes], end: int, path: Path) -> Slot
         raise CheckpointError(f"{path}: {entry.filename} is compressed").hint(
             "Save it with numpy.savez instead of savez_compressed."
         )
+    if not 0 <= entry.header_offset <= end - LOCAL.size:
+        raise ValueError(f"{entry.filename} is not in the file")
     file.seek(entry.header_offset)
     mark, flags, method, name, extra = LOCAL.unpack(file.read(LOCAL.size))
     same = file.read(name) == entry.orig_filename.encode("utf-8" if flags & 0x800 else "cp437")
