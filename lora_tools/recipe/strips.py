@@ -10,6 +10,7 @@ import numpy as np
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Gain, column_norms
 from lora_tools.linalg.stored import WIDTH, widen
+from lora_tools.quantised import spread
 from lora_tools.recipe.entry import Entry, Patch, Source
 from lora_tools.recipe.factors import Loaded, load, side_by_side, wide
 from lora_tools.shapes import Float
@@ -172,13 +173,7 @@ class _Reader:
         """Return what each element of rows is multiplied with."""
         if self._scale is None:
             return None
-        source, table = self._source, self._scale
-        if source.block:
-            down, across = source.block
-            rows = np.repeat(table, down, 0)[low:high]
-            return np.repeat(rows, across, 1)[:, : self._columns]
-        column = table.reshape(-1, 1)
-        return np.repeat(column, high - low, 0) if len(column) == 1 else column[low:high]
+        return spread(self._scale, self._source.block, (low, high), self._columns)
 
     def wide(self, low: int, high: int) -> Float[np.ndarray, "m k"]:
         """Return rows in float64."""

@@ -13,6 +13,8 @@ from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
 
 WEIGHTS = "model.safetensors"
+QUANTISED = "_quantization_metadata"
+"""Where ComfyUI's files say in their header how their weights are scaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ def shards(recipe: Recipe, most: int | None = None) -> Shards:
     base = recipe.base.tensors
     groups = _as_base(recipe) if most is None else _at_most(recipe, most)
     metadata = dict(base.metadata) or {"format": "pt"}
+    if any(entry.source.scale for entry in recipe.entries.values()):
+        metadata.pop(QUANTISED, None)  # the scales that it speaks of are in the weights now
     made = tuple(
         Shard(name, tuple(entries), _laid_out(entries, metadata))
         for name, entries in groups.items()
