@@ -90,6 +90,9 @@ def _form(
 
 
 def _hadamard(shapes: Mapping[Role, tuple[int, ...]]) -> tuple[Site, int, int, int, int]:
+    for role, shape in shapes.items():
+        if role.startswith("hada_w"):
+            _same(len(shape), 2)
     ranks = shapes["hada_w1_b"][0], shapes["hada_w2_b"][0]
     if "hada_t1" in shapes:
         kernel = shapes["hada_t1"][2:]
