@@ -133,7 +133,7 @@ def _configured(
     grown = None
     for key, entry in entries.items():
         old = base.tensors.specs.get(key)
-        if old and is_one_of(key, EMBEDDINGS) and old.shape[0] != entry.spec.shape[0]:
+        if old and is_one_of(key, EMBEDDINGS) and old.shape[:1] != entry.spec.shape[:1]:
             grown = (old.shape[0], entry.spec.shape[0])
     for section in sections:
         if grown and "vocab_size" in section:

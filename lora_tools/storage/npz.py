@@ -9,7 +9,7 @@ from typing import IO
 
 from lora_tools.errors import CheckpointError
 from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.header import MAX_COUNT, Slot, Spec
+from lora_tools.storage.header import MAX_COUNT, MAX_DIMENSIONS, Slot, Spec
 from lora_tools.storage.inputs import open_input
 from lora_tools.storage.place import Place
 
@@ -30,9 +30,6 @@ LOCAL = struct.Struct("<4s2xHH16xHH")
 ENCRYPTED = 1
 MAX_HEADER = 10_000
 """The longest header of an array that numpy reads, in bytes."""
-
-MAX_DIMENSIONS = 64
-"""As many as numpy's arrays have."""
 
 ITEM = re.compile(
     r"""\s*(['"])(?P<key>\w+)\1\s*:\s*

@@ -31,18 +31,18 @@ def load_pickle(path: Path) -> Checkpoint:
     elements. Raises `CheckpointError` for anything else.
     """
     most = max(TIMES * path.stat().st_size, ALWAYS)
-    try:
-        with open_input(path) as file:
+    with open_input(path) as file:
+        try:
             _check_start(file, path)
             _check_records(file, most, path)
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, CheckpointError):
-        raise
-    except Exception as error:  # damaged bytes raise almost anything in there
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read as tensors only ({reason})").hint(
-            "lora-tools never unpickles objects. Save the state dict as safetensors instead."
-        ) from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # damaged bytes raise almost anything in there
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{path}: cannot be read as tensors only ({reason})").hint(
+                "lora-tools never unpickles objects. Save the state dict as safetensors instead."
+            ) from error
     if isinstance(loaded, Mapping) and len(loaded) == 1:
         (inner,) = loaded.values()
         loaded = inner if isinstance(inner, Mapping) else loaded  # {"model": {...}}

@@ -79,12 +79,32 @@ PAST: dict[str, Callable[[], dict[str, bytes]]] = {
             }
         )
     },
+    "an embedding that is one number": lambda: {
+        "model.safetensors": save({"model.embed_tokens.weight": numbers()}),
+        "config.json": b"{}",
+    },
+    "a tensor of 71 dimensions": lambda: {
+        "x.safetensors": packed(
+            {"lora_unet_x.diff": {"dtype": "F32", "shape": [1] * 71, "data_offsets": [0, 4]}},
+            bytes(4),
+        )
+    },
+    "metadata of half a surrogate pair": lambda: {
+        "x.safetensors": packed({"__metadata__": {"a": "\ud800"}}, b"")
+    },
     "metadata that is null": lambda: {"x.safetensors": packed({"__metadata__": None}, b"")},
 }
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("command", ["inspect {x} --for all", "shrink {x} {out} --rank 2 --quiet"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect {x} --for all",
+        "shrink {x} {out} --rank 2 --quiet",
+        "merge {x} {peer} {out} --allow-missing --jobs 1",
+    ],
+)
 @pytest.mark.parametrize("what", PAST)
 def test_what_once_failed(what, command, tmp_path):
     passes(Case(PAST[what](), command, None, "peft", "peft"), tmp_path)

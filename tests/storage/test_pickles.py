@@ -129,7 +129,9 @@ def valid(request, tmp_path_factory) -> bytes:
     return saved(path, TENSORS, zipped=request.param).read_bytes()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=3),
     kept=st.one_of(st.just(1.0), st.floats(0, 1)),
