@@ -9,13 +9,16 @@ import argparse
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeAlias
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 sys.dont_write_bytecode = True
@@ -38,12 +41,19 @@ STUCK = 60.0
 """Seconds after which a process that does not answer is ended; the machine may be busy."""
 
 
-class Worker(NamedTuple):
-    """A process, the cases that it has, and since when it is at the one it is at."""
+Failures: TypeAlias = dict[tuple[str, str], list[tuple[int, str]]]
+"""Numbers and tracebacks of cases, by what happened and where."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process, the cases that it has left, and when it last answered."""
 
     process: multiprocessing.Process
     answers: Connection
     cases: list[int]
+    since: float
+    ended: bool = False
 
 
 def main() -> int:
@@ -51,37 +61,14 @@ def main() -> int:
     options = arguments()
     warm()
     began = time.monotonic()
-    failures: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-    numbers = [options.case] if options.case is not None else list(range(options.cases))
-    todo = [numbers[at : at + BATCH] for at in range(0, len(numbers), BATCH)][::-1]
-    done, workers, since = 0, list[Worker](), dict[int, float]()
-    while todo or workers:
-        while todo and len(workers) < options.jobs:
-            workers.append(start(options.seed, todo.pop()))
-            since[workers[-1].process.pid or 0] = time.monotonic()
-        ready = wait([worker.answers for worker in workers], timeout=1)
-        for worker in list(workers):
-            pid = worker.process.pid or 0
-            try:
-                while worker.answers in ready and worker.answers.poll():
-                    number, failure = worker.answers.recv()
-                    worker.cases.remove(number)
-                    since[pid] = time.monotonic()
-                    done += 1
-                    note(failures, number, failure, options)
-            except EOFError:
-                workers.remove(worker)
-                worker.process.join()
-                if worker.cases:  # the first of them ended it
-                    lost, *rest = worker.cases
-                    done += 1
-                    status = worker.process.exitcode
-                    failure = Failure("crash", make(options.seed, lost).command, f"exit {status}")
-                    note(failures, lost, failure, options)
-                    todo += [rest] if rest else []
-                continue
-            if time.monotonic() - since[pid] > STUCK:
-                worker.process.kill()
+    failures: Failures = defaultdict(list)
+    done = 0
+    try:
+        for number, failure in answers(options):
+            done += 1
+            note(failures, number, failure, options)
+    except KeyboardInterrupt:
+        print("interrupted")
     seconds = time.monotonic() - began
     report(failures)
     count = sum(map(len, failures.values()))
@@ -89,7 +76,55 @@ def main() -> int:
         f"{done} cases of seed {options.seed} in {seconds:.0f} s ({done / seconds:.0f}/s):"
         f" {count} failures in {len(failures)} places"
     )
-    return 1 if failures else 0
+    return 1 if failures or done < len(numbers(options)) else 0
+
+
+def answers(options: argparse.Namespace) -> Iterator[tuple[int, Failure | None]]:
+    """Yield the number of each case and what must not have happened, in no order."""
+    cases = numbers(options)
+    todo = [cases[at : at + BATCH] for at in range(0, len(cases), BATCH)][::-1]
+    workers: list[Worker] = []
+    try:
+        while todo or workers:
+            while todo and len(workers) < options.jobs:
+                workers.append(start(options.seed, todo.pop()))
+            ready = wait([worker.answers for worker in workers], timeout=1)
+            for worker in list(workers):
+                if worker.answers in ready:
+                    worker.since = time.monotonic()
+                    yield from heard(worker)
+                elif time.monotonic() - worker.since > STUCK:
+                    worker.process.kill()  # its pipe ends, and the case is lost
+                if worker.ended:
+                    workers.remove(worker)
+                    worker.process.join()
+                    if worker.cases:  # the first of them ended it
+                        yield worker.cases.pop(0), lost(worker.process.exitcode)
+                        todo += [worker.cases] if worker.cases else []
+    finally:
+        for worker in workers:
+            worker.process.kill()
+
+
+def numbers(options: argparse.Namespace) -> list[int]:
+    """Return the numbers of the cases that are asked for."""
+    return [options.case] if options.case is not None else list(range(options.cases))
+
+
+def heard(worker: Worker) -> Iterator[tuple[int, Failure | None]]:
+    """Yield what a process has answered so far."""
+    try:
+        while worker.answers.poll():
+            number, failure = worker.answers.recv()
+            worker.cases.remove(number)
+            yield number, failure
+    except EOFError:
+        worker.ended = True
+
+
+def lost(status: int | None) -> Failure:
+    """Return the failure of a case that ended its process."""
+    return Failure("crash or hang", f"exit status {status}", "run it alone: --case N")
 
 
 def arguments() -> argparse.Namespace:
@@ -121,11 +156,12 @@ def start(seed: int, cases: list[int]) -> Worker:
     process = context.Process(target=work, args=(seed, list(cases), theirs))
     process.start()
     theirs.close()
-    return Worker(process, ours, list(cases))
+    return Worker(process, ours, list(cases), time.monotonic())
 
 
 def work(seed: int, cases: list[int], answers: Connection) -> None:
     """Run cases and answer each with what must not have happened."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     watch.listen()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + ADDRESSES
@@ -151,7 +187,7 @@ def peak() -> int:
 
 
 def note(
-    failures: dict[tuple[str, str], list[tuple[int, str]]],
+    failures: Failures,
     number: int,
     failure: Failure | None,
     options: argparse.Namespace,
@@ -171,7 +207,7 @@ def note(
         (folder / "failure.txt").write_text(said, encoding="utf-8", errors="replace")
 
 
-def report(failures: dict[tuple[str, str], list[tuple[int, str]]]) -> None:
+def report(failures: Failures) -> None:
     """Print each place where something failed, the most frequent first."""
     for (kind, where), of in sorted(failures.items(), key=lambda item: -len(item[1])):
         numbers = ", ".join(str(number) for number, _ in of[:5])
@@ -180,4 +216,5 @@ def report(failures: dict[tuple[str, str], list[tuple[int, str]]]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was found so far is printed
     sys.exit(main())
