@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz import cases
 from fuzz.cases import BASES, COMMANDS, Case, make, run
 from fuzz.mutations import packed
 from fuzz.seeds import LAYERS, PEFT, numbers, seeds
@@ -136,6 +137,24 @@ def test_every_command_is_one(tmp_path):
 
 def test_cases_are_the_same_in_every_run():
     assert [make(3, number) for number in range(20)] == [make(3, number) for number in range(20)]
+
+
+def test_what_goes_on_without_end_is_interrupted():
+    def forever() -> None:
+        while True:
+            pass
+
+    with pytest.raises(cases.HangError), cases.limited(0.05):
+        forever()
+
+
+def test_what_is_written_elsewhere_is_noticed(tmp_path, monkeypatch):
+    place = tmp_path / "case"
+    monkeypatch.setattr(cases, "outcome", lambda words: (place / "here" / "x").touch())
+    place.mkdir()
+    failure = run(Case(dict(seeds()["peft"].files), "inspect {x}", None, "peft", "peft"), place)
+    assert failure is not None
+    assert failure.kind == "written elsewhere"
 
 
 def passes(case: Case, place: Path) -> None:
