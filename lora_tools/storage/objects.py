@@ -8,6 +8,8 @@ from lora_tools.errors import CheckpointError, LoraToolsError
 from lora_tools.storage.inputs import read_input
 
 YAML = (".yaml", ".yml")
+MAX_YAML = 1_000_000
+"""The largest YAML file that is read, in bytes: its parser takes seconds for each megabyte."""
 
 
 def read_object(file: Path, error: type[LoraToolsError] = CheckpointError) -> dict[str, Any]:
@@ -32,6 +34,6 @@ def _yaml(file: Path) -> Any:
     import yaml  # few folders have any
 
     try:
-        return yaml.safe_load(read_input(file))
+        return yaml.safe_load(read_input(file, MAX_YAML))
     except yaml.YAMLError as error:
         raise ValueError(str(error).partition("\n")[0]) from error

@@ -94,6 +94,26 @@ def test_a_configuration_of_gigabytes_is_refused_before_it_is_parsed(tmp_path):
         read_object(path)
 
 
+def test_a_yaml_file_of_megabytes_is_refused_before_it_is_parsed(tmp_path):
+    path = tmp_path / "hyperparameters.yaml"
+    path.write_bytes(b"a: 1\n" * 300_000)
+    with pytest.raises(CheckpointError, match="larger than 1,000,000 bytes"):
+        read_object(path)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_the_base_that_an_adapter_names_is_not_waited_for(kind, tmp_path):
+    """Whoever made the adapter chose that path; it was not asked for."""
+    folder = adapter(tmp_path / "a", "adapter_config.json")
+    SPECIAL[kind](tmp_path / "base")
+    config = json.loads((ADAPTER / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(cli, ["inspect", str(folder)])
+    assert result.exit_code == 0, result.output
+
+
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "README.md").write_bytes(b"caf\xe9")
     with pytest.raises(CheckpointError, match=r"README\.md: not a text in UTF-8"):

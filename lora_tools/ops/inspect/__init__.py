@@ -51,5 +51,5 @@ def _base_of(adapter: Adapter) -> Model | None:
     name = adapter.base_model
     try:
         return open_model(name) if name and Path(name).exists() else None
-    except LoraToolsError:
+    except (LoraToolsError, OSError):
         return None  # it was not asked for
