@@ -188,7 +188,9 @@ def astray(place: Path, before: dict[str, bytes], case: Case) -> Failure | None:
     """Return what was written elsewhere than to OUT, or done to an input."""
     after = dict(snapshot(place))
     changed = [name for name in before if after.get(name) != before[name]]
-    made = [n for n in after if n not in before and n.split("/")[0] not in ("out", "out.partial")]
+    # What a merge or an extraction that stopped has finished is kept beside OUT, as is documented.
+    ours = ("out", "out.partial", ".out.partial")
+    made = [n for n in after if n not in before and n.split("/")[0] not in ours]
     if changed or made or watch.outside:
         return Failure("written elsewhere", case.command, f"{changed} {made} {watch.outside}")
     return None

@@ -80,6 +80,15 @@ PAST: dict[str, Callable[[], dict[str, bytes]]] = {
             }
         )
     },
+    "a magnitude that is one number": lambda: {
+        "x.safetensors": save(
+            {
+                "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": numbers(4, 8),
+                "lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": numbers(8, 4),
+                "lora_unet_down_blocks_0_attentions_0_proj_in.dora_scale": numbers(),
+            }
+        )
+    },
     "an embedding that is one number": lambda: {
         "model.safetensors": save({"model.embed_tokens.weight": numbers()}),
         "config.json": b"{}",
