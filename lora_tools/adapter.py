@@ -19,6 +19,7 @@ from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.formats.rotary import Paired
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.disk import write_text
+from lora_tools.storage.inputs import is_present
 from lora_tools.storage.layout import Layout
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
@@ -207,7 +208,7 @@ def laid_out(format: Format, manifest: Manifest) -> Layout:
 
 def _tensor_file(path: Path) -> Path:
     if not path.is_dir():
-        if not path.exists():
+        if not is_present(path):
             raise CheckpointError(f"{path}: no such file or folder")
         return path
     for format in FORMATS:
@@ -231,7 +232,7 @@ def _tensor_file(path: Path) -> Path:
 def _config(folder: Path) -> Mapping[str, Any] | None:
     for format in FORMATS:
         file = folder / format.config_file if format.config_file else None
-        if file and file.is_file():
+        if file and is_present(file):
             return read_object(file, FormatError)
     return None
 

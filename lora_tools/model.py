@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_tools.errors import CheckpointError
 from lora_tools.storage.checkpoint import Checkpoint
+from lora_tools.storage.inputs import is_present
 from lora_tools.storage.objects import read_object
 from lora_tools.storage.opening import INDEX, open_checkpoint
 from lora_tools.storage.typed import Fields
@@ -70,4 +71,4 @@ def open_model(path: str | Path) -> Model:
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     tensors = open_checkpoint(path)
     config = tensors.path.parent / CONFIG
-    return Model(path, tensors, read_object(config) if config.is_file() else {})
+    return Model(path, tensors, read_object(config) if is_present(config) else {})

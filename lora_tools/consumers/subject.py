@@ -8,10 +8,11 @@ from lora_tools.adapter import Adapter, read
 from lora_tools.consumers.base import Subject
 from lora_tools.consumers.fields import number
 from lora_tools.consumers.keys import Pair, pairs_of
-from lora_tools.errors import CheckpointError, LoraToolsError
+from lora_tools.errors import CheckpointError, FormatError, LoraToolsError
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.scaling import scale
+from lora_tools.storage.inputs import is_present
 from lora_tools.storage.objects import json_object, read_object
 from lora_tools.storage.opening import open_checkpoint
 
@@ -81,9 +82,11 @@ def _tensor_file(path: Path) -> Path:
 
 
 def _config(folder: Path) -> Mapping[str, Any] | None:
+    if not is_present(folder / CONFIG):
+        return None
     try:
-        return read_object(folder / CONFIG)
-    except (OSError, CheckpointError):
+        return read_object(folder / CONFIG, FormatError)
+    except FormatError:
         return None
 
 

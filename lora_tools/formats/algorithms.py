@@ -54,7 +54,7 @@ def _checked(module: Module) -> Module:
         numel = math.prod(shape)
         channels = module.inp if isinstance(module.site, Linear) else module.shape[1]
         either = key.endswith(".dora_scale")  # peft and diffusers know rows only
-        rows = shape[0] == numel == module.out
+        rows = shape[:1] == (numel,) == (module.out,)
         if either and not rows and shape[:2] == (1, channels) and numel == channels:
             parts["columns"] = parts.pop("magnitude")
         elif numel != module.out:
@@ -90,6 +90,9 @@ def _form(
 
 
 def _hadamard(shapes: Mapping[Role, tuple[int, ...]]) -> tuple[Site, int, int, int, int]:
+    for role, shape in shapes.items():
+        if role.startswith("hada_w"):
+            _same(len(shape), 2)
     ranks = shapes["hada_w1_b"][0], shapes["hada_w2_b"][0]
     if "hada_t1" in shapes:
         kernel = shapes["hada_t1"][2:]

@@ -148,7 +148,7 @@ class Draft:
     def _stale_head(self) -> str | None:
         rows = {
             kind: {
-                key: entry.spec.shape[0] - entry_of.shape[0]
+                key: sum(entry.spec.shape[:1]) - sum(entry_of.shape[:1])
                 for key, entry in self.entries.items()
                 if is_one_of(key, names) and (entry_of := self.base.tensors.specs.get(key))
             }

@@ -7,7 +7,8 @@ from typing import Any
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.model import Model
-from lora_tools.quantised import FLOAT8, check, quantisation
+from lora_tools.quantised import FLOAT8, READABLE, check
+from lora_tools.quantised.configured import SECTIONS
 from lora_tools.recipe.draft import Draft, Options
 from lora_tools.recipe.entry import Entry
 from lora_tools.recipe.place import Strong
@@ -103,11 +104,19 @@ def _general(base: Model) -> str | None:
 
 
 def _check_types(base: Model, touched: list[Entry]) -> None:
+    packed = [
+        f"{entry.key} ({entry.source.spec.dtype})"
+        for entry in touched
+        if entry.source.spec.dtype not in READABLE
+    ]
+    if packed:
+        raise UnsupportedError(
+            f"{base.path}: not of a type that weights are added to: {some(packed)}"
+        ).hint("Give a base in bfloat16, float16 or float32.")
     bad = [
         f"{entry.key} ({entry.source.spec.dtype} to {entry.spec.dtype})"
         for entry in touched
         if entry.spec.dtype not in FLOATS
-        or (entry.source.spec.dtype not in FLOATS and entry.source.spec.dtype not in FLOAT8)
     ]
     if bad:
         raise UnsupportedError(f"{base.path}: cannot be rounded to their type: {some(bad)}").hint(
@@ -125,7 +134,7 @@ def _configured(
     grown = None
     for key, entry in entries.items():
         old = base.tensors.specs.get(key)
-        if old and is_one_of(key, EMBEDDINGS) and old.shape[0] != entry.spec.shape[0]:
+        if old and is_one_of(key, EMBEDDINGS) and old.shape[:1] != entry.spec.shape[:1]:
             grown = (old.shape[0], entry.spec.shape[0])
     for section in sections:
         if grown and "vocab_size" in section:
@@ -134,6 +143,7 @@ def _configured(
             section["tie_word_embeddings"] = False
         if options.dtype and (name := DTYPES[options.dtype].torch):
             section |= {key: name for key in ("dtype", "torch_dtype") if key in section}
-    if dequantised and quantisation(config):
-        del config["quantization_config"]
+    for section in sections if dequantised else ():
+        for name in SECTIONS:
+            section.pop(name, None)
     return config, grown

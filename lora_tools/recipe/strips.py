@@ -1,6 +1,5 @@
 """Strips: a tensor's rows with what is added to them, in pieces that stay in a cache."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
@@ -11,11 +10,13 @@ import numpy as np
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Gain, column_norms, narrowed
 from lora_tools.linalg.stored import WIDTH, widen
+from lora_tools.quantised import spread
 from lora_tools.recipe.entry import Entry, Patch, Source
 from lora_tools.recipe.factors import Loaded, load, side_by_side, wide
 from lora_tools.shapes import Float
+from lora_tools.storage.inputs import input_descriptor
 from lora_tools.storage.place import Place, read_array
-from lora_tools.storage.transfer import get, opened
+from lora_tools.storage.transfer import get
 from lora_tools.update import Update
 
 STRIP = 1 << 18
@@ -149,7 +150,7 @@ class _Reader:
     def __enter__(self) -> "_Reader":
         values = self._source.values
         if isinstance(values, Place):
-            self._descriptor = self._stack.enter_context(opened(values.path, os.O_RDONLY))
+            self._descriptor = self._stack.enter_context(input_descriptor(values.path))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,13 +172,7 @@ class _Reader:
         """Return what each element of rows is multiplied with."""
         if self._scale is None:
             return None
-        source, table = self._source, self._scale
-        if source.block:
-            down, across = source.block
-            rows = np.repeat(table, down, 0)[low:high]
-            return np.repeat(rows, across, 1)[:, : self._columns]
-        column = table.reshape(-1, 1)
-        return np.repeat(column, high - low, 0) if len(column) == 1 else column[low:high]
+        return spread(self._scale, self._source.block, (low, high), self._columns)
 
     def wide(self, low: int, high: int) -> Float[np.ndarray, "m k"]:
         """Return rows in float64."""

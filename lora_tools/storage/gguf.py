@@ -4,27 +4,26 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError, PackageError, some
 from lora_tools.storage.checkpoint import Checkpoint
 from lora_tools.storage.dtypes import DTYPES
 from lora_tools.storage.fields import Field, field_of, pack, text_of
+from lora_tools.storage.gguf_header import ALIGNED, ALIGNMENT, BLOCKS, MAGIC, read_gguf_header
 from lora_tools.storage.header import Slot, Spec
+from lora_tools.storage.inputs import open_input
 from lora_tools.storage.layout import Layout
-from lora_tools.storage.place import Place
+from lora_tools.storage.place import Place, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAGIC = b"GGUF"
 VERSION = 3
-ALIGNMENT = 32
-"""What tensors begin at a multiple of, unless a field says otherwise."""
-
-ALIGNED = "general.alignment"
 DEQUANTISED = "Q8_0"
 """The one quantised type that adapters are stored in."""
+
+_Q8_0_BYTES = next(block.nbytes for block in BLOCKS.values() if block.name == DEQUANTISED)
 
 
 def package() -> ModuleType:
@@ -45,39 +44,23 @@ def read_gguf(path: Path) -> Checkpoint:
     dequantised at once. Raises `CheckpointError` for what is no GGUF file, is damaged, or holds
     tensors of other quantised types.
     """
-    gguf = package()
-    try:
-        reader = gguf.GGUFReader(path)
-        metadata = {
-            name: text_of(_field(field))
-            for name, field in reader.fields.items()
-            if not name.startswith("GGUF.")  # counts, which are no fields of the file
-        }
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a GGUF file ({error})").hint(
-            "Download or copy it again."
-        ) from error
-    if reader.byte_order != "I":
-        raise CheckpointError(f"{path}: a GGUF file for big-endian machines").hint(
-            "Convert the adapter again without --bigendian."
-        )
-    types = {tensor.name: str(tensor.tensor_type.name) for tensor in reader.tensors}
-    if others := sorted({*types.values()} - {*DTYPES, DEQUANTISED}):
-        names = [name for name, kind in types.items() if kind in others]
+    with open_input(path) as file:
+        header = read_gguf_header(file, path.stat().st_size, path)
+    metadata = {name: text_of(field) for name, field in header.fields.items()}
+    tensors = header.tensors
+    if others := sorted({each.block.name for each in tensors.values()} - {*DTYPES, DEQUANTISED}):
+        names = [name for name, each in tensors.items() if each.block.name in others]
         raise CheckpointError(f"{path}: tensors of type {', '.join(others)}: {some(names)}").hint(
             "Convert the adapter again with --outtype f32, f16 or bf16."
         )
-    places: dict[str, Place | Tensor] = {}
-    specs = {}
-    for tensor in reader.tensors:
-        name, kind, shape = tensor.name, types[tensor.name], _shape(tensor)
-        specs[name] = Spec("F32" if kind == DEQUANTISED else kind, shape)
-        if kind == DEQUANTISED:
-            places[name] = _dequantised(gguf, tensor)
-        else:
-            start = int(tensor.data_offset)
-            places[name] = Place(path, Slot(specs[name], start, start + int(tensor.n_bytes)))
-    count = sum(kind == DEQUANTISED for kind in types.values())
+    specs, places = {}, dict[str, "Place | Tensor"]()
+    for name, (block, shape, start, stop) in tensors.items():
+        packed = block.name == DEQUANTISED
+        specs[name] = Spec("F32" if packed else block.name, shape)
+        own = Spec("U8", (stop - start,)) if packed else specs[name]
+        place = Place(path, Slot(own, start, stop))
+        places[name] = _dequantised(place, shape) if packed else place
+    count = sum(each.block.name == DEQUANTISED for each in tensors.values())
     note = f"{count} tensors are stored as {DEQUANTISED}; they are read as F32."
     return Checkpoint(path, places, specs, metadata, notes=(note,) if count else ())
 
@@ -114,23 +97,11 @@ def layout(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
     return Layout(bytes(header), slots, alignment)
 
 
-def _field(field: Any) -> Field:
-    """Return a field of the package's reader; `ValueError` for arrays of arrays."""
-    kinds = [str(kind.name) for kind in field.types]
-    if kinds == ["ARRAY"]:  # an empty one, whose type is only in the bytes
-        kinds.append(package().GGUFValueType(int(field.parts[3][0])).name)
-    if len(kinds) > 2:
-        raise ValueError(f"{field.name} is an array of arrays")
-    return Field(" ".join(kinds), field.contents())
-
-
-def _shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in reversed(tensor.shape))
-
-
-def _dequantised(gguf: ModuleType, tensor: Any) -> "Tensor":
+def _dequantised(place: Place, shape: tuple[int, ...]) -> "Tensor":
     """Return the numbers that a quantised tensor stands for, in memory."""
     import torch  # a checkpoint holds what it has in memory as torch's
 
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    return torch.from_numpy(values.reshape(_shape(tensor)).copy())
+    gguf = package()
+    data = read_bytes(place).reshape(-1, _Q8_0_BYTES)
+    values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[DEQUANTISED])
+    return torch.from_numpy(values.reshape(shape).copy())

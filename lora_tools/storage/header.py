@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.storage.dtypes import DTYPES, code_of
+from lora_tools.storage.inputs import open_input
 
 if TYPE_CHECKING:
     from lora_tools.update import Array
@@ -19,6 +20,9 @@ MAX_HEADER = 100_000_000
 
 MAX_COUNT = 2**63 - 1
 """The most elements or bytes that torch and safetensors can count."""
+
+MAX_DIMENSIONS = 64
+"""As many as arrays of torch and numpy have."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -73,7 +77,7 @@ def read_header(path: Path) -> Header:
     that occur twice, unknown element types.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_input(path) as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) == 8 and length <= min(MAX_HEADER, size - 8):
@@ -99,9 +103,9 @@ def parse_header(text: bytes, size: int, path: Path) -> Header:
     if not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ holds values that are not strings")
     try:
-        "".join([*metadata, *metadata.values()]).encode()
+        "".join(part for item in metadata.items() for part in item).encode()
     except UnicodeEncodeError as error:
-        raise CheckpointError(f"{path}: __metadata__ is not text ({error})") from error
+        raise CheckpointError(f"{path}: __metadata__ holds half a surrogate pair") from error
     begin = 8 + len(text)
     slots = [(name, _slot(name, entry, begin, path)) for name, entry in document.items()]
     slots.sort(key=lambda item: (item[1].start, item[1].stop))
@@ -133,7 +137,7 @@ def _slot(name: str, entry: Any, begin: int, path: Path) -> Slot:
     ):
         raise CheckpointError(f"{path}: {name} has the shape {shape} at {[start, stop]}")
     spec = Spec(code, tuple(shape))
-    if math.prod(size or 1 for size in shape) > MAX_COUNT:
+    if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > MAX_COUNT:
         raise CheckpointError(f"{path}: {name} has the impossible shape {shape}")
     if spec.numel * DTYPES[code].bits % 8:
         raise CheckpointError(

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError, LoraToolsError, some
+from lora_tools.storage.inputs import MAX_TEXT, read_input
 
 YAML = (".yaml", ".yml")
+MAX_YAML = 1_000_000
+"""The largest YAML file that is read, in bytes: its parser takes seconds for each megabyte."""
 DEEPEST = 100
 """Brackets within brackets. Configurations have about five; Python's own stack ends near 1,000."""
 
@@ -32,8 +35,9 @@ def read_object(file: Path, error: type[LoraToolsError] = CheckpointError) -> di
 
     Raises an ``error`` if it is anything else.
     """
-    parse = yaml_object if file.suffix in YAML else json_object
-    return parse(file.read_bytes(), str(file), error)
+    yaml = file.suffix in YAML
+    parse = yaml_object if yaml else json_object
+    return parse(read_input(file, MAX_YAML if yaml else MAX_TEXT), str(file), error)
 
 
 def json_object(

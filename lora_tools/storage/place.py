@@ -10,6 +10,7 @@ from lora_tools.errors import CheckpointError
 from lora_tools.storage.dtypes import numpy_dtype, torch_dtype
 from lora_tools.storage.guests import Guest
 from lora_tools.storage.header import Slot, Spec
+from lora_tools.storage.inputs import input_descriptor, open_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def read_number(place: Place, name: str) -> float:
     code = slot.spec.dtype
     if code not in SCALARS and code != "BF16":
         raise CheckpointError(f"{place.path}: {name} of type {code} is no number")
-    with place.path.open("rb") as file:
+    with open_input(place.path) as file:
         file.seek(slot.start)
         data = file.read(slot.stop - slot.start)
     if code == "BF16":  # the upper half of a float32
@@ -89,15 +90,12 @@ def read_bytes(
     end = place.slot.stop if stop is None else place.slot.start + stop
     buffer = np.empty(end - place.slot.start - start, np.uint8)
     view = memoryview(buffer.data)
-    descriptor = os.open(place.path, os.O_RDONLY)
-    try:
+    with input_descriptor(place.path) as descriptor:
         while view:
             count = os.preadv(descriptor, [view], end - len(view))
             if count == 0:
                 raise CheckpointError(f"{place.path}: became shorter while it was read")
             view = view[count:]
-    finally:
-        os.close(descriptor)
     return buffer
 
 
@@ -105,9 +103,6 @@ def expect(place: Place) -> None:
     """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
     if isinstance(place.path, Guest) or not hasattr(os, "posix_fadvise"):
         return  # it would be fetched from afar; or the system takes no advice
-    descriptor = os.open(place.path, os.O_RDONLY)
-    try:
+    with input_descriptor(place.path) as descriptor:
         size = place.slot.stop - place.slot.start
         os.posix_fadvise(descriptor, place.slot.start, size, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_tools.errors import CheckpointError, OutputError, some
 from lora_tools.storage.disk import naming, sync, sync_all
 from lora_tools.storage.header import spec_of
+from lora_tools.storage.inputs import resolved
 from lora_tools.storage.layout import Layout
 from lora_tools.storage.ours import Force, foreign
 from lora_tools.storage.private import restrict
@@ -91,7 +92,7 @@ def check_output(out: Path, inputs: Mapping[str, Path], *, force: Force) -> None
     located(out)
     target = _resolved(out)
     for name, path in inputs.items():
-        source = path.resolve()
+        source = resolved(path)
         if target == source:
             raise OutputError(f"{out}: is the {name} itself").hint("Choose another output path.")
         if source in target.parents:

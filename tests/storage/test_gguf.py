@@ -196,8 +196,13 @@ def test_numbers_that_are_none_stay_so(tmp_path):
 
 
 def test_without_the_package_its_extra_is_named(tmp_path, monkeypatch):
+    x = np.ones((2, 32), np.float32)
+    plain = by_the_package(tmp_path / "plain.gguf", {"w": (x, None)})
+    packed = {"w": (gguf.quants.quantize(x, KINDS.Q8_0), KINDS.Q8_0)}
+    packed = by_the_package(tmp_path / "packed.gguf", packed)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for act in (lambda: read_gguf(tmp_path / "x.gguf"), lambda: layout({}, {})):
+    assert np.array_equal(read_gguf(plain)["w"].numpy(), x)  # reading plain numbers needs none
+    for act in (lambda: read_gguf(packed), lambda: layout({}, {})):
         with pytest.raises(PackageError, match="gguf, which is not installed") as caught:
             act()
         assert caught.value.__notes__ == ["Install it with: pip install 'lora-tools[gguf]'"]

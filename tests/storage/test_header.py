@@ -94,6 +94,11 @@ DAMAGE = {
         b"",
         "a has the impossible shape",
     ),
+    "more dimensions than arrays have": (
+        {"a": entry(0, 4, [1] * 65)},
+        bytes(4),
+        "a has the impossible shape",
+    ),
     "half a byte": ({"a": entry(0, 1, [3], "F4")}, bytes(1), "does not fill its last byte"),
     "unknown type": ({"a": entry(0, 4, [1], "F33")}, bytes(4), "unknown element type 'F33'"),
     "type not a name": ({"a": entry(0, 4, [1], ["F32"])}, bytes(4), "unknown element type"),
@@ -107,6 +112,11 @@ DAMAGE = {
     ),
     "metadata twice": (b'{"__metadata__":{"k":"1","k":"2"}}', b"", "twice in the header: k"),
     "metadata not text": ({"__metadata__": {"k": 1}}, b"", "__metadata__ holds values"),
+    "metadata of half a character": (
+        rb'{"__metadata__":{"k":"\ud800"}}',
+        b"",
+        "__metadata__ holds half a surrogate pair",
+    ),
     "metadata a list": ({"__metadata__": [1]}, b"", "__metadata__ is not a JSON object"),
     "not an object": ([], b"", "the header is not a JSON object"),
     "a number": (b"7", b"", "the header is not"),
@@ -204,7 +214,11 @@ def corrupted(changes: list[tuple[str, int, int]]) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(corruption, min_size=1, max_size=3))
 def test_corruption_is_an_error_or_reads_as_safetensors_reads_it(tmp_path, changes):
     path = tmp_path / "x.safetensors"

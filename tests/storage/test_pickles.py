@@ -129,7 +129,9 @@ def valid(request, tmp_path_factory) -> bytes:
     return saved(path, TENSORS, zipped=request.param).read_bytes()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=3),
     kept=st.one_of(st.just(1.0), st.floats(0, 1)),
@@ -171,3 +173,56 @@ def test_a_dictionary_that_is_all_that_another_holds_is_taken_for_it(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}, "step": 3}, file)
     with pytest.raises(CheckpointError, match="not named, dense tensors"):
         load_pickle(file)
+
+
+def test_a_tensor_that_repeats_its_elements_is_limited(tmp_path):
+    few = {"a": torch.ones(1).expand(1000, 1000)}
+    assert load_pickle(saved(tmp_path / "few.bin", few)).specs == {"a": Spec("F32", (1000, 1000))}
+    for zipped in (True, False):
+        many = {"a": torch.ones(1).expand(10**6, 10**6)}
+        path = saved(tmp_path / "many.bin", many, zipped=zipped)
+        with pytest.raises(CheckpointError, match=r"tensors of 4,000,000,000,000 bytes") as caught:
+            load_pickle(path)
+        assert "a has the shape [1000000, 1000000]" in str(caught.value)
+
+
+def test_tensors_that_share_their_bytes_are_limited_together(tmp_path):
+    whole = torch.ones(2000, 1000)
+    assert len(load_pickle(saved(tmp_path / "two.bin", {"a": whole, "b": whole}))) == 2
+    many = {f"t{number}": whole for number in range(20)}
+    with pytest.raises(CheckpointError, match="tensors of 160,000,000 bytes"):
+        load_pickle(saved(tmp_path / "many.bin", many))
+
+
+def deflated(source: Path, path: Path, times: int = 1) -> Path:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, data if len(data) < 1000 else data * times)
+    return path
+
+
+def test_what_is_deflated_is_limited_before_it_is_inflated(tmp_path):
+    plain = saved(tmp_path / "plain.bin", {"a": torch.zeros(100_000)})
+    assert torch.equal(load_pickle(deflated(plain, tmp_path / "x.bin"))["a"], torch.zeros(100_000))
+    bomb = deflated(plain, tmp_path / "bomb.bin", times=300)
+    assert bomb.stat().st_size < 1_000_000
+    with pytest.raises(CheckpointError, match="records would inflate to 120,"):
+        load_pickle(bomb)
+
+
+def test_a_storage_that_is_not_in_the_file_is_refused(tmp_path):
+    """The older kind of file says how large its storages are before they come."""
+    data = saved(tmp_path / "x.bin", {"a": torch.ones(1000)}, zipped=False).read_bytes()
+    before, mark, behind = data.rpartition(b"M\xe8\x03")
+    assert mark
+    path = tmp_path / "x.bin"
+    path.write_bytes(before + b"\x8a\x05" + (10**10).to_bytes(5, "little") + behind)
+    with pytest.raises(CheckpointError, match="cannot be read as tensors only"):
+        load_pickle(path)
+
+
+def test_views_that_are_to_be_negated_are_no_plain_tensors(tmp_path):
+    value = torch.ones(2, dtype=torch.complex64)
+    with pytest.raises(CheckpointError, match="not named, dense tensors: a"):
+        load_pickle(saved(tmp_path / "x.bin", {"a": value.conj()}))

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_tools.errors import NonFiniteError, UnsupportedError
+from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.range import LEAST, MOST
 from lora_tools.linalg.stored import widened
 from lora_tools.model import Model
 from lora_tools.ops.extract.pairs import Pair
-from lora_tools.quantised import FLOAT8, scale_of
+from lora_tools.quantised import FLOAT8, Scaling, scaling_of, spread
 from lora_tools.shapes import Float
 from lora_tools.storage.dtypes import numpy_dtype
 
@@ -43,9 +43,9 @@ class Side:
         return self.model.tensors.specs[self.key].dtype
 
     @property
-    def scale(self) -> str | None:
-        """The tensor that it is to be multiplied by."""
-        return scale_of(self.key, self.model.tensors.specs)
+    def scaling(self) -> Scaling | None:
+        """What it is to be multiplied by."""
+        return scaling_of(self.key, self.model)
 
     def raw(self, start: int, stop: int) -> np.ndarray:
         """Return the bytes of some rows."""
@@ -63,25 +63,14 @@ class Side:
         return widened(raw.view(kind), self.dtype).reshape(shape)
 
     def _factor(self, start: int, stop: int) -> Float[np.ndarray, "..."]:
-        """Return the scales of some rows: of the tensor, of each row, or of 128 x 128 blocks."""
-        if self.scale is None:
+        """Return the scales of some rows."""
+        if self.scaling is None:
             return np.ones((), np.float32)
-        spec = self.model.tensors.specs[self.scale]
-        raw = self.model.tensors.bytes_of(self.scale)
-        kind = "uint16" if spec.dtype == "BF16" else numpy_dtype(spec.dtype)
-        scale = widened(raw.view(kind), spec.dtype).astype(np.float32)
-        rows, columns = self.shape
-        if scale.size == 1:
-            return scale.reshape(())
-        if scale.size == rows:
-            return scale.reshape(rows, 1)[start:stop]
-        if len(spec.shape) != 2:
-            raise UnsupportedError(
-                f"{self.model.path}: {self.scale} of shape {list(spec.shape)} is not understood"
-            )
-        high, wide = map(_span, self.shape, spec.shape)
-        tall = scale.reshape(spec.shape)[np.arange(start, stop) // high]
-        return tall[:, np.arange(columns) // wide]
+        scale = self.model.tensors.arrays[self.scaling.key]
+        if not isinstance(scale, np.ndarray):
+            scale = scale.float().numpy()
+        table = scale.astype(np.float32)
+        return spread(table, self.scaling.block, (start, stop), self.shape[1])
 
 
 def difference(base: Model, tuned: Model, pair: Pair, *, common: int | None = None) -> Delta | None:
@@ -100,7 +89,7 @@ def difference(base: Model, tuned: Model, pair: Pair, *, common: int | None = No
         )
     step = max(BLOCK // max(columns, 1), 1)
     spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-    alike = old.dtype == new.dtype and old.scale is None and new.scale is None
+    alike = old.dtype == new.dtype and old.scaling is None and new.scaling is None
     if alike and all(np.array_equal(old.raw(*span), new.raw(*span)) for span in spans):
         return None
     double = "F64" in (old.dtype, new.dtype)
@@ -136,11 +125,6 @@ def _matrix(pair: Pair, common: int | None) -> tuple[int, int]:
 def _squared(block: Float[np.ndarray, "..."]) -> float:
     wide = block.astype(np.float64).reshape(-1)
     return float(np.dot(wide, wide))
-
-
-def _span(size: int, parts: int) -> int:
-    """Return how many rows or columns share a scale: 128, unless that does not make ``parts``."""
-    return 128 if -(-size // 128) == parts else -(-size // parts)
 
 
 def _eight(raw: np.ndarray, code: str) -> Float[np.ndarray, " n"]:

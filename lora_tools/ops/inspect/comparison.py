@@ -11,6 +11,7 @@ from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import norm
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
+from lora_tools.quantised import check
 from lora_tools.recipe.entry import Patch
 from lora_tools.recipe.pieces import Site
 from lora_tools.recipe.sites import prefix_of, sites
@@ -76,8 +77,10 @@ class Weighing:
 def compare(adapter: Adapter, base: Model, engine: Engine) -> Comparison:
     """Find what each module is added to, and its norm. Reads those rows of the base once.
 
-    Raises `FormatError` if the adapter fits in several places or square experts lie either way.
+    Raises `FormatError` if the adapter fits in several places or square experts lie either way,
+    and `UnsupportedError` for a quantised base.
     """
+    check(base, "Compare with the weights that it was quantised from.")
     specs = base.tensors.specs
     found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
     jobs = [

@@ -16,6 +16,7 @@ from lora_tools.linalg.stored import WIDTH, accumulator
 from lora_tools.ops.merge.shards import Shard
 from lora_tools.recipe import Entry
 from lora_tools.recipe.strips import as_bytes, by_columns, height, strips, tokens
+from lora_tools.storage.inputs import input_descriptor
 from lora_tools.storage.place import Place
 from lora_tools.storage.transfer import copy, opened, put
 
@@ -83,7 +84,7 @@ def merge_rows(job: Job) -> Done:
 def _copy(entry: Entry, target: int, start: int) -> None:
     values = entry.source.values
     if isinstance(values, Place):
-        with opened(values.path) as source:
+        with input_descriptor(values.path) as source:
             copy(source, values.slot.start, entry.spec.nbytes, target, start)
     else:
         put(target, as_bytes(values).data, start)

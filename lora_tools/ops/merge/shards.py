@@ -15,6 +15,8 @@ from lora_tools.storage.typed import Fields
 from lora_tools.text import json_text
 
 WEIGHTS = "model.safetensors"
+QUANTISED = "_quantization_metadata"
+"""Where ComfyUI's files say in their header how their weights are scaled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ def shards(recipe: Recipe, most: int | None = None) -> Shards:
     base = recipe.base.tensors
     groups = _as_base(recipe) if most is None else _at_most(recipe, most)
     metadata = dict(base.metadata) or {"format": "pt"}
+    if any(entry.source.scale for entry in recipe.entries.values()):
+        metadata.pop(QUANTISED, None)  # the scales that it speaks of are in the weights now
     made = tuple(
         Shard(name, tuple(entries), _laid_out(entries, metadata))
         for name, entries in groups.items()

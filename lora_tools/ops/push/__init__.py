@@ -11,6 +11,7 @@ from lora_tools.hub import Blob, Commission, Commit, Publisher, page
 from lora_tools.ops.push.files import Digest
 from lora_tools.ops.push.inputs import record
 from lora_tools.ops.push.package import Draft, Package, Wish, draft
+from lora_tools.storage.inputs import read_input
 
 __all__ = [
     "SCHEMA",
@@ -158,7 +159,7 @@ def card_only(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> st
     """Return the card of a folder. Asks the Hub for nothing but the license of ``--base-model``."""
     made = draft(folder, wish, place)
     file = folder / README
-    old = decoded(file.read_bytes(), file) if file.is_file() else _title(wish)
+    old = decoded(read_input(file), file) if file.is_file() else _title(wish)
     return made.package(wish.repo, old, _license(made, wish, publisher, old)).card
 
 
@@ -186,7 +187,7 @@ def _old_card(
 ) -> str:
     """Return the README to build on: the folder's, or else what somebody has written on the Hub."""
     if (file := folder / README).is_file():
-        return decoded(file.read_bytes(), file)
+        return decoded(read_input(file), file)
     if README in there:
         revision = None if branch else wish.revision
         where = f"hf://{wish.repo}/{README}"

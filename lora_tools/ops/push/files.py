@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_tools.errors import RefusedError, some
+from lora_tools.storage.inputs import open_input
 
 KNOWN = (
     "*.safetensors",
@@ -104,7 +105,7 @@ def digest(content: Path | bytes) -> Digest:
         git.update(content)
         sha.update(content)
     else:
-        with content.open("rb") as file:
+        with open_input(content) as file:
             while chunk := file.read(CHUNK):
                 git.update(chunk)
                 sha.update(chunk)

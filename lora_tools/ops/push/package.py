@@ -16,6 +16,7 @@ from lora_tools.ops.push.picture import NAME, picture
 from lora_tools.ops.push.section import section
 from lora_tools.ops.push.strip import strip
 from lora_tools.ops.push.texts import is_searchable
+from lora_tools.storage.inputs import read_input, read_text
 from lora_tools.storage.objects import json_object, read_object
 from lora_tools.storage.typed import Fields, shown
 from lora_tools.text import json_text
@@ -67,7 +68,7 @@ class Package:
     def card(self) -> str:
         """The README."""
         content = self.files[README]
-        return content.decode() if isinstance(content, bytes) else content.read_text("utf-8")
+        return content.decode() if isinstance(content, bytes) else read_text(content)
 
 
 @dataclass(slots=True)
@@ -124,7 +125,7 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
     if named and base and named != base and isinstance(subject, Adapter):
         _rename(made, subject.format.config_file, named, base)
     if REPORT in files:
-        text = decoded((folder / REPORT).read_bytes(), folder / REPORT)
+        text = decoded(read_input(folder / REPORT), folder / REPORT)
         if shorten(text) != text:
             files[REPORT] = shorten(text).encode()
             made.notes.append(f"{REPORT}: paths of this machine are cut to their last part")
@@ -196,7 +197,7 @@ def _subject(folder: Path) -> Adapter | Model:
 def _said(folder: Path) -> str | None:
     """Return the base that a model's own card names."""
     file = folder / README
-    found = metadata(decoded(file.read_bytes(), file)) if file.is_file() else {}
+    found = metadata(decoded(read_input(file), file)) if file.is_file() else {}
     return found["base_model"] if isinstance(found.get("base_model"), str) else None
 
 
@@ -239,7 +240,7 @@ def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
 
 def _theirs(readme: Path | bytes) -> bytes:
     """Return a README without our section, which is written anew, and with its lines' numbers."""
-    data = readme if isinstance(readme, bytes) else readme.read_bytes()
+    data = readme if isinstance(readme, bytes) else read_input(readme)
     text = SECTION.sub(lambda match: "\n" * match[0].count("\n"), data.decode("utf-8", "replace"))
     return text.encode()
 
@@ -260,7 +261,7 @@ def _refusal(folder: Path, found: Iterable[Leak]) -> RefusedError:
 def _report(content: Path | bytes | None) -> Fields:
     if content is None:
         return Fields(REPORT, {})
-    data = content if isinstance(content, bytes) else content.read_bytes()
+    data = content if isinstance(content, bytes) else read_input(content)
     try:
         return Fields(REPORT, json_object(data, REPORT, FormatError))
     except FormatError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_tools.storage.disk import naming
 from lora_tools.storage.header import read_header
+from lora_tools.storage.inputs import open_input
 
 COPY = 1 << 24
 
@@ -14,9 +15,9 @@ COPY = 1 << 24
 def strip(source: Path, out: Path, keys: Collection[str]) -> None:
     """Copy a file without these entries of its metadata; every tensor keeps its bytes."""
     read_header(source)  # validates
-    with source.open("rb") as file, naming(out), out.open("xb") as copy:
+    with open_input(source) as file, naming(out), out.open("xb") as copy:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        kept = {k: v for k, v in header.get("__metadata__", {}).items() if k not in keys}
+        kept = {k: v for k, v in (header.get("__metadata__") or {}).items() if k not in keys}
         header.pop("__metadata__", None)
         text = json.dumps(({"__metadata__": kept} if kept else {}) | header, ensure_ascii=False)
         data = text.encode()

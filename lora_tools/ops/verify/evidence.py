@@ -1,6 +1,5 @@
 """Evidence: a merged tensor beside the sum that it should be, element by element."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ from lora_tools.recipe import Entry
 from lora_tools.recipe.strips import Strip, as_bytes, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
 from lora_tools.storage.header import Spec
+from lora_tools.storage.inputs import input_descriptor
 from lora_tools.storage.place import Place
-from lora_tools.storage.transfer import get, opened
+from lora_tools.storage.transfer import get
 
 CHUNK = 1 << 23
 """Elements of a job."""
@@ -216,7 +216,7 @@ class _Merged:
         if not isinstance(self._values, Place):
             return as_bytes(self._values)[start:stop]
         part = np.empty(stop - start, np.uint8)
-        with opened(self._values.path, os.O_RDONLY) as descriptor:
+        with input_descriptor(self._values.path) as descriptor:
             get(descriptor, part, self._values.slot.start + start)
         return part
 

@@ -221,20 +221,39 @@ def test_scaled_float8_is_multiplied_back(tmp_path, scale, spread):
         f"layers.0.up.{scale}": factor,
         "layers.1.up.weight": plain["layers.1.up.weight"] + 0.1,
     }
-    report = run(save(tmp_path / "a", plain), save(tmp_path / "b", stored), tmp_path / "out")
+    blocks = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    tuned = save(tmp_path / "b", stored, blocks if spread == (2, 2) else {})
+    report = run(save(tmp_path / "a", plain), tuned, tmp_path / "out")
     change = eight.float() * whole_scale - plain["layers.0.up.weight"]
     row = next(row for row in report.extracted if row.module == "layers.0.up")
     assert row.norm == pytest.approx(float(change.norm()), rel=1e-5)
+
+
+def test_blocks_are_of_the_size_that_the_configuration_says(tmp_path):
+    """3 x 3 blocks of 64 of a matrix of 160 are 2 x 2 of 128 to nobody."""
+    torch.manual_seed(0)
+    plain = {"layers.0.up.weight": torch.randn(160, 160)}
+    factor, eight = torch.rand(3, 3) + 0.5, torch.randn(160, 160).to(torch.float8_e4m3fn)
+    stored = {"layers.0.up.weight": eight, "layers.0.up.weight_scale_inv": factor}
+    whole_scale = factor.repeat_interleave(64, 0).repeat_interleave(64, 1)[:160, :160]
+    change = eight.float() * whole_scale - plain["layers.0.up.weight"]
+    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
+    report = run(save(tmp_path / "a", plain), save(tmp_path / "b", stored, said), tmp_path / "out")
+    (row,) = report.extracted
+    assert row.norm == pytest.approx(float(change.norm()), rel=1e-5)
+    with pytest.raises(UnsupportedError, match="no weight_block_size"):
+        plan(tmp_path / "a", save(tmp_path / "c", stored))
 
 
 @pytest.mark.parametrize(
     ("method", "key", "config"),
     [
         ("GPTQ", "layers.0.up.g_idx", None),
-        ("AWQ", "layers.0.up.qzeros", None),
+        ("GPTQ or AWQ", "layers.0.up.qzeros", None),
         ("bitsandbytes", "layers.0.up.weight.absmax", None),
         ("bitsandbytes", None, "bitsandbytes"),
         ("GPTQ", "layers.0.up.qweight", "gptq"),
+        ("compressed-tensors", "layers.0.up.weight_packed", None),
     ],
 )
 def test_quantised_checkpoints_are_refused_by_name(tmp_path, method, key, config):
