@@ -113,7 +113,7 @@ def test_without_a_policy_a_dry_run_shows_ranks_to_choose_from(tmp_path):
         (["--max-params", "nan%"], 2, "is no number above 0 or percentage to 100"),
         (["--max-params", "-5%"], 2, "is no number above 0 or percentage to 100"),
         (["--rank", 2, "--include", "nothing"], 2, "no module matches nothing"),
-        (["--rank", 2, "--for", "vllm", "--scale", "keep"], 2, "baked"),
+        (["--rank", 2, "--for", "vllm", "--scale", "keep"], 2, "folded"),
         (["--rank", 4, "--min-rank", 8, "--for", "vllm"], 3, "rank 4 cannot be kept"),
         (["--dry-run", "--report", "x.json"], 2, "--report goes with a policy"),
         (["--rank", 2, "--report", "nowhere/x.json"], 1, "there is no folder nowhere"),
