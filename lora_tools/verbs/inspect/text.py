@@ -150,7 +150,7 @@ def _ranks(document: Mapping[str, Any]) -> str:
         )
         for offer in document["ranks"] or ()
     ]
-    headers = ("rank", "file", "error", "shared out optimally")
+    headers = ("rank", "file", "error", "allocated optimally")
     align = ("right", "right", "right", "right")
     return tabulate(lines, headers, disable_numparse=True, colalign=align) if lines else ""
 
