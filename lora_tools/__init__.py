@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from lora_tools.model import Model, open_model
     from lora_tools.remote import locate
     from lora_tools.report import Report
+    from lora_tools.rewrite import Options
+    from lora_tools.runtimes import VLLM
     from lora_tools.update import Biased, DoRA, LowRank, Update
     from lora_tools.verbs.convert import convert, translate
     from lora_tools.verbs.diff import diff
     from lora_tools.verbs.inspect import inspect, look
-    from lora_tools.verbs.shrink import VLLM, Options, shrink, survey
+    from lora_tools.verbs.shrink import shrink, survey
 
     __version__: str
 
@@ -36,7 +38,9 @@ _HOMES = {
     "verbs.diff": ("diff",),
     "verbs.convert": ("convert", "translate"),
     "verbs.inspect": ("inspect", "look"),
-    "verbs.shrink": ("VLLM", "Options", "shrink", "survey"),
+    "verbs.shrink": ("shrink", "survey"),
+    "rewrite": ("Options",),
+    "runtimes": ("VLLM",),
     "remote": ("locate",),
     "report": ("Report",),
     "files.writer": ("staged",),

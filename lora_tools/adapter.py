@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,17 @@ class Adapter(Mapping[str, "Update"]):
     format: Format
     manifest: Manifest
     tensors: Checkpoint
+    alpha: float | None = None
+    """Alpha as a person stated it, for files that have none."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: another process reads the header for itself, once."""
+        return _reopened, (
+            str(self.path),
+            self.format.name,
+            _numbers(self.manifest.base),
+            self.alpha,
+        )
 
     def __getitem__(self, name: str) -> "Update":
         return self.format.update(self.module(name), self.tensors)
@@ -157,7 +168,24 @@ def read(
         raise error.located(path) from error
     if strict and manifest.problems:
         raise _contradiction(path, manifest.problems)
-    return Adapter(path, spelling, manifest, tensors)
+    return Adapter(path, spelling, manifest, tensors, alpha)
+
+
+@lru_cache(maxsize=8)
+def _reopened(
+    path: str, format: str, base: tuple[tuple[str, Any], ...] | None, alpha: float | None
+) -> Adapter:
+    """Read an adapter that another process named; the next jobs of it find it open."""
+    config = None if base is None else dict(base)
+    return read(path, format, strict=False, base=config, alpha=alpha)
+
+
+def _numbers(config: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...] | None:
+    """Return what formats ask a base's configuration for: its numbers and its names."""
+    if config is None:
+        return None
+    plain = ((k, tuple(v) if isinstance(v, list) else v) for k, v in config.items())
+    return tuple((k, v) for k, v in plain if isinstance(v, str | int | float | tuple | None))
 
 
 def write(

@@ -222,14 +222,14 @@ def test_alpha_is_not_read_when_merging(tmp_path):
         torch.testing.assert_close(added, 32 / 16 * b @ a, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", ["baked", "keep"])
+@pytest.mark.parametrize("scale", ["fold", "keep"])
 def test_the_configuration_is_stale_after_a_truncation(scale, tmp_path):
     """sft-cli: leaves r and lora_alpha as they were."""
     source = peft(tmp_path / "a", true_rank=3)
     run("shrink", source, tmp_path / "out", "--rank", 3, "--scale", scale, "--quiet")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["r"] == 3
-    assert config["lora_alpha"] / config["r"] == (1 if scale == "baked" else 2)
+    assert config["lora_alpha"] / config["r"] == (1 if scale == "fold" else 2)
     assert relative_error(deltas(source), deltas(tmp_path / "out")) < 1e-6
 
 
@@ -246,7 +246,7 @@ def test_different_alphas_become_the_first(tmp_path):
 # gradience 0.11
 
 
-@pytest.mark.parametrize("scale", ["baked", "keep"])
+@pytest.mark.parametrize("scale", ["fold", "keep"])
 def test_a_truncation_under_rslora_halves_the_scale(scale, tmp_path):
     """gradience: 64 → 16 keeps alpha / r, where alpha / √r is what counts."""
     source = peft(tmp_path / "a", rank=64, true_rank=16, use_rslora=True)
@@ -255,10 +255,10 @@ def test_a_truncation_under_rslora_halves_the_scale(scale, tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     r, alpha = config["r"], config["lora_alpha"]
     found = alpha / (sqrt(r) if config["use_rslora"] else r)
-    assert found == pytest.approx(1.0 if scale == "baked" else 32 / 8)
+    assert found == pytest.approx(1.0 if scale == "fold" else 32 / 8)
 
 
-@pytest.mark.parametrize("scale", ["baked", "keep"])
+@pytest.mark.parametrize("scale", ["fold", "keep"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_patterns_are_wiped(scale, rslora, tmp_path):
     """gradience: alpha_pattern and rank_pattern are emptied, whatever they said."""

@@ -18,7 +18,7 @@ from lora_tools.cli.types import POSITIVE, PatternRank, Share, Size
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.verbs.shrink import Options
+    from lora_tools.rewrite import Options
 
 
 class Sized(Protocol):
@@ -66,7 +66,8 @@ class Limits:
 
     def options(self, device: str) -> "Options":
         """Return the options of the library; imports torch."""
-        from lora_tools.verbs.shrink import VLLM, Options
+        from lora_tools.rewrite import Options
+        from lora_tools.runtimes import VLLM
 
         return Options(**self.values, runtime=VLLM if self.vllm else None, device=device)
 
@@ -116,8 +117,8 @@ LIMITS = (
     dtype_option(),
     click.option(
         "--scale",
-        type=click.Choice(["baked", "keep"]),
-        default="baked",
+        type=click.Choice(["fold", "keep"]),
+        default="fold",
         show_default=True,
         help="Fold the scale into the factors (alpha = rank), or leave it to alpha.",
     ),

@@ -19,7 +19,7 @@ function drawShrink() {
   const { soft, rule } = ink();
   const chosen = rows.find((row) => row.rank === data.suggested);
   const host = element("shrink");
-  Plotly.react(host, [trace("error", "one rank for all", 0), trace("allocated_error", "ranks shared out", 1)], layout({
+  Plotly.react(host, [trace("error", "one rank for all", 0), trace("allocated_error", "ranks allocated", 1)], layout({
     width: host.clientWidth,
     height: host.clientWidth < 600 ? 300 : 340,
     margin: { l: 62, r: 16, t: 34, b: 46 },

@@ -1,47 +1,22 @@
 """What was done to each module and what it cost, for verbs that write updates anew."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_tools.names import collapse, template
-from lora_tools.report.document import Document, grouped, section
+from lora_tools.report.document import Document, section
 from lora_tools.report.figures import percent, size, total
 from lora_tools.report.markdown import plain
+from lora_tools.report.modules import ranks_table, scales_table
+from lora_tools.report.row import OUTCOMES, Row
 from lora_tools.report.table import table
 from lora_tools.text import joined, label
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
 
-SCHEMA = "lora-tools/report/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One module: its ranks and errors. Errors are relative Frobenius norms."""
-
-    module: str
-    shape: tuple[int, ...]
-    rank_before: int
-    rank_after: int
-    rank_stored: int
-    """The rank of the factors in the file: larger than ``rank_after`` where zeros fill them up."""
-    norm: float
-    """``||dW||_F``, with the scale."""
-    energy: float
-    """Share of ``||dW||_F ** 2`` in the singular values kept."""
-    error: float
-    """``||dW - dW'||_F / ||dW||_F``, of the factors as they are stored."""
-    optimal_error: float
-    """The least error that any update of this rank can have (Eckart and Young 1936)."""
-    sigma_max: float
-    sigma_discarded: float
-    """The largest singular value that was given up; 0 if none."""
-    outcome: str
-    """``shrunk``; ``kept``, bit for bit; ``rewritten`` in another scale or type; or ``zero``."""
+SCHEMA = "lora-tools/report/2"
 
 
 class Change(NamedTuple):
@@ -58,7 +33,10 @@ class Report(Document):
 
     command: str
     policy: str = ""
+    """How ranks were lowered, in words; empty if they were not."""
     source: str = ""
+    source_format: str = ""
+    target_format: str = ""
     arguments: str = ""
     """The exact command line, if there was one."""
     params: tuple[int, int] = (0, 0)
@@ -67,8 +45,10 @@ class Report(Document):
     """Size of the tensor file, before and after."""
     carried: Mapping[str, str] = field(default_factory=dict)
     """Tensors that were copied unchanged, and what they are."""
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What was left out because it was asked for, by feature."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Files beside the adapter that were not copied, and why."""
+    """Files beside the adapter and header fields that were not copied, and why."""
     notes: tuple[str, ...] = ()
     rows: list[Row] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -98,6 +78,8 @@ class Report(Document):
             "command": self.command,
             "policy": self.policy,
             "source": self.source,
+            "source_format": self.source_format,
+            "target_format": self.target_format,
             "arguments": self.arguments,
             "totals": {
                 "modules": len(self.rows),
@@ -112,81 +94,59 @@ class Report(Document):
             "modules": [asdict(row) for row in self.rows],
             "zero_modules": [row.module for row in self.rows if row.outcome == "zero"],
             "carried": dict(self.carried),
+            "dropped": {feature: list(names) for feature, names in self.dropped.items()},
             "left_out": dict(self.left_out),
             "notes": list(self.notes),
         }
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
-        title = f"Made by `lora-tools {self.command}` ({plain(self.policy)})."
-        return section(title, self.arguments, self.summary(), self.table("pipe"))
+        how = f" ({plain(self.policy)})" if self.policy else ""
+        title = f"Made by `lora-tools {self.command}`{self._formats(' from ')}{how}."
+        tables = (self.table("pipe"),) if self.policy else ()
+        return section(title, self.arguments, self.summary(), *tables)
 
     def table(self, style: str) -> str:
-        """Return the modules as a table, repeated layers in one line, the worst first."""
-        groups = [_Group(rows) for rows in grouped(self.rows, _key)]
-        groups.sort(key=lambda group: -group.error)
-        lines = [group.line() for group in groups]
-        lines.append(_Group(self.rows).line(f"total of {len(self.rows)} modules"))
-        headers = ("module", "shape", "rank", "energy", "error", "best", "σ₁", "first dropped")
+        """Return the modules as a table, repeated layers in one line.
+
+        Of ranks, the worst first, where a policy lowered them; else of scales.
+        """
+        headers, lines = ranks_table(self.rows) if self.policy else scales_table(self.rows)
         return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return the totals in sentences."""
-        lines = [
-            f"error {percent(self.error)} as written"
-            f" (best possible at these ranks {percent(self.optimal_error)})",
+        lines = [self._made()] if self.source_format != self.target_format else []
+        best = f" (best possible at these ranks {percent(self.optimal_error)})"
+        lines.append(f"error {percent(self.error)} as written{best if self.policy else ''}")
+        lines.append(
             f"parameters {self.params[0]:,} → {self.params[1]:,},"
-            f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s",
-        ]
-        if self.rows and all(row.rank_after == row.rank_before for row in self.rows):
+            f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s"
+        )
+        rows = self.rows
+        if self.policy and rows and all(row.rank_after == row.rank_before for row in rows):
             lines.append("no rank fell")
-        stored = sorted({row.rank_stored for row in self.rows if row.rank_stored > row.rank_after})
+        stored = sorted({row.rank_stored for row in rows if row.rank_stored > row.rank_after})
         if stored:
             lines.append(f"filled up with zeros to rank {', '.join(map(str, stored))}")
-        zeros = [row.module for row in self.rows if row.outcome == "zero"]
+        zeros = [row.module for row in rows if row.outcome == "zero"]
         for title, names in (("all zero", zeros), ("carried over", _kinds(self.carried))):
             if names:
                 lines.append(f"{title}: {', '.join(map(label, names))}")
+        lines += [f"dropped: {len(names)} × {feature}" for feature, names in self.dropped.items()]
         lines += [f"not copied: {label(name)} ({why})" for name, why in self.left_out.items()]
         return joined([*lines, *(f"note: {note}" for note in self.notes)])
 
+    def _formats(self, before: str) -> str:
+        if self.source_format == self.target_format:
+            return ""
+        return f"{before}{self.source_format} → {self.target_format}"
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows that share a line of the table."""
-
-    rows: list[Row]
-
-    @property
-    def error(self) -> float:
-        return total((row.norm, row.error) for row in self.rows)
-
-    def line(self, title: str | None = None) -> list[str]:
-        rows = self.rows
-        best = total((row.norm, row.optimal_error) for row in rows)
-        energy = 1 - total((row.norm, math.sqrt(max(1 - row.energy, 0))) for row in rows) ** 2
-        after = sorted({row.rank_after for row in rows})
-        before = sorted({row.rank_before for row in rows})
-        return [
-            title or collapse([row.module for row in rows]),
-            "" if title else "×".join(map(str, rows[0].shape)),
-            f"{_span(before)} → {_span(after)}",
-            percent(energy),
-            percent(self.error),
-            percent(best),
-            f"{max((row.sigma_max for row in rows), default=0):.3g}",
-            f"{max((row.sigma_discarded for row in rows), default=0):.3g}",
-        ]
-
-
-def _key(row: Row) -> tuple[str, tuple[int, ...]]:
-    return template(row.module), row.shape
-
-
-def _span(values: list[int]) -> str:
-    if not values:
-        return "–"
-    return str(values[0]) if len(values) == 1 else f"{values[0]}–{values[-1]}"
+    def _made(self) -> str:
+        counts = {outcome: sum(row.outcome == outcome for row in self.rows) for outcome in OUTCOMES}
+        made = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        how = f", {self.policy}" if self.policy else ""
+        return f"{self._formats('')}{how}: {len(self.rows)} modules, {made}"
 
 
 def _kinds(carried: Mapping[str, str]) -> list[str]:

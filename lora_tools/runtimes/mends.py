@@ -6,7 +6,7 @@ from lora_tools.runtimes.base import Check, Mend, Subject
 from lora_tools.runtimes.limits import RANKS, REFUSES
 
 
-def rebaked(subject: Subject) -> str | None:
+def refolded(subject: Subject) -> str | None:
     """Write the adapter anew at its own rank: the scale in the factors, names and targets plain.
 
     The error is that of rounding; an adapter that no format of ours reads cannot be written.
@@ -26,7 +26,7 @@ def uniform(subject: Subject) -> str | None:
 def even(subject: Subject) -> str | None:
     """Write the adapter so that one scale is right for all of it, at one rank if it has several."""
     ranks = {pair.rank for pair in subject.pairs}
-    return rebaked(subject) if len(ranks) == 1 else uniform(subject)
+    return refolded(subject) if len(ranks) == 1 else uniform(subject)
 
 
 def lowered(subject: Subject, rank: int) -> str | None:

@@ -8,7 +8,7 @@ from lora_tools.files.typed import shown
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.checks import breach, has_pairs
 from lora_tools.runtimes.keys import Pair
-from lora_tools.runtimes.mends import even, rebaked, uniform
+from lora_tools.runtimes.mends import even, refolded, uniform
 from lora_tools.runtimes.rules import CONFIG, DORA, fields, types
 from lora_tools.runtimes.scales import config_scale, read_at
 
@@ -121,7 +121,7 @@ SGLANG = Runtime(
             Verdict.REFUSED,
             "target_modules must be a list, or one of the words all and all-linear.",
             _regex,
-            rebaked,
+            refolded,
         ),
         Rule(
             "added-tokens",

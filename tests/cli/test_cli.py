@@ -66,7 +66,7 @@ def test_shrinking_again_replaces_our_section_of_the_readme(tmp_path):
 
 def test_json_goes_to_stdout_and_nothing_else(tmp_path):
     done = run("shrink", PLAIN, tmp_path / "out", "--energy", 0.9, "--json")
-    assert json.loads(done.stdout)["schema"] == "lora-tools/report/1"
+    assert json.loads(done.stdout)["schema"] == "lora-tools/report/2"
     assert done.stderr == ""
 
 
@@ -113,7 +113,7 @@ def test_without_a_policy_a_dry_run_shows_ranks_to_choose_from(tmp_path):
         (["--max-params", "nan%"], 2, "is no number above 0 or percentage to 100"),
         (["--max-params", "-5%"], 2, "is no number above 0 or percentage to 100"),
         (["--rank", 2, "--include", "nothing"], 2, "no module matches nothing"),
-        (["--rank", 2, "--for", "vllm", "--scale", "keep"], 2, "baked"),
+        (["--rank", 2, "--for", "vllm", "--scale", "keep"], 2, "folded"),
         (["--rank", 4, "--min-rank", 8, "--for", "vllm"], 3, "rank 4 cannot be kept"),
         (["--dry-run", "--report", "x.json"], 2, "--report goes with a policy"),
         (["--rank", 2, "--report", "nowhere/x.json"], 1, "there is no folder nowhere"),

@@ -56,7 +56,7 @@ def test_the_hashes_of_what_was_written_are_those_of_the_definition(size, tmp_pa
     source = read(kohya(tmp_path / "source.safetensors", size, metadata | {"other": "kept"}))
     (tmp_path / "out").mkdir()
     shrunk = shrink(source, Fixed(4))
-    write(tmp_path / "out", shrunk.manifest, shrunk.report("").watch(shrunk), like=source)
+    write(tmp_path / "out", shrunk.manifest, shrunk.report("shrink").watch(shrunk), like=source)
     file = tmp_path / "out" / "source.safetensors"
     assert hashes(file) == defined(file)
     empty = hashlib.sha256(b"").hexdigest()[:8]
@@ -68,7 +68,7 @@ def test_no_hashes_where_nobody_trained_with_sd_scripts(tmp_path):
     source = read(kohya(tmp_path / "source.safetensors", 16, {"title": "mine"}))
     plan = convert(source, format_named("kohya"))
     (tmp_path / "out").mkdir()
-    write(tmp_path / "out", plan.manifest, plan.outcome().watch(plan), like=source)
+    write(tmp_path / "out", plan.manifest, plan.report("convert").watch(plan), like=source)
     assert hashes(tmp_path / "out" / "source.safetensors") == {}
 
 
@@ -84,7 +84,7 @@ def test_another_formats_hashes_are_not_stale(tmp_path):
     assert source.format.name == "comfyui"
     shrunk = shrink(source, Fixed(2))
     (tmp_path / "out").mkdir()
-    write(tmp_path / "out", shrunk.manifest, shrunk.report("").watch(shrunk), like=source)
+    write(tmp_path / "out", shrunk.manifest, shrunk.report("shrink").watch(shrunk), like=source)
     file = tmp_path / "out" / "toolkit.safetensors"
     assert hashes(file) == {"sshs_model_hash": defined(file)["sshs_model_hash"]}
 

@@ -83,8 +83,8 @@ def peft(folder, model, targets, given=None, **config):
 def converted(source, out, target):
     plan = convert(read(source), format_named(target))
     out.mkdir()
-    updates = plan.outcome().watch(plan)
-    write(out, plan.manifest, updates, like=plan.source, format=plan.format)
+    updates = plan.report("convert").watch(plan)
+    write(out, plan.manifest, updates, like=plan.source.adapter, format=plan.source.format)
     (file,) = out.glob("*.safetensors")
     return file
 

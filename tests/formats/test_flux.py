@@ -62,8 +62,14 @@ def test_fused_layers_are_split_bit_for_bit(dtype, tmp_path):
     adapter = read(tmp_path / "flux.safetensors")
     plan = convert(adapter, format_named("diffusers"))
     (tmp_path / "out").mkdir()
-    outcome = plan.outcome()
-    write(tmp_path / "out", plan.manifest, outcome.watch(plan), like=adapter, format=plan.format)
+    outcome = plan.report("convert")
+    write(
+        tmp_path / "out",
+        plan.manifest,
+        outcome.watch(plan),
+        like=adapter,
+        format=plan.source.format,
+    )
     assert outcome.error == 0
     again = read(tmp_path / "out")
     assert len(again) == sum(map(len, LAYERS.values())) + 1
@@ -106,8 +112,14 @@ def test_norms_of_a_fused_layers_rows_go_with_them(tmp_path):
     adapter = read(tmp_path / "x.safetensors")
     plan = convert(adapter, format_named("diffusers"))
     (tmp_path / "out").mkdir()
-    outcome = plan.outcome()
-    write(tmp_path / "out", plan.manifest, outcome.watch(plan), like=adapter, format=plan.format)
+    outcome = plan.report("convert")
+    write(
+        tmp_path / "out",
+        plan.manifest,
+        outcome.watch(plan),
+        like=adapter,
+        format=plan.source.format,
+    )
     again = read(tmp_path / "out")
     parts = [again[f"transformer.transformer_blocks.0.attn.to_{x}"] for x in "qkv"]
     assert torch.equal(

@@ -90,9 +90,9 @@ def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
         assert len(converted) == (refusal or count)
         out = tmp_path / target
         out.mkdir()
-        outcome = converted.outcome()
+        outcome = converted.report("convert")
         updates = outcome.watch(converted)
-        write(out, converted.manifest, updates, like=adapter, format=converted.format)
+        write(out, converted.manifest, updates, like=adapter, format=converted.source.format)
         again = read(out)
         assert again.format.name == target
         before, after = dense(adapter), dense(again)
@@ -124,7 +124,7 @@ def test_a_shrink_keeps_the_format_and_every_other_tensor(name, tmp_path):
     adapter = read(made_up(name, tmp_path))
     result = shrink(adapter, Fixed(2))
     (tmp_path / "out").mkdir()
-    updates = result.report("rank 2").watch(result)
+    updates = result.report("shrink", "rank 2").watch(result)
     write(tmp_path / "out", result.manifest, updates, like=adapter)
     again = read(tmp_path / "out")
     assert again.format.name == adapter.format.name

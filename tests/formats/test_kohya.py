@@ -116,7 +116,7 @@ def test_lycoris_reads_what_is_written_here(name, tmp_path):
     adapter = read(saved(network, tmp_path))
     plan = convert(adapter, KOHYA)
     (tmp_path / "out").mkdir()
-    outcome = plan.outcome()
+    outcome = plan.report("convert")
     write(tmp_path / "out", plan.manifest, outcome.watch(plan), like=adapter, format=KOHYA)
     assert outcome.error < 1e-6
     fresh = Net()
@@ -182,7 +182,13 @@ def test_lycoris_reads_the_dora_that_is_written_here(tmp_path):
     adapter = read(saved(network, tmp_path))
     plan = convert(adapter, KOHYA, dtype="F32")
     (tmp_path / "out").mkdir()
-    write(tmp_path / "out", plan.manifest, plan.outcome().watch(plan), like=adapter, format=KOHYA)
+    write(
+        tmp_path / "out",
+        plan.manifest,
+        plan.report("convert").watch(plan),
+        like=adapter,
+        format=KOHYA,
+    )
     file = tmp_path / "out" / "made.safetensors"
     before, after = load_file(adapter.path), load_file(file)
     scales = [key for key in before if key.endswith("dora_scale")]
@@ -205,7 +211,7 @@ def test_a_shrink_writes_kohya_with_the_right_alphas(name, tmp_path):
     adapter = read(saved(network, tmp_path))
     result = shrink(adapter, Fixed(2))
     (tmp_path / "out").mkdir()
-    report = result.report("rank 2")
+    report = result.report("shrink", "rank 2")
     write(tmp_path / "out", result.manifest, report.watch(result), like=adapter)
     tensors = load_file(tmp_path / "out" / "made.safetensors")
     ends = {key.split(".", 1)[1] for key in tensors}

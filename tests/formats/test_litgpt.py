@@ -101,7 +101,7 @@ def test_it_becomes_peft_bit_for_bit(tmp_path):
     source = read(folder, base=BASE)
     plan = convert(source, PEFT)
     (tmp_path / "peft").mkdir()
-    outcome = plan.outcome()
+    outcome = plan.report("convert")
     write(tmp_path / "peft", plan.manifest, outcome.watch(plan), like=source, format=PEFT)
     assert outcome.error == 0
     written = load_file(tmp_path / "peft" / "adapter_model.safetensors")

@@ -65,8 +65,10 @@ def test_it_becomes_peft(tmp_path):
     file, merged = saved(tmp_path, Model())
     plan = convert(read(file, alpha=ALPHA), PEFT)
     (tmp_path / "peft").mkdir()
-    outcome = plan.outcome()
-    write(tmp_path / "peft", plan.manifest, outcome.watch(plan), like=plan.source, format=PEFT)
+    outcome = plan.report("convert")
+    write(
+        tmp_path / "peft", plan.manifest, outcome.watch(plan), like=plan.source.adapter, format=PEFT
+    )
     assert outcome.error == 0
     peft = read(tmp_path / "peft")
     for name, delta in merged.items():
@@ -109,7 +111,7 @@ def test_biases_are_listed_and_carried(tmp_path):
     assert kinds == {"proj.bias": "bias", "c_attn.bias": "bias"}
     with pytest.raises(UnsupportedError, match="bias: "):
         convert(adapter, PEFT)
-    assert convert(adapter, PEFT, drop=["bias"]).outcome().dropped == {
+    assert convert(adapter, PEFT, drop=["bias"]).report("convert").dropped == {
         "bias": ("proj.bias", "c_attn.bias")
     }
 

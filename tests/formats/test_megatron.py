@@ -84,7 +84,7 @@ def test_it_becomes_peft_without_loss(tmp_path):
     source = read(file, base=BASE, alpha=ALPHA)
     plan = convert(source, PEFT)
     (tmp_path / "peft").mkdir()
-    outcome = plan.outcome()
+    outcome = plan.report("convert")
     write(tmp_path / "peft", plan.manifest, outcome.watch(plan), like=source, format=PEFT)
     assert outcome.error == 0
     written = load_file(tmp_path / "peft" / "adapter_model.safetensors")

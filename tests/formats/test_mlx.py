@@ -52,8 +52,8 @@ def peft(tmp_path):
 def to_mlx(folder, out):
     plan = convert(read(folder), MLX)
     out.mkdir()
-    updates = plan.outcome().watch(plan)
-    write(out, plan.manifest, updates, like=plan.source, format=MLX)
+    updates = plan.report("convert").watch(plan)
+    write(out, plan.manifest, updates, like=plan.source.adapter, format=MLX)
     return out
 
 
@@ -79,8 +79,14 @@ def test_a_real_adapter_goes_to_peft_and_back_bit_for_bit(tmp_path):
     assert {module.scale for module in adapter.manifest.modules} == {10.0}
     plan = convert(adapter, format_named("peft"))
     (tmp_path / "peft").mkdir()
-    outcome = plan.outcome()
-    write(tmp_path / "peft", plan.manifest, outcome.watch(plan), like=adapter, format=plan.format)
+    outcome = plan.report("convert")
+    write(
+        tmp_path / "peft",
+        plan.manifest,
+        outcome.watch(plan),
+        like=adapter,
+        format=plan.source.format,
+    )
     assert outcome.error == 0
     again = read(to_mlx(tmp_path / "peft", tmp_path / "again"))
     assert again.tensors.specs == adapter.tensors.specs

@@ -72,7 +72,7 @@ def saved(tmp_path, *, dora=False, config=CONFIG):
 def converted(adapter, target, out):
     plan = convert(adapter, target)
     out.mkdir()
-    outcome = plan.outcome()
+    outcome = plan.report("convert")
     write(out, plan.manifest, outcome.watch(plan), like=adapter, format=target)
     return outcome
 
@@ -214,7 +214,7 @@ def test_without_the_base_it_is_shrunk_in_its_own_order(tmp_path):
     source = read(folder)
     shrunk = shrink(source, Fixed(2))
     (tmp_path / "small").mkdir()
-    report = shrunk.report("rank 2")
+    report = shrunk.report("shrink", "rank 2")
     write(tmp_path / "small", shrunk.manifest, report.watch(shrunk), like=source)
     small = load_file(tmp_path / "small" / "adapter_0.safetensors")
     config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())

@@ -34,8 +34,8 @@ def source(tmp_path):
 def converted(file, folder, target):
     folder.mkdir()
     plan = convert(read(file), format_named(target))
-    outcome = plan.outcome()
-    write(folder, plan.manifest, outcome.watch(plan), like=read(file), format=plan.format)
+    outcome = plan.report("convert")
+    write(folder, plan.manifest, outcome.watch(plan), like=read(file), format=plan.source.format)
     return outcome, read(folder)
 
 

@@ -10,8 +10,13 @@ from lora_tools.update import LowRank
 
 def row(module: str, *, norm: float = 1.0, error: float = 0.1, after: int = 2, **more) -> Row:
     values = {
+        "key_prefix": module,
         "shape": (8, 6),
         "rank_before": 4,
+        "scale_before": 2.0,
+        "scale": 1.0,
+        "alpha": float(after),
+        "dtype": "F32",
         "energy": 1 - error**2,
         "optimal_error": error,
         "sigma_max": 3.0,
@@ -40,7 +45,7 @@ def test_totals_weigh_modules_by_their_norms():
 def test_json_has_the_promised_fields():
     report = Report("shrink", rows=[row("a"), row("b", outcome="zero")], params=(10, 5))
     data = json.loads(report.to_json())
-    assert data["schema"] == SCHEMA == "lora-tools/report/1"
+    assert data["schema"] == SCHEMA == "lora-tools/report/2"
     assert data["totals"].keys() == {
         "modules",
         "error",
@@ -59,7 +64,9 @@ def test_json_has_the_promised_fields():
 def test_the_table_collapses_layers_and_puts_the_worst_first():
     rows = [row(f"layers.{i}.q", error=0.1) for i in range(12)]
     rows += [row(f"layers.{i}.v", error=0.4, after=1 + i % 2) for i in range(12)]
-    report = Report("shrink", rows=rows, params=(1000, 100), nbytes=(4000, 400), seconds=1.25)
+    report = Report(
+        "shrink", "rank 2", rows=rows, params=(1000, 100), nbytes=(4000, 400), seconds=1.25
+    )
     assert report.to_text() == TABLE
 
 
@@ -72,6 +79,26 @@ total of 24 modules           4 → 1–2  91.5 %    29.2 %   29.2 %  3     0.5
 
 error 29.2 % as written (best possible at these ranks 29.2 %)
 parameters 1,000 → 100, file 4.0 kB → 400 B, 1.2 s"""
+
+
+def test_without_a_policy_the_table_is_of_scales():
+    rows = [row(f"layers.{i}.q", error=0.0, after=4, outcome="rescaled") for i in range(2)]
+    report = Report("convert", source_format="peft", target_format="kohya", rows=rows)
+    lines = report.to_text().splitlines()
+    assert lines[0].split() == ["module", "count", "shape", "rank", "scale", "factors", "error"]
+    assert lines[2].split() == [
+        "layers.[0..1].q",
+        "2",
+        "8×6",
+        "4",
+        "2",
+        "→",
+        "1",
+        "rescaled",
+        "0",
+        "%",
+    ]
+    assert lines[4] == "peft → kohya: 2 modules, 2 rescaled"
 
 
 def test_markdown_tells_the_command():

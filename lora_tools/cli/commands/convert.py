@@ -3,9 +3,8 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -34,14 +33,13 @@ from lora_tools.executors import Executor
 from lora_tools.files.ours import Force
 from lora_tools.files.sides import WEIGHTS
 from lora_tools.files.writer import check_output, staged, staged_file
-from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
-    from lora_tools.update import Update
-    from lora_tools.verbs.convert import Outcome, Translated
+    from lora_tools.linalg.rank import RankPolicy
+    from lora_tools.rewrite import Rewrite, Source
 
 
 @click.command(short_help="Spell an adapter in another tool's format.")
@@ -115,12 +113,14 @@ def command(
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     executor = make_executor("cpu", jobs)
     paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
-    translated = translate(adapter, format, executor, drop=drop, paths=paths)
+    of = translate(adapter, format, executor, drop=drop, paths=paths)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
-    plan = _plan(translated, wish, limits, executor if quiet else Visible(executor), began)
-    outcome, rows = plan.outcome, plan.rows
-    outcome.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    policy = wish.policy(of) if wish else None
+    plan = _plan(of, policy, limits, executor if quiet else Visible(executor))
+    report = plan.report("convert", str(policy or ""), began)
+    report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    rows = report.watch(plan)
     if dry_run:
         for _ in rows:
             pass
@@ -130,38 +130,23 @@ def command(
             folder, name = (place.parent, place.name) if single else (place, None)
             write(folder, plan.manifest, rows, like=adapter, format=format, name=name)
             if not single:
-                section = outcome.to_markdown()
-                outcome.notes += carry(adapter.path / README, place / README, section)
-                outcome.save(place / REPORT)
+                section = report.to_markdown()
+                report.notes += carry(adapter.path / README, place / README, section)
+                report.save(place / REPORT)
     if as_json:
-        show_json(outcome.to_json())
+        show_json(report.to_json())
     elif not quiet:
-        show(outcome.to_text())
+        show(report.to_text())
         show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
 
 
-class Plan(NamedTuple):
-    """What is to be written: its layout, its report, and the updates as they are computed."""
-
-    manifest: Manifest
-    outcome: "Outcome"
-    rows: "Iterable[tuple[str, Update]]"
-
-
 def _plan(
-    translated: "Translated", wish: Wish | None, limits: Limits, executor: Executor, began: float
-) -> Plan:
-    """Keep every update or, if there is a wish, lower ranks on the way."""
-    from lora_tools.verbs.convert import rewritten
-    from lora_tools.verbs.shrink import shrink
+    source: "Source", policy: "RankPolicy | None", limits: Limits, executor: Executor
+) -> "Rewrite":
+    """Keep every update or, if there is a policy, lower ranks on the way."""
+    from lora_tools.rewrite import keep, survey
 
-    if wish is None:
-        converted = rewritten(translated, executor, dtype=limits.values["dtype"])
-        outcome = converted.outcome(began)
-        return Plan(converted.manifest, outcome, outcome.watch(converted))
-    policy = wish.policy(translated)
+    if policy is None:
+        return keep(source, executor, dtype=limits.values["dtype"])
     # A module that keeps its rank keeps its bits, so the scale stays where it is.
-    shrunk = shrink(translated, policy, limits.options("cpu"), executor)
-    outcome = translated.outcome(shrunk.manifest, began, str(policy))
-    rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
-    return Plan(shrunk.manifest, outcome, rows)
+    return survey(source, limits.options("cpu"), executor, expect=policy).rewrite(policy)

@@ -34,7 +34,7 @@ from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.verbs.shrink import Options, Survey
+    from lora_tools.rewrite import Options, Survey
 
 
 @click.command(short_help="Lower the rank of an adapter.")
@@ -100,8 +100,8 @@ def command(
     if policy is None:
         _show_ranks(survey, as_json=as_json, quiet=quiet)
         return
-    shrunk = survey.shrink(policy)
-    report = shrunk.report(str(policy), began)
+    shrunk = survey.rewrite(policy)
+    report = shrunk.report("shrink", str(policy), began)
     report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
     rows = report.watch(shrunk)
     if dry_run:
@@ -128,7 +128,7 @@ def _survey(
 ) -> "Survey":
     from lora_tools.verbs.shrink import survey  # imports numpy
 
-    return survey(adapter, options, executor, guess=policy)
+    return survey(adapter, options, executor, expect=policy)
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
@@ -150,6 +150,6 @@ def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
             (offer.rank, size(offer.bytes), percent(offer.error), percent(offer.allocated_error))
             for offer in offers
         ]
-        headers = ("--rank", "file", "best error", "shared out")
+        headers = ("--rank", "file", "best error", "allocated")
         show(table(lines, headers))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")

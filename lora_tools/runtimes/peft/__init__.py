@@ -2,7 +2,7 @@
 
 from lora_tools.runtimes.base import Rule, Runtime, Verdict
 from lora_tools.runtimes.checks import has_pairs
-from lora_tools.runtimes.mends import rebaked
+from lora_tools.runtimes.mends import refolded
 from lora_tools.runtimes.peft import configuration, tensors
 from lora_tools.runtimes.rules import CONFIG, tensor_file, types
 
@@ -68,7 +68,7 @@ PEFT = Runtime(
             Verdict.WRONG,
             "Names begin with `base_model.model.`; others are passed over without a warning.",
             tensors.unprefixed,
-            rebaked,
+            refolded,
             whole=Verdict.NOTHING,
         ),
         Rule(
@@ -77,7 +77,7 @@ PEFT = Runtime(
             "Names do not hold the adapter's own, unless that is `default`; tensors whose names do"
             " are passed over.",
             tensors.named,
-            rebaked,
+            refolded,
             whole=Verdict.NOTHING,
         ),
         Rule(

@@ -3,7 +3,7 @@
 from lora_tools.runtimes.base import Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.fields import sets
 from lora_tools.runtimes.limits import RANKS, REFUSES
-from lora_tools.runtimes.mends import lowered, rebaked, uniform
+from lora_tools.runtimes.mends import lowered, refolded, uniform
 from lora_tools.runtimes.rules import CONFIG, DORA, fields, keys, tensor_file, types
 from lora_tools.runtimes.scales import read_at
 from lora_tools.runtimes.vllm import configuration, ranks, tensors
@@ -152,7 +152,7 @@ READINGS = (
         Verdict.WRONG,
         "Under rsLoRA experts are scaled by lora_alpha / r all the same.",
         tensors.rslora_experts,
-        rebaked,
+        refolded,
         until="0.30.0",
     ),
 )

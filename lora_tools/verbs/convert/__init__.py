@@ -1,8 +1,28 @@
-"""Convert: spell an adapter in another format, with the same updates."""
+"""Convert: an adapter in another format, with the same updates."""
 
-from lora_tools.verbs.convert.convert import Converted, convert, rewritten
-from lora_tools.verbs.convert.outcome import Outcome, Row
+from collections.abc import Collection
+
+from lora_tools.adapter import Adapter
+from lora_tools.executors import Executor
+from lora_tools.formats.base import Format
+from lora_tools.rewrite import Rewrite, keep
 from lora_tools.verbs.convert.translate import translate
-from lora_tools.verbs.convert.translated import Translated
 
-__all__ = ["Converted", "Outcome", "Row", "Translated", "convert", "rewritten", "translate"]
+__all__ = ["convert", "translate"]
+
+
+def convert(
+    adapter: Adapter,
+    format: Format,
+    executor: Executor | None = None,
+    *,
+    drop: Collection[str] = (),
+    paths: Collection[str] = (),
+    dtype: str | None = None,
+) -> Rewrite:
+    """Plan an adapter in another format, every update at the rank that it has.
+
+    ``drop`` and ``paths`` are those of `translate`, and it raises what that raises. To lower ranks
+    on the way, shrink what `translate` returns.
+    """
+    return keep(translate(adapter, format, executor, drop=drop, paths=paths), executor, dtype=dtype)

@@ -1,42 +1,17 @@
 """The ranks of layers that are split or stacked: what their tensors say, not their shapes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.executors import Executor
-from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rank import numerical_rank
 from lora_tools.linalg.svd import core
+from lora_tools.rewrite import Source
+from lora_tools.rewrite.survey import jobs
+from lora_tools.rewrite.tasks import Job, named
 from lora_tools.update import factors
-from lora_tools.verbs.convert.task import named
-from lora_tools.verbs.convert.translated import Translated
-
-
-def measured(of: Translated, executor: Executor) -> Translated:
-    """Return a translated adapter at the ranks that its split and stacked updates have."""
-    modules = of.manifest.modules
-    open_ = [m for m in modules if of.origins[m.name].rows or of.origins[m.name].starts]
-    found = dict(executor.map(_measure, [Measurement(of, module) for module in open_]))
-    at_rank = tuple(
-        replace(
-            m.resized(found[m.name].rank), alpha=found[m.name].alpha, rslora=found[m.name].rslora
-        )
-        if m.name in found
-        else m
-        for m in modules
-    )
-    lower = {name: rank.least for name, rank in found.items() if rank.least < rank.rank}
-    return replace(of, manifest=replace(of.manifest, modules=at_rank), ranks=lower)
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """A module whose rank its tensors decide."""
-
-    of: Translated
-    module: Module
 
 
 class Rank(NamedTuple):
@@ -48,17 +23,31 @@ class Rank(NamedTuple):
     least: int
 
 
-@exact()
-def _measure(job: Measurement) -> tuple[str, Rank]:
-    module = job.module
-    update = factors(job.of.update(module))
-    least = update.rank
-    several = bool(job.of.origins[module.name].starts) and least > max(
-        m.rank for m in job.of.origins[module.name].modules
+def measured(source: Source, executor: Executor) -> Source:
+    """Return a source at the ranks that its split and stacked updates have."""
+    todo = [job for job in jobs(source, "cpu") if job.origin.rows or job.origin.starts]
+    names = [job.module.name for job in todo]
+    ranks = dict(zip(names, executor.map(measure, todo), strict=True))
+    modules = tuple(
+        replace(module.resized(found.rank), alpha=found.alpha, rslora=found.rslora)
+        if (found := ranks.get(module.name))
+        else module
+        for module in source.manifest.modules
     )
+    lower = {name: rank.least for name, rank in ranks.items() if rank.least < rank.rank}
+    return replace(source, manifest=replace(source.manifest, modules=modules), ranks=lower)
+
+
+@exact()
+def measure(job: Job) -> Rank:
+    """Return the rank of a module's factors and, where it may be lower, that of its update."""
+    module, origin = job.module, job.origin
+    update = factors(origin.update(job.adapter, module))
+    least = update.rank
+    several = bool(origin.starts) and least > max(m.rank for m in origin.modules)
     if several or least > min(module.out, module.inp):
         try:
             least = numerical_rank(core(update, careful=True).s)
         except NonFiniteError as error:
-            raise named(job.of, module, error) from error
-    return module.name, Rank(update.rank, update.alpha, update.rslora, least)
+            raise named(job, error) from error
+    return Rank(update.rank, update.alpha, update.rslora, least)

@@ -10,9 +10,9 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
 from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.rewrite import Origin, Source
 from lora_tools.verbs.convert.measured import measured
 from lora_tools.verbs.convert.naming import steps
-from lora_tools.verbs.convert.translated import Origin, Translated
 
 BOUND = (
     "lora_adapter_metadata",
@@ -32,7 +32,7 @@ def translate(
     *,
     drop: Collection[str] = (),
     paths: Collection[str] = (),
-) -> Translated:
+) -> Source:
     """Put an adapter into another format's words.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
@@ -63,7 +63,7 @@ def translate(
         )
         for step in plan
     }
-    return measured(Translated(adapter, format, fresh, origins, dropped), executor or Serial())
+    return measured(Source(adapter, format, fresh, origins, dropped), executor or Serial())
 
 
 def _without(

@@ -16,11 +16,13 @@ from lora_tools.formats.manifest import Module
 from lora_tools.linalg.figures import effective_rank, pooled, stable_rank, sufficient
 from lora_tools.linalg.halves import takes_back
 from lora_tools.report import percent, size
+from lora_tools.rewrite import Options, Survey, UniformRank
+from lora_tools.rewrite.source import source
+from lora_tools.rewrite.survey import jobs
+from lora_tools.rewrite.tasks import Decomposition, Job, decompose
+from lora_tools.rewrite.units import units
 from lora_tools.shapes import Float
 from lora_tools.update import factors
-from lora_tools.verbs.shrink import Offer, Options, Survey
-from lora_tools.verbs.shrink.tasks import Decomposed, Job, decompose
-from lora_tools.verbs.shrink.units import units
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
 """Of the energy: the ranks that keep them are what people ask for."""
@@ -78,7 +80,7 @@ class Figures:
 class Suggestion:
     """A rank that keeps nearly all of an adapter, and the command that goes there."""
 
-    offer: Offer
+    offer: UniformRank
     before: int
     source: str
 
@@ -130,7 +132,7 @@ class Spectra:
         return None if None in norms else math.hypot(*(norm or 0.0 for norm in norms))
 
     @cached_property
-    def offers(self) -> list[Offer]:
+    def offers(self) -> list[UniformRank]:
         """What uniform ranks would cost; nothing if the adapter cannot be shrunk as it is."""
         if not self.survey or not self.norm:
             return []
@@ -148,25 +150,25 @@ class Spectra:
 
 def spectra(adapter: Adapter, executor: Executor, device: str = "cpu") -> Spectra:
     """Decompose every module of an adapter. Reads every factor once."""
-    modules = adapter.manifest.modules
-    found = list(executor.map(measure, [Job(adapter, module, device) for module in modules]))
-    finite = [result for result in found if isinstance(result, Decomposed)]
+    modules, of = adapter.manifest.modules, source(adapter)
+    found = list(executor.map(measure, jobs(of, device)))
+    finite = [result for result in found if isinstance(result, Decomposition)]
     faults = tuple(str(result) for result in found if isinstance(result, NonFiniteError))
     twins = _twins(adapter, found)
     figures = {
         module.name: Figures(
             module, pooled(result.s), float(result.s.max()), twins.get(module.name)
         )
-        if isinstance(result, Decomposed)
+        if isinstance(result, Decomposition)
         else Figures(module, None, math.nan)
         for module, result in zip(modules, found, strict=True)
     }
     whole = modules and len(finite) == len(found) and not adapter.manifest.problems
-    survey = Survey(adapter, Options(), executor, units(modules, finite)) if whole else None
+    survey = Survey(of, Options(), executor, units(modules, finite)) if whole else None
     return Spectra(adapter, figures, faults, survey, bool(whole) and _doubled(adapter))
 
 
-def measure(job: Job) -> Decomposed | NonFiniteError:
+def measure(job: Job) -> Decomposition | NonFiniteError:
     """Return a module's spectrum, or why it has none."""
     try:
         return decompose(job)
@@ -184,14 +186,14 @@ def _doubled(adapter: Adapter) -> bool:
     )
 
 
-def _twins(adapter: Adapter, found: Sequence[Decomposed | NonFiniteError]) -> dict[str, str]:
+def _twins(adapter: Adapter, found: Sequence[Decomposition | NonFiniteError]) -> dict[str, str]:
     """Return the modules whose factors are those of one before them, and that one's name.
 
     Only factors of equal spectra are compared, so next to nothing is read for it.
     """
     alike: dict[tuple[object, ...], list[str]] = {}
     for module, result in zip(adapter.manifest.modules, found, strict=True):
-        if isinstance(result, Decomposed) and not result.is_zero:
+        if isinstance(result, Decomposition) and not result.is_zero:
             key = (module.site, module.shape, module.scale, result.s.tobytes())
             alike.setdefault(key, []).append(module.name)
     return {

@@ -148,7 +148,7 @@ def _ranks(document: Mapping[str, Any]) -> str:
         )
         for offer in document["ranks"] or ()
     ]
-    headers = ("rank", "file", "error", "shared out optimally")
+    headers = ("rank", "file", "error", "allocated optimally")
     align = ("right", "right", "right", "right")
     return table(lines, headers, align=align) if lines else ""
 

@@ -89,8 +89,10 @@ def converted(source, out, target="gguf", base=LLAMA, **options):
     """Convert as the command does, into a folder."""
     out.mkdir()
     made = convert(read(source, base=base), format_named(target), **options)
-    outcome = made.outcome()
-    write(out, made.manifest, outcome.watch(made), like=made.source, format=made.format)
+    outcome = made.report("convert")
+    write(
+        out, made.manifest, outcome.watch(made), like=made.source.adapter, format=made.source.format
+    )
     return outcome
 
 
@@ -326,7 +328,7 @@ def test_a_quantised_adapter_is_read_as_it_is_dequantised(tmp_path):
     assert "stored as Q8_0" in adapter.manifest.notes[0]
     (tmp_path / "small").mkdir()
     small = shrink(adapter, Fixed(2))
-    write(tmp_path / "small", small.manifest, small.report("").watch(small), like=adapter)
+    write(tmp_path / "small", small.manifest, small.report("shrink").watch(small), like=adapter)
     reader = gguf.GGUFReader(file_in(tmp_path / "small"))
     assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F32"}
     assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType.ALL_F32
@@ -424,7 +426,7 @@ def test_what_is_written_is_read_again_bit_for_bit(tmp_path_factory, manifest, r
         out = folder / f"out{base is None}"
         out.mkdir()
         made = convert(adapter, GGUF)
-        write(out, made.manifest, made.outcome().watch(made), like=adapter, format=GGUF)
+        write(out, made.manifest, made.report("convert").watch(made), like=adapter, format=GGUF)
         assert (out / "x.gguf").read_bytes() == (folder / "x.gguf").read_bytes()
 
 
@@ -534,7 +536,7 @@ def test_shrink_needs_no_base_and_keeps_the_order_of_the_file(tmp_path, policy):
     for number, base in enumerate((None, LLAMA)):
         adapter = read(tmp_path / "out", base=base)
         small = shrink(adapter, policy)
-        report = small.report("")
+        report = small.report("shrink")
         out = tmp_path / f"small{number}"
         out.mkdir()
         write(out, small.manifest, report.watch(small), like=adapter)
@@ -555,7 +557,7 @@ def test_a_budget_of_bytes_counts_what_fills_places_up(tmp_path, count):
     adapter = read(tmp_path / "out")
     small = shrink(adapter, MaxBytes(count))
     (tmp_path / "small").mkdir()
-    write(tmp_path / "small", small.manifest, small.report("").watch(small), like=adapter)
+    write(tmp_path / "small", small.manifest, small.report("shrink").watch(small), like=adapter)
     size = file_in(tmp_path / "small").stat().st_size
     assert 0.8 * count < size <= count
     assert size == small.layout.size
@@ -585,10 +587,10 @@ def test_norms_are_carried_over_and_said_to_be_skipped(tmp_path):
     with pytest.raises(UnsupportedError, match=r"full weight: blk\.0\.attn_norm\.weight"):
         convert(adapter, format_named("peft"))
     made = convert(adapter, format_named("peft"), drop=["full weight"])
-    assert made.outcome().dropped == {"full weight": ("blk.0.attn_norm.weight",)}
+    assert made.report("convert").dropped == {"full weight": ("blk.0.attn_norm.weight",)}
     small = shrink(adapter, Fixed(1))
     (tmp_path / "small").mkdir()
-    write(tmp_path / "small", small.manifest, small.report("").watch(small), like=adapter)
+    write(tmp_path / "small", small.manifest, small.report("shrink").watch(small), like=adapter)
     kept = read(tmp_path / "small").tensors["blk.0.attn_norm.weight"]
     assert torch.equal(kept, torch.from_numpy(norm))
 
@@ -600,13 +602,13 @@ def test_fields_of_the_header_stay_with_the_file(tmp_path):
     adapter = read(tmp_path / "x.gguf", base=LLAMA)
     small = shrink(adapter, Fixed(1))
     (tmp_path / "small").mkdir()
-    write(tmp_path / "small", small.manifest, small.report("").watch(small), like=adapter)
+    write(tmp_path / "small", small.manifest, small.report("shrink").watch(small), like=adapter)
     found = gguf.GGUFReader(file_in(tmp_path / "small")).fields
     assert {name: found[name].contents() for name in fields} == fields
     assert found["adapter.lora.alpha"].contents() == 1.0
     made = convert(adapter, format_named("peft"))
     assert made.manifest.metadata["adapter.lora.task_name"] == "sql"
-    assert "header field general.license" in made.outcome().left_out
+    assert "header field general.license" in made.report("convert").left_out
 
 
 @pytest.mark.parametrize("name", ["org/base", "/some/path/of/mine", "base", "FLOAT32 1.0"])

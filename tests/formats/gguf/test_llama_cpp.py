@@ -62,8 +62,8 @@ def converted(folder, base):
     adapter = read(folder / "peft", base=base.config.to_dict())
     plan = convert(adapter, format_named("gguf"))
     (folder / "gguf").mkdir()
-    updates = plan.outcome().watch(plan)
-    write(folder / "gguf", plan.manifest, updates, like=adapter, format=plan.format)
+    updates = plan.report("convert").watch(plan)
+    write(folder / "gguf", plan.manifest, updates, like=adapter, format=plan.source.format)
     return folder / "gguf" / "adapter_model.gguf"
 
 

@@ -77,8 +77,8 @@ def loaded(folder, start, *, transposed=False):
 
 def written(source, out, plan):
     out.mkdir()
-    outcome = plan.outcome()
-    write(out, plan.manifest, outcome.watch(plan), like=source, format=plan.format)
+    outcome = plan.report("convert")
+    write(out, plan.manifest, outcome.watch(plan), like=source, format=plan.source.format)
     return outcome
 
 
@@ -133,7 +133,7 @@ def test_shrink_writes_lora(tmp_path):
     source = read(folder)
     shrunk = shrink(source, Fixed(2))
     (tmp_path / "small").mkdir()
-    report = shrunk.report("rank 2")
+    report = shrunk.report("shrink", "rank 2")
     write(tmp_path / "small", shrunk.manifest, report.watch(shrunk), like=source)
     found, complaints = loaded(tmp_path / "small", start)
     assert not complaints

@@ -67,7 +67,7 @@ def test_what_peft_converts_is_read_as_what_was_added(tmp_path, start, rslora):
 def test_shrinking_it_is_right_though_its_halves_cancel(tmp_path, start):
     adapter = read(converted(tmp_path, start, step=1e-4)[0])
     shrunk = shrink(adapter, Fixed(R))
-    report = shrunk.report("rank")
+    report = shrunk.report("shrink", "rank")
     (tmp_path / "small").mkdir()
     write(tmp_path / "small", shrunk.manifest, report.watch(shrunk), like=adapter)
     small = read(tmp_path / "small")

@@ -22,8 +22,10 @@ from lora_tools.verbs.convert import convert
 def converted(source, out, target, **options):
     out.mkdir(parents=True)
     plan = convert(read(source), format_named(target), **options)
-    outcome = plan.outcome()
-    write(out, plan.manifest, outcome.watch(plan), like=plan.source, format=plan.format)
+    outcome = plan.report("convert")
+    write(
+        out, plan.manifest, outcome.watch(plan), like=plan.source.adapter, format=plan.source.format
+    )
     return outcome
 
 
@@ -77,7 +79,7 @@ def test_a_scale_that_is_folded_keeps_the_update(dtype, bound, tmp_path):
     outcome = converted(source, tmp_path / "mlx", "mlx")
     assert [row.outcome for row in outcome.rows].count("kept") == 2
     assert {row.rank_stored for row in outcome.rows} == {4}
-    assert {row.scale_after for row in outcome.rows} == {2.0}
+    assert {row.scale for row in outcome.rows} == {2.0}
     converted(tmp_path / "mlx", tmp_path / "back", "peft")
     seen = relative_error(deltas(source), deltas(tmp_path / "back"))
     assert 0 < seen < bound

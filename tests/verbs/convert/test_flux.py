@@ -48,8 +48,10 @@ def peft(folder, layers=LAYERS, r=4, dtype=torch.float32, shared=False, **config
 def converted(source, out, target, **options):
     out.mkdir()
     plan = convert(read(source), format_named(target), **options)
-    outcome = plan.outcome()
-    write(out, plan.manifest, outcome.watch(plan), like=plan.source, format=plan.format)
+    outcome = plan.report("convert")
+    write(
+        out, plan.manifest, outcome.watch(plan), like=plan.source.adapter, format=plan.source.format
+    )
     return outcome
 
 
@@ -146,7 +148,7 @@ def test_a_rank_above_the_sides_is_reduced_and_its_error_is_that_of_the_bytes(
     source = peft(tmp_path / "peft", single, r=8, dtype=dtype)
     there = converted(source, tmp_path / "kohya", "kohya")
     (row,) = there.rows
-    assert (row.rank, row.rank_kept, row.outcome) == (32, WIDE, "reduced")
+    assert (row.rank_before, row.rank_after, row.outcome) == (32, WIDE, "reduced")
     each = {name.removeprefix(PREFIX): delta for name, delta in deltas(source).items()}
     wanted = torch.cat([each[path] for path in single])
     (found,) = fused(tmp_path / "kohya").values()
@@ -278,12 +280,12 @@ def test_stacks_are_shrunk_on_the_way(target, tmp_path):
         source = tmp_path / "fused"
     translated = translate(read(source), format_named(target))
     shrunk = shrink(translated, Fixed(2), Options(scale="keep"))
-    outcome = translated.outcome(shrunk.manifest, policy="rank 2")
+    outcome = shrunk.report("convert", "rank 2")
     out = tmp_path / "out"
     out.mkdir()
-    rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
-    write(out, shrunk.manifest, rows, like=translated.source, format=translated.format)
-    assert {row.rank_kept for row in outcome.rows} == {2}
+    rows = outcome.watch(shrunk)
+    write(out, shrunk.manifest, rows, like=translated.adapter, format=translated.format)
+    assert {row.rank_after for row in outcome.rows} == {2}
     if target == "kohya":
         found, wanted = fused(out), stacks(source)
     else:

@@ -69,8 +69,8 @@ def written(source, out, target, policy, **options):
     """Convert and shrink; return the report and the dense updates of the bytes on disk."""
     translated = translate(source, format_named(target))
     shrunk = shrink(translated, policy, Options(scale="keep", **options))
-    outcome = translated.outcome(shrunk.manifest, policy=str(policy))
-    rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
+    outcome = shrunk.report("convert", str(policy))
+    rows = outcome.watch(shrunk)
     out.mkdir()
     write(out, shrunk.manifest, rows, like=source, format=translated.format)
     (file,) = out.glob("*.safetensors")
@@ -122,7 +122,7 @@ def test_the_error_is_that_of_the_bytes_against_the_source(target, dtype, lycori
     assert outcome.error >= outcome.optimal_error * (1 - 1e-9)
     rounding = {None: 1e-9, "F16": 1e-5, "BF16": 1e-3}[dtype]
     assert outcome.error**2 - outcome.optimal_error**2 < rounding
-    assert {row.rank_kept for row in outcome.rows} == {3}
+    assert {row.rank_after for row in outcome.rows} == {3}
     for row in outcome.rows:
         lost = found[row.module] if target != "mlx" else found[f"unet.{row.module}"]
         delta = dense[row.module if target != "mlx" else f"unet.{row.module}"]

@@ -78,13 +78,13 @@ def test_every_offer_is_what_shrink_then_does(adapter_path):
     assert offers[-1]["error"] < 1e-6
     for offer in offers:
         result = shrink(adapter, Fixed(offer["rank"]))
-        report = result.report("")
+        report = result.report("shrink")
         rows = list(report.watch(result))
         assert len(rows) == len(adapter)
         assert result.layout.size == offer["bytes"]
         assert report.optimal_error == pytest.approx(offer["error"], abs=1e-9)
         params = sum(spec.numel for spec in result.manifest.specs.values())
-        shared = shrink(adapter, MaxParams(params)).report("")
+        shared = shrink(adapter, MaxParams(params)).report("shrink")
         list(shared.watch(shrink(adapter, MaxParams(params))))
         assert offer["allocated_error"] == pytest.approx(
             min(shared.optimal_error, offer["error"]), abs=1e-9

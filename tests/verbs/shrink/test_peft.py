@@ -17,14 +17,14 @@ HALF = ("minilm-rslora", "minilm-patterns", "minilm-embedding", "minilm-fp16-r32
 
 def shrunk(source: Path, out: Path, rank: int, **options) -> Path:
     result = shrink(read(source), Fixed(rank), Options(**options))
-    report: Report = result.report(str(rank))
+    report: Report = result.report("shrink", str(rank))
     with staged(out) as folder:
         write(folder, result.manifest, report.watch(result), like=read(source))
         report.save(folder / REPORT)
     return out
 
 
-@pytest.mark.parametrize("scale", ["baked", "keep"])
+@pytest.mark.parametrize("scale", ["fold", "keep"])
 def test_at_full_rank_what_goes_in_comes_out(adapter_path, scale, tmp_path):
     out = shrunk(adapter_path, tmp_path / "out", EVERYTHING, scale=scale)
     before = judge.deltas(judge.load(judge.base_of(adapter_path), adapter_path))
@@ -40,14 +40,14 @@ def test_at_full_rank_what_goes_in_comes_out(adapter_path, scale, tmp_path):
 def test_a_lower_rank_costs_what_the_report_says(adapter_path, rank, tmp_path):
     before = judge.deltas(judge.load(judge.base_of(adapter_path), adapter_path))
     results = {}
-    for scale in ("baked", "keep"):
+    for scale in ("fold", "keep"):
         out = shrunk(adapter_path, tmp_path / scale, rank, scale=scale)
         results[scale] = judge.deltas(judge.load(judge.base_of(adapter_path), out))
         claimed = judge.totals(out)["error"]
         assert judge.relative(before, results[scale]) == pytest.approx(claimed, rel=1e-3, abs=2e-6)
         assert claimed >= judge.totals(out)["optimal_error"] - 1e-7
     rounding = 1e-2 if any(name in adapter_path.name for name in HALF) else 1e-5
-    assert judge.relative(results["baked"], results["keep"]) <= rounding
+    assert judge.relative(results["fold"], results["keep"]) <= rounding
 
 
 def test_a_grouped_convolution_needs_a_rank_for_each_group():

@@ -36,7 +36,7 @@ def save(source: Path, out: Path, policy, options: Options | None = None, execut
     """Shrink to disk as the command does and return the report."""
     adapter = read(source)
     result = shrink(adapter, policy, options, executor)
-    report = result.report(str(policy))
+    report = result.report("shrink", str(policy))
     with staged(out, force=True) as folder:
         write(folder, result.manifest, report.watch(result), like=adapter)
         report.save(folder / REPORT)

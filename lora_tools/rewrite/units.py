@@ -8,8 +8,8 @@ import numpy as np
 
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.rank import Spectrum, choices, tail
-from lora_tools.verbs.shrink.options import Options
-from lora_tools.verbs.shrink.tasks import Decomposed
+from lora_tools.rewrite.options import Options
+from lora_tools.rewrite.tasks import Decomposition
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Unit:
     """Modules of one owner, which have one rank, and their spectra."""
 
     modules: tuple[Module, ...]
-    found: tuple[Decomposed, ...]
+    found: tuple[Decomposition, ...]
 
     @property
     def head(self) -> Module:
@@ -64,9 +64,9 @@ class Unit:
         )
 
 
-def units(modules: Sequence[Module], found: Sequence[Decomposed]) -> tuple[Unit, ...]:
+def units(modules: Sequence[Module], found: Sequence[Decomposition]) -> tuple[Unit, ...]:
     """Gather the modules of each owner, in the order in which owners occur."""
-    owners: dict[str, list[tuple[Module, Decomposed]]] = {}
+    owners: dict[str, list[tuple[Module, Decomposition]]] = {}
     for module, spectrum in zip(modules, found, strict=True):
         owners.setdefault(module.owner, []).append((module, spectrum))
     return tuple(

@@ -1,4 +1,4 @@
-"""What can be asked of a shrink, beside its policy."""
+"""What can be asked of a rewrite, beside its policy."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,14 +6,14 @@ from typing import Literal
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.formats.manifest import Module
 from lora_tools.names import matches
+from lora_tools.rewrite.source import Source
 from lora_tools.runtimes import Runtime
-from lora_tools.scaling import alpha_for
-from lora_tools.verbs.shrink.source import Source
+from lora_tools.scaling import alpha_at
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to shrink. The defaults change nothing but ranks and the place of the scale."""
+    """How to rewrite. The defaults change nothing but ranks and where the scale is kept."""
 
     min_rank: int = 1
     max_rank: int | None = None
@@ -25,8 +25,8 @@ class Options:
     exclude: tuple[str, ...] = ()
     """Patterns of modules that keep their rank."""
     dtype: str | None = None
-    """Element type of the factors written, as safetensors spells it; None: each keeps its own."""
-    scale: Literal["baked", "keep"] = "baked"
+    """Dtype of the factors written, as safetensors names it; None: each keeps its own."""
+    scale: Literal["fold", "keep"] = "fold"
     """Fold the scale into the factors, which every runtime reads alike, or leave it to alpha."""
     runtime: Runtime | None = None
     device: str = "cpu"
@@ -37,7 +37,7 @@ class Options:
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise PolicyError(f"--max-rank {self.max_rank} is below --min-rank {self.min_rank}")
         if self.runtime and self.scale == "keep":
-            raise PolicyError(f"{self.runtime.name} reads one scale, so it has to be baked")
+            raise PolicyError(f"{self.runtime.name} reads one scale, so it has to be folded")
 
     def selects(self, module: Module) -> bool:
         """Whether a module is to be shrunk at all."""
@@ -53,11 +53,9 @@ class Options:
     def target(self, module: Module, r: int, padded: int | None = None) -> Module:
         """Return how a module of rank ``r`` is written, filled up to rank ``padded`` if given."""
         target = module.resized(padded or r, self.dtype)
-        if self.scale == "baked":
+        if self.scale == "fold":
             return replace(target, alpha=float(target.r), rslora=False)
-        if r == module.r or module.alpha is None:  # without an alpha the scale is 1 at any rank
-            return target
-        return replace(target, alpha=alpha_for(module.scale, r, rslora=module.rslora))
+        return replace(target, alpha=alpha_at(module.alpha, module.r, r, rslora=module.rslora))
 
     def check(self, adapter: Source) -> None:
         """Raise where a pattern matches nothing, or the runtime would refuse the adapter."""

@@ -1,12 +1,12 @@
-"""A survey of an adapter: every spectrum, and from it every way to shrink the adapter."""
+"""A survey of an adapter: every spectrum, and from it the adapter at any ranks."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lora_tools.errors import BoundError
-from lora_tools.executors import Executor
+from lora_tools.executors import Executor, Serial
 from lora_tools.linalg.rank import (
     Fixed,
     MaxBytes,
@@ -17,15 +17,18 @@ from lora_tools.linalg.rank import (
     Spectrum,
     uniform,
 )
-from lora_tools.report import Report, Row
-from lora_tools.verbs.shrink.options import Options
-from lora_tools.verbs.shrink.shrunk import Shrunk
-from lora_tools.verbs.shrink.source import Source
-from lora_tools.verbs.shrink.tasks import Goal, Job, Rewrite
-from lora_tools.verbs.shrink.units import Unit
+from lora_tools.report import Change, Report, Row
+from lora_tools.rewrite.options import Options
+from lora_tools.rewrite.plan import Ranked, Rewrite, planned
+from lora_tools.rewrite.source import Source
+from lora_tools.rewrite.tasks import Job, Target, decompose, decompose_and_rewrite
+from lora_tools.rewrite.units import Unit, units
 
 ATTEMPTS = 32
 """How often ranks are raised for what rounding adds to an error that was promised."""
+
+MOST_FINISHED = 256_000_000
+"""Bytes of finished factors that a survey may keep, so that they are not computed twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +39,27 @@ class Ranks:
     padded: int | None = None
 
 
-class Offer(NamedTuple):
+class UniformRank(NamedTuple):
     """What a uniform rank would cost. Errors are relative, and the least possible ones."""
 
     rank: int
     bytes: int
     error: float
     allocated_error: float
-    """With the same number of parameters, shared out among the modules as `MaxParams` does."""
+    """With the same number of parameters, allocated among the modules as `MaxParams` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """The spectra of an adapter, by the units that a rank can be chosen for."""
 
-    adapter: Source
+    source: Source
     options: Options
     executor: Executor
     units: tuple[Unit, ...]
+    finished: Mapping[str, tuple[Target, Change]] = field(default_factory=dict)
 
-    def shrink(self, policy: RankPolicy) -> Shrunk:
+    def rewrite(self, policy: RankPolicy) -> Rewrite:
         """Return the adapter at the ranks that a policy chooses.
 
         An error bound holds for the factors as they will be stored: where rounding breaks it,
@@ -65,25 +69,19 @@ class Survey:
             return _paid(self.at(self._ranks(policy)), policy)
         return self._each_within(policy) if policy.per_module else self._within(policy)
 
-    def at(self, ranks: Ranks) -> Shrunk:
+    def at(self, ranks: Ranks) -> Rewrite:
         """Return the adapter at these ranks."""
-        members = [
-            (module, found, r)
+        ranked = [
+            Ranked(module, r, self.options.target(module, r, ranks.padded), found)
             for unit, r in zip(self.units, ranks.kept, strict=True)
             for module, found in zip(unit.modules, unit.found, strict=True)
         ]
-        targets = tuple(self.options.target(module, r, ranks.padded) for module, _, r in members)
-        manifest = self.adapter.spelled(replace(self.adapter.manifest, modules=targets))
-        jobs = tuple(
-            Rewrite(Job(self.adapter, module, self.options.device), Goal(r, target), found)
-            for (module, found, r), target in zip(members, manifest.modules, strict=True)
-        )
-        return Shrunk(self.adapter, manifest, jobs, self.executor)
+        return planned(self.source, ranked, self.executor, self.options.device, self.finished)
 
-    def table(self) -> list[Offer]:
+    def table(self) -> list[UniformRank]:
         """Return what uniform ranks to choose from would cost, up to the adapter's own.
 
-        Beside each stands what its parameters can do if they are shared out optimally.
+        Beside each stands what its parameters can do if they are allocated optimally.
         """
         offers = []
         top = max(unit.head.r for unit in self.units)
@@ -97,7 +95,7 @@ class Survey:
             error, plan = self._error(ranks), self.at(ranks)
             params = sum(spec.numel for spec in plan.manifest.specs.values())
             allocated = error if runtime else self._error(self._ranks(MaxParams(params)))
-            offers.append(Offer(rank, plan.layout.size, error, min(allocated, error)))
+            offers.append(UniformRank(rank, plan.layout.size, error, min(allocated, error)))
         return offers
 
     def _error(self, ranks: Ranks) -> float:
@@ -124,12 +122,12 @@ class Survey:
             kept = self._refined(policy, views, kept)
         return Ranks(tuple(kept))
 
-    def _within(self, policy: MaxError) -> Shrunk:
+    def _within(self, policy: MaxError) -> Rewrite:
         """Keep a bound on the whole adapter: aim lower by what rounding was seen to add."""
         aim = policy.bound
         for _ in range(ATTEMPTS):
             result = self.at(self._ranks(MaxError(aim)))
-            trial = Report("shrink", rows=_rows(result))
+            trial = Report("rewrite", rows=_rows(result))
             if trial.error <= policy.bound:
                 return result
             rounding = trial.error**2 - trial.optimal_error**2
@@ -139,7 +137,7 @@ class Survey:
             aim = math.sqrt(left)
         raise _lost_to_rounding(policy)
 
-    def _each_within(self, policy: MaxError) -> Shrunk:
+    def _each_within(self, policy: MaxError) -> Rewrite:
         """Keep a bound on every module: raise the ranks of those that rounding put above it."""
         least = [1] * len(self.units)
         for _ in range(max(unit.head.r for unit in self.units)):
@@ -183,11 +181,11 @@ class Survey:
         return [unit.spectrum(self.options, floor) for unit, floor in pairs]
 
 
-def _rows(result: Shrunk) -> list[Row]:
+def _rows(result: Rewrite) -> list[Row]:
     return [change.row for change in result]
 
 
-def _paid(result: Shrunk, policy: RankPolicy) -> Shrunk:
+def _paid(result: Rewrite, policy: RankPolicy) -> Rewrite:
     """Return a result that keeps its budget: a format with one rank for all adds zeros to it."""
     params = sum(spec.numel for spec in result.manifest.specs.values())
     match policy:
@@ -206,3 +204,60 @@ def _lost_to_rounding(policy: MaxError) -> BoundError:
     return BoundError(f"{policy} cannot be kept: rounding to the stored type costs more").hint(
         "Store a wider type (--dtype float32) or allow a larger error."
     )
+
+
+def survey(
+    source: Source,
+    options: Options | None = None,
+    executor: Executor | None = None,
+    *,
+    expect: RankPolicy | None = None,
+) -> Survey:
+    """Find the spectra of an adapter's modules. Reads every factor once.
+
+    Memory holds one r x r matrix per module and the few modules in flight. Where the policy that
+    will be asked for is known to be ``expect``, and tells ranks from headers, modules are written
+    in the same pass; the results are kept if they are small. Raises `NonFiniteError` for NaN and
+    Inf, `PolicyError` for patterns that match nothing, and `UnsupportedError` for what the runtime
+    would refuse.
+    """
+    options, executor = options or Options(), executor or Serial()
+    options.check(source)
+    modules = source.manifest.modules
+    plan = _from_headers(source, options, executor, expect)
+    if plan is None:
+        found = list(executor.map(decompose, jobs(source, options.device)))
+        return Survey(source, options, executor, units(modules, found))
+    pairs = list(executor.map(decompose_and_rewrite, plan.jobs))
+    finished = {
+        job.module.name: (job.target, change)
+        for job, (_, change) in zip(plan.jobs, pairs, strict=True)
+        if job.target and change
+    }
+    return Survey(
+        source, options, executor, units(modules, [found for found, _ in pairs]), finished
+    )
+
+
+def jobs(source: Source, device: str) -> list[Job]:
+    """Return the jobs that find the spectra of a source's modules."""
+    return [
+        Job(source.adapter, source.origins[module.name], module, device)
+        for module in source.manifest.modules
+    ]
+
+
+def _from_headers(
+    source: Source, options: Options, executor: Executor, policy: RankPolicy | None
+) -> Rewrite | None:
+    """Return the rewrite at the ranks that headers tell, if a policy needs no more than those."""
+    if not isinstance(policy, Fixed) or options.runtime:
+        return None
+    ranked = []
+    for module in source.manifest.modules:
+        asked = options.rank_of(module) or policy.rank if options.selects(module) else module.r
+        r = max(min(asked, module.r) // module.groups, 1) * module.groups
+        ranked.append(Ranked(module, r, options.target(module, r)))
+    if sum(each.target.nbytes for each in ranked) > MOST_FINISHED:
+        return None
+    return planned(source, ranked, executor, options.device)

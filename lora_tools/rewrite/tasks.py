@@ -1,0 +1,210 @@
+"""The jobs of a rewrite, one module each: find its spectrum, and write it at another rank."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_tools.adapter import Adapter
+from lora_tools.errors import NonFiniteError
+from lora_tools.files.dtypes import DTYPES
+from lora_tools.formats.finite import broken, damaged, sound
+from lora_tools.formats.manifest import Module
+from lora_tools.linalg.exact import exact, placed
+from lora_tools.linalg.metrics import squared_norm
+from lora_tools.linalg.rescale import bias_error, refactored, rescale
+from lora_tools.linalg.svd import core
+from lora_tools.linalg.tall import Held, Small, hold, padded
+from lora_tools.linalg.truncate import truncate
+from lora_tools.report import Change, Row
+from lora_tools.rewrite.source import Origin
+from lora_tools.scaling import alpha_for
+from lora_tools.shapes import Float
+from lora_tools.update import LowRank, Update, factors
+
+
+class Target(NamedTuple):
+    """What is to become of a module: the rank it keeps, and how it is written."""
+
+    r: int
+    module: Module
+    """Its rank may be larger than ``r``: zeros fill it up."""
+
+
+class Decomposition(NamedTuple):
+    """A module's singular values, and what turns its B into the best B of every lower rank."""
+
+    s: Float[Small, "*stack rank"]
+    left: Float[Small, "*stack rank rank"]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the module adds nothing."""
+        return not bool(self.s.any())
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One module of a rewrite: where it lies, what it is, and what is to become of it.
+
+    Pickled it is an address of less than 4 kB: the decomposition stays behind, and is found again.
+    """
+
+    adapter: Adapter
+    origin: Origin
+    module: Module
+    device: str
+    target: Target | None = None
+    known: Decomposition | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, (self.adapter, self.origin, self.module, self.device, self.target)
+
+
+@exact()
+def decompose(job: Job) -> Decomposition:
+    """Return the spectrum of one module; `NonFiniteError` names the tensor that has none."""
+    return _decomposed(job, *_read(job))
+
+
+@exact()
+def decompose_and_rewrite(job: Job) -> tuple[Decomposition, Change | None]:
+    """Return the spectrum of one module and, unless it is zero, the module at its target."""
+    update, held = _read(job)
+    found = _decomposed(job, update, held)
+    return found, None if found.is_zero else _change(replace(job, known=found), update, held)
+
+
+@exact()
+def rewrite(job: Job) -> Change:
+    """Return the module's update as its target says, with what it cost."""
+    return _change(job, *_read(job))
+
+
+def named(job: Job, why: object) -> NonFiniteError:
+    """Return the error that names what a module is made of and holds NaN or Inf, or says ``why``.
+
+    What it is made of is read once more: a module may be some rows of one in the file, or several.
+    """
+    where, olds = job.adapter.tensors.path, job.origin.modules
+    if keys := [key for old in olds for key in broken(old, job.adapter.update(old))]:
+        return damaged([f"{where}: {' and '.join(keys)}"])
+    return NonFiniteError(f"{where}: {job.module.name}: {why}")
+
+
+def _read(job: Job) -> tuple[Update, Held]:
+    """Read a module's update: into arrays of numpy on the host, into torch's on a device."""
+    host = job.device == "cpu"
+    update = job.origin.update(job.adapter, job.module, on_host=host)
+    if not sound(update):
+        raise named(job, "")
+    if not host:
+        low = factors(update)
+        moved = replace(low, a=placed(low.a, job.device), b=placed(low.b, job.device))
+        update = refactored(update, moved)
+    try:
+        return update, hold(factors(update))
+    except NonFiniteError as error:
+        raise named(job, error) from error
+
+
+def _decomposed(job: Job, update: Update, held: Held) -> Decomposition:
+    try:
+        heart = core(factors(update), held)
+    except NonFiniteError as error:
+        raise named(job, error) from error
+    return Decomposition(heart.s, heart.left)
+
+
+def _change(job: Job, before: Update, held: Held) -> Change:
+    assert job.target is not None
+    (r, target), known, old = job.target, job.known, factors(before)
+    alpha, rslora, dtypes = target.alpha, target.rslora, _dtypes(target)
+    if target.r != r:  # the scale stays, and zeros fill the rank up
+        alpha, rslora = alpha_for(target.scale, r, rslora=False), False
+    try:
+        whole = squared_norm(old) if known is None else float(np.square(known.s).sum())
+    except NonFiniteError as error:
+        raise named(job, error) from error
+    try:
+        if r < job.module.r:
+            known = known or Decomposition(*core(old, held, careful=True)[:2])
+            new, lost = truncate(
+                old,
+                known.s,
+                known.left,
+                r // target.groups,
+                dtypes=dtypes,
+                alpha=alpha,
+                rslora=rslora,
+                held=held,
+            )
+        else:
+            new, lost = rescale(old, dtypes=dtypes, alpha=alpha, rslora=rslora)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{job.adapter.path}: {job.module.name}: {error}").hint(
+            "Store a wider type: --dtype float32 or bfloat16."
+        ) from error
+    after = refactored(before, _filled(new, target))
+    lost += bias_error(before, after)
+    unchanged = new.b is old.b and new.a is old.a
+    return Change(target.name, after, _row(job, job.target, known, whole, lost, unchanged))
+
+
+def _dtypes(target: Module) -> tuple[str, str]:
+    b, a = (str(DTYPES[target.parts[role].spec.dtype].torch) for role in ("b", "a"))
+    return b, a
+
+
+def _filled(update: LowRank, target: Module) -> LowRank:
+    """Fill up to the target's rank with zeros, under its alpha."""
+    more = target.rank - update.rank
+    if not more:
+        return update
+    b, a = padded(update.b, more), padded(update.a.swapaxes(-1, -2), more).swapaxes(-1, -2)
+    return LowRank(a, b, target.alpha, target.rslora, update.groups)
+
+
+def _row(
+    job: Job,
+    target: Target,
+    known: Decomposition | None,
+    whole: float,
+    lost: float,
+    unchanged: bool,
+) -> Row:
+    module, (r, written) = job.module, target
+    tail = None if known is None else known.s[..., r // module.groups :]
+    discarded = 0.0 if tail is None else float(np.square(tail).sum())
+    return Row(
+        module=written.name,
+        key_prefix=written.stem,
+        shape=written.shape,
+        rank_before=module.r,
+        rank_after=r,
+        rank_stored=written.r,
+        scale_before=module.scale,
+        scale=written.scale,
+        alpha=written.alpha,
+        dtype=written.dtype,
+        norm=math.sqrt(whole),
+        energy=1 - discarded / whole if whole else 1.0,
+        error=math.sqrt(lost / whole) if whole else 0.0,
+        optimal_error=math.sqrt(discarded / whole) if whole else 0.0,
+        sigma_max=None if known is None else float(known.s.max()),
+        sigma_discarded=0.0 if tail is None or not tail.size else float(tail.max()),
+        outcome=_outcome(job, target, whole, unchanged),
+    )
+
+
+def _outcome(job: Job, target: Target, whole: float, unchanged: bool) -> str:
+    if not whole and job.known is not None:
+        return "zero"
+    if target.r < job.module.r:
+        return "reduced" if job.known is None else "shrunk"
+    if not job.origin.is_pair:
+        return "refactored"
+    if not unchanged:
+        return "rescaled"
+    return "padded" if target.module.r > target.r else "kept"
