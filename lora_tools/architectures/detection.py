@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 from lora_tools.architectures.families import FAMILIES
@@ -142,26 +143,32 @@ def _covers(
 ) -> dict[str, dict[Candidate, dict[str, str]]]:
     """Return the paths that each family and dialect knows, by the prefix before them."""
     found: dict[str, dict[Candidate, dict[str, str]]] = {}
-    for prefix in _prefixes(families):
+    for prefix, members in _prefixes(families).items():
         flat = prefix.endswith("_")
         for name, size in modules.items():
             if not name.startswith(prefix) or (flat and "." in name):
                 continue
             for candidate, match in everywhere(name[len(prefix) :], families, flat=flat):
-                if match.layout.fits(size) and _within(match, candidate.family):
+                family = candidate.family
+                if family in members and match.layout.fits(size) and _within(match, family):
                     paths = found.setdefault(prefix, {}).setdefault(candidate, {})
                     paths.setdefault(name, match.path)
     return found
 
 
-def _prefixes(families: Iterable[Family]) -> list[str]:
-    """Return everything that may stand before the paths of a model."""
-    found = dict[str, None]()
+@cache
+def _prefixes(families: tuple[Family, ...]) -> dict[str, set[Family]]:
+    """Return everything that may stand before the paths of a model, and the families it may be."""
+    found: dict[str, set[Family]] = {}
+    encoders = {encoder for family in families for encoder in family.encoders}
+    names = {encoder.family for encoder in encoders}
     for family in families:
-        found |= {container.prefix: None for container in family.containers.values()}
-        for encoder in family.encoders:
-            found |= dict.fromkeys(encoder.prefixes)
-    return list(found)
+        prefixes = {container.prefix for container in family.containers.values()}
+        if family.name in names:  # whichever place it has in a pipeline
+            prefixes |= {prefix for encoder in encoders for prefix in encoder.prefixes}
+        for prefix in prefixes:
+            found.setdefault(prefix, set()).add(family)
+    return found
 
 
 def known(path: str, size: Size | None, candidate: Candidate) -> Match | None:
@@ -198,6 +205,6 @@ def _is_likely(
             last[block[0]] = max(block[1], last.get(block[0], 0))
         for ends, widths in family.columns.items():
             fine = match.layout.parts[0].path
-            if size is not None and fine.endswith(tuple(expand(ends))) and size.inp not in widths:
+            if size is not None and fine.endswith(expand(ends)) and size.inp not in widths:
                 return False
     return all(last.get(stack, -1) + 1 in counts for stack, counts in family.blocks.items())

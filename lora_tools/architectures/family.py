@@ -118,7 +118,7 @@ class Family:
         """Return what a fine module is, by its path with ``#`` for numbers.
 
         >>> from lora_tools.architectures.families import family
-        >>> family("llama").role("model.embed_tokens")
+        >>> family("Llama").role("model.embed_tokens")
         'embedding'
         """
         return _roles(self).get(template, "linear")
@@ -141,9 +141,9 @@ def _roles(family: Family) -> dict[str, Role]:
 def _fine(family: Family) -> dict[str, Role | None]:
     """Return every fine path, with its role where a table gives one."""
     found: dict[str, Role | None] = {}
-    for table in (*family.dialects.values(), family.modules):
-        for rule in flat(table):
-            for part in rule.layout.parts:
-                path = part.path.replace("*", "#")
-                found[path] = found.get(path) or rule.layout.role
+    coarse = (rule for dialect in family.dialects for rule in _rules(family, dialect))
+    for rule in (*coarse, *flat(family.modules)):
+        for part in rule.layout.parts:
+            path = part.path.replace("*", "#")
+            found[path] = found.get(path) or rule.layout.role
     return found

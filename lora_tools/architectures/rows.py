@@ -32,7 +32,7 @@ def select(rows: Rows, picks: Rows) -> Rows:
     """Return those of the rows that stand at these positions.
 
     >>> select((range(10, 14), range(0, 4)), (range(1, 8, 2),))
-    (range(11, 15, 2), range(1, 5, 2))
+    (range(11, 14, 2), range(1, 4, 2))
     """
     found = []
     for pick in picks:

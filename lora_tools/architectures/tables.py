@@ -8,6 +8,7 @@ tells apart, or a prefix with the table of what follows it.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.architectures.layout import Halves, Interleaved, Layout, Order, Part, Role
@@ -61,17 +62,18 @@ def same(*paths: str) -> dict[str, str]:
     return {path: path for path in paths}
 
 
-def expand(text: str) -> list[str]:
+@cache
+def expand(text: str) -> tuple[str, ...]:
     """Return what a pattern with braces stands for, as a shell expands it.
 
     >>> expand("to_{q,k}"), expand("{,x.}y")
-    (['to_q', 'to_k'], ['y', 'x.y'])
+    (('to_q', 'to_k'), ('y', 'x.y'))
     """
     found = re.search(r"\{([^{}]*)\}", text)
     if found is None:
-        return [text]
+        return (text,)
     head, tail = text[: found.start()], text[found.end() :]
-    return [each for choice in found[1].split(",") for each in expand(head + choice + tail)]
+    return tuple(each for choice in found[1].split(",") for each in expand(head + choice + tail))
 
 
 def flat(table: Table, before: str = "", fine: str = "") -> Iterator[Rule]:
@@ -81,8 +83,11 @@ def flat(table: Table, before: str = "", fine: str = "") -> Iterator[Rule]:
             for left, right in _pairs(before + key, fine + value[0]):
                 yield from flat(value[1], left, right)
             continue
-        found = [one(value)] if isinstance(value, str) else value
-        for layout in found if isinstance(found, list) else [found]:
+        if isinstance(value, str):
+            for left, right in _pairs(before + key, fine + value):
+                yield Rule(left, Layout((Part(right),)))
+            continue
+        for layout in value if isinstance(value, list) else [value]:
             yield from _rules(before + key, fine, layout)
 
 

@@ -9,7 +9,7 @@ from lora_tools.architectures.index import Candidate, Home, homes
 from lora_tools.architectures.layout import Layout, Numbers, Size, fill
 from lora_tools.architectures.rows import Rows, count, joined, paired
 from lora_tools.architectures.tables import Rule
-from lora_tools.errors import FormatError
+from lora_tools.errors import FormatError, UnsupportedError
 
 
 class Place(NamedTuple):
@@ -114,6 +114,8 @@ def translate(
     if dialect == candidate.dialect:
         return _unchanged(modules, candidate)
     there = candidate._replace(dialect=dialect)
+    if dialect not in (candidate.family.hub, *candidate.family.dialects):
+        raise UnsupportedError(f"{candidate.family.name} has no names that are {dialect}'s")
     found, unmatched = fine(modules, candidate, numbers)
     members: dict[tuple[str, Rule], list[tuple[Fine, Home]]] = {}
     for each in found:

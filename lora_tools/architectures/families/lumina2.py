@@ -39,5 +39,5 @@ LUMINA2 = Family(
     columns={"attn.to_q": (2304,)},
     named="lumina",
     drops={"original": ("norm_final.weight",)},
-    encoders=(Encoder("Gemma", "text_encoder", "gemma2_2b", "lora_te_"),),
+    encoders=(Encoder("Gemma 2", "text_encoder", "gemma2_2b", "lora_te_"),),
 )

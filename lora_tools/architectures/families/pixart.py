@@ -71,5 +71,5 @@ SANA = Family(
     blocks={"transformer_blocks": (20, 28)},
     named="sana",
     drops=DROPS,
-    encoders=(Encoder("Gemma", "text_encoder", "gemma2_2b", "lora_te_"),),
+    encoders=(Encoder("Gemma 2", "text_encoder", "gemma2_2b", "lora_te_"),),
 )
