@@ -56,7 +56,7 @@ class Component:
         """
         named = _named(self.likely, hints) or _named(self.candidates, hints)
         left: dict[Candidate, T | LoraToolsError] = {}
-        for narrowed in (self.candidates, self.likely, named):
+        for narrowed in (self.candidates, self.likely, named, _usual(named or self.candidates)):
             answers = {candidate: _answer(question, candidate) for candidate in narrowed}
             fitting = {c: a for c, a in answers.items() if not isinstance(a, FormatError)}
             left = fitting or answers or left
@@ -77,6 +77,12 @@ def _answer(question: Callable[[Candidate], T], candidate: Candidate) -> T | Lor
         return question(candidate)
     except LoraToolsError as error:
         return error
+
+
+def _usual(candidates: Collection[Candidate]) -> tuple[Candidate, ...]:
+    """Return the candidates of which none is like another."""
+    names = {candidate.family.name for candidate in candidates}
+    return tuple(candidate for candidate in candidates if candidate.family.like not in names)
 
 
 def _named(candidates: Collection[Candidate], hints: Hints) -> tuple[Candidate, ...]:

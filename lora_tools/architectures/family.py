@@ -95,7 +95,9 @@ class Family:
     named: str = ""
     """An expression for the names under which its models are published, in small letters."""
     types: tuple[str, ...] = ()
-    """Its ``model_type`` in transformers."""
+    """Its ``model_type`` in transformers, or its class in diffusers."""
+    like: str = ""
+    """The family that it is taken for where nothing tells them apart. All of its modules do."""
     ids: Mapping[str, str] = field(default_factory=dict)
     """What a dialect's files call the family, as GGUF's ``general.architecture``."""
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """From one dialect of a family to another, through the hub: which rows become which."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lora_tools.architectures.detection import known
@@ -40,21 +40,15 @@ class Target:
 
     path: str
     size: Size
-    layout: Layout
+    layout: Layout = field(compare=False)  # other families' may say more of the same rows
     pieces: tuple[Piece, ...]
+    source: str | None = None
+    """The one module that it is, as it is; None if rows move."""
 
     @property
     def is_whole(self) -> bool:
         """Whether every row comes from somewhere."""
         return sum(count(p.at) for p in self.pieces) == self.size.out * self.size.stack
-
-    @property
-    def source(self) -> str | None:
-        """The one module that it is, as it is; None if rows move."""
-        every = {(p.module, p.member == p.into, p.rows == p.at) for p in self.pieces}
-        modules = {module for module, *_ in every}
-        plain = len(every) == 1 and next(iter(every))[1:] == (True, True)
-        return modules.pop() if plain and self.is_whole else None
 
 
 class Translation(NamedTuple):
@@ -125,7 +119,8 @@ def translate(
         else:
             members.setdefault((home.path, home.rule), []).append((each, home))
     targets = tuple(
-        _target(path, rule.layout, parts, numbers) for (path, rule), parts in members.items()
+        _target(path, rule.layout, parts, numbers, modules)
+        for (path, rule), parts in members.items()
     )
     return Translation(targets, tuple(dict.fromkeys(unmatched)))
 
@@ -139,12 +134,16 @@ def _unchanged(modules: Mapping[str, Size], candidate: Candidate) -> Translation
             continue
         rows = (range(size.out),)
         pieces = (Piece(module, member, rows, member, rows) for member in range(size.stack))
-        targets.append(Target(module, size, match.layout, tuple(pieces)))
+        targets.append(Target(module, size, match.layout, tuple(pieces), module))
     return Translation(tuple(targets), tuple(unmatched))
 
 
 def _target(
-    path: str, layout: Layout, parts: Sequence[tuple[Fine, Home]], numbers: Numbers
+    path: str,
+    layout: Layout,
+    parts: Sequence[tuple[Fine, Home]],
+    numbers: Numbers,
+    modules: Mapping[str, Size],
 ) -> Target:
     widths = {each.size.inp for each, _ in parts}
     if len(widths) > 1:
@@ -168,8 +167,13 @@ def _target(
         for (module, member, into), pairs in runs.items()
         for rows, at in [_sorted(pairs)]
     )
-    stack = 1 + max(piece.into for piece in pieces)
-    return Target(path, Size(out, inp, stack), layout, pieces)
+    size = Size(out, inp, 1 + max(piece.into for piece in pieces))
+    same = all((p.member, p.rows) == (p.into, p.at) == (p.into, (range(out),)) for p in pieces)
+    sources = {piece.module for piece in pieces}
+    source = sources.pop() if same and len(sources) == 1 else None
+    if source is not None and modules[source] != size:
+        source = None
+    return Target(path, size, layout, pieces, source)
 
 
 def _sorted(pairs: Sequence[tuple[range, range]]) -> tuple[Rows, Rows]:

@@ -38,4 +38,6 @@ AURAFLOW = Family(
     },
     blocks={"joint_transformer_blocks": (4,), "single_transformer_blocks": (32,)},
     named="aura[-_]?flow",
+    types=("AuraFlowTransformer2DModel",),
+    like="Flux.1",
 )

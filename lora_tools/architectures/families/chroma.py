@@ -29,5 +29,7 @@ CHROMA = Family(
     },
     blocks={"transformer_blocks": (19,), "single_transformer_blocks": (38,)},
     named="chroma",
+    types=("ChromaTransformer2DModel",),
+    like="Flux.1",
     encoders=(Encoder("T5", "text_encoder", "t5xxl", "lora_te_"),),
 )

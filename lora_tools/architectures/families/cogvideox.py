@@ -35,5 +35,6 @@ COGVIDEOX = Family(
     },
     blocks={"transformer_blocks": (30, 42)},
     named="cogvideo",
+    types=("CogVideoXTransformer3DModel",),
     encoders=(Encoder("T5", "text_encoder", "t5xxl", "lora_te_"),),
 )

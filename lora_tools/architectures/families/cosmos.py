@@ -44,6 +44,7 @@ COSMOS2 = Family(
     },
     blocks={"transformer_blocks": (28, 36)},
     named="cosmos|anima",
+    types=("CosmosTransformer3DModel",),
     drops={"original": ("pos_embedder.seq",)},
     encoders=(Encoder("Qwen3", "text_encoder", "qwen3_06b", "lora_te_"),),
 )

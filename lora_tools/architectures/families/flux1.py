@@ -37,6 +37,7 @@ FLUX1 = Family(
     },
     blocks={"transformer_blocks": (19,), "single_transformer_blocks": (38,)},
     named=r"flux[-_. ]?1|flux(?![-_. ]?[2-9])",
+    types=("FluxTransformer2DModel",),
     encoders=(
         Encoder("CLIP", "text_encoder", "clip_l", "lora_te1_"),
         Encoder("T5", "text_encoder_2", "t5xxl", "lora_te3_"),

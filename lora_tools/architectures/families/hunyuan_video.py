@@ -111,6 +111,8 @@ HUNYUAN_VIDEO = Family(
     },
     blocks={"transformer_blocks": (20,), "single_transformer_blocks": (40,)},
     named="hunyuan[-_]?video(?!-?1.5)",
+    types=("HunyuanVideoTransformer3DModel",),
+    like="Flux.1",
     encoders=(
         Encoder("Llama", "text_encoder", "llama", "lora_te1_"),
         Encoder("CLIP", "text_encoder_2", "clip_l", "lora_te2_"),
@@ -157,4 +159,6 @@ HUNYUAN_VIDEO_15 = Family(
     },
     blocks={"transformer_blocks": (54,)},
     named="hunyuan[-_]?video-?1.5",
+    types=("HunyuanVideo15Transformer3DModel",),
+    like="Flux.1",
 )

@@ -41,4 +41,5 @@ KREA2 = Family(
     },
     blocks={"transformer_blocks": (28,)},
     named=r"krea[-_. ]?2",
+    types=("Krea2Transformer2DModel",),
 )

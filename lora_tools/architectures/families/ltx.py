@@ -42,6 +42,7 @@ LTX = Family(
     },
     blocks={"transformer_blocks": (28, 48)},
     named=r"ltx(?![-_.]?(video-)?2)",
+    types=("LTXVideoTransformer3DModel",),
     encoders=(Encoder("T5", "text_encoder", "t5xxl", "lora_te_"),),
 )
 LTX2 = Family(
@@ -79,4 +80,5 @@ LTX2 = Family(
     },
     blocks={"transformer_blocks": (48,)},
     named=r"ltx[-_.]?(video-)?2",
+    types=("LTX2VideoTransformer3DModel",),
 )

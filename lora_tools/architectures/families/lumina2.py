@@ -38,6 +38,7 @@ LUMINA2 = Family(
     blocks={"layers": (26,), "noise_refiner": (2,), "context_refiner": (2,)},
     columns={"attn.to_q": (2304,)},
     named="lumina",
+    types=("Lumina2Transformer2DModel",),
     drops={"original": ("norm_final.weight",)},
     encoders=(Encoder("Gemma 2", "text_encoder", "gemma2_2b", "lora_te_"),),
 )

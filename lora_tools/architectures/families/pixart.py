@@ -43,6 +43,7 @@ PIXART = Family(
     },
     blocks={"transformer_blocks": (28,)},
     named="pixart",
+    types=("PixArtTransformer2DModel",),
     drops=DROPS,
     encoders=(Encoder("T5", "text_encoder", "t5xxl", "lora_te_"),),
 )
@@ -70,6 +71,7 @@ SANA = Family(
     },
     blocks={"transformer_blocks": (20, 28)},
     named="sana",
+    types=("SanaTransformer2DModel",),
     drops=DROPS,
     encoders=(Encoder("Gemma 2", "text_encoder", "gemma2_2b", "lora_te_"),),
 )

@@ -22,5 +22,6 @@ QWEN_IMAGE = Family(
     },
     blocks={"transformer_blocks": (60,)},
     named="qwen[-_]?image",
+    types=("QwenImageTransformer2DModel",),
     encoders=(Encoder("Qwen2", "text_encoder", "qwen25_7b", "lora_te_"),),
 )

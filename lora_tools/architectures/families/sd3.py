@@ -41,6 +41,7 @@ SD3 = Family(
     },
     blocks={"transformer_blocks": (24, 38)},
     named=r"stable-diffusion-3|sd[-_]?3",
+    types=("SD3Transformer2DModel",),
     encoders=(
         Encoder("CLIP", "text_encoder", "clip_l", "lora_te1_"),
         Encoder("CLIP", "text_encoder_2", "clip_g", "lora_te2_"),

@@ -42,5 +42,6 @@ WAN = Family(
     },
     blocks={"blocks": (30, 40)},
     named="wan",
+    types=("WanTransformer3DModel",),
     encoders=(Encoder("T5", "text_encoder", "umt5xxl", "lora_te_"),),
 )

@@ -31,6 +31,7 @@ Z_IMAGE = Family(
     blocks={"layers": (30,), "noise_refiner": (2,), "context_refiner": (2,)},
     columns={"attention.to_q": (3840,)},
     named="z[-_]?image",
+    types=("ZImageTransformer2DModel",),
     drops={"comfyui": ("norm_final.weight",)},
     encoders=(Encoder("Qwen3", "text_encoder", "qwen3_4b", "lora_te_"),),
 )

@@ -15,7 +15,7 @@ from lora_tools.update import factors
 def measured(of: Translated, engine: Engine) -> Translated:
     """Return a translated adapter at the ranks that its split and stacked updates have."""
     modules = of.manifest.modules
-    open_ = [m for m in modules if of.origins[m.name].rows or of.origins[m.name].starts]
+    open_ = [m for m in modules if of.origins[m.name].is_moved]
     found = dict(engine.map(_measure, [Measurement(of, module) for module in open_]))
     at_rank = tuple(
         replace(
@@ -50,7 +50,7 @@ def _measure(job: Measurement) -> tuple[str, Rank]:
     module = job.module
     update = factors(job.of.update(module))
     least = update.rank
-    several = bool(job.of.origins[module.name].starts) and least > max(
+    several = bool(job.of.origins[module.name].places) and least > max(
         m.rank for m in job.of.origins[module.name].modules
     )
     if several or least > min(module.out, module.inp):

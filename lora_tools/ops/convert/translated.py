@@ -23,15 +23,20 @@ class Origin(NamedTuple):
 
     modules: tuple[Module, ...]
     """As the source describes them."""
-    rows: Rows | None = None
-    """Ranges of the rows of the only module's B that the target has; None: all."""
-    starts: tuple[int, ...] = ()
-    """The rows from which on each module stands, where several are stacked."""
+    rows: tuple[Rows | None, ...] = (None,)
+    """The rows of each module's B that the target has; None: all."""
+    places: tuple[Rows, ...] = ()
+    """The target's rows that they are, where those of one module are not all of them in order."""
 
     @property
     def is_pair(self) -> bool:
         """Whether its factors are in the file, not made of other tensors."""
         return all(module.is_pair for module in self.modules)
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether it is made of some rows of modules, or of several."""
+        return bool(self.places) or self.rows != (None,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,12 @@ class Translated:
     def update(self, module: Module, *, on_host: bool = True) -> Update:
         """Return a module's update, exactly that of the source."""
         origin = self.origins[module.name]
-        updates = [_kept(self.source.update(m, on_host=on_host), module) for m in origin.modules]
-        if origin.starts:
-            return upon(updates, origin.starts, module.out)
-        (update,) = updates
-        return update if origin.rows is None else of_rows(update, origin.rows)
+        updates = [
+            update if rows is None else of_rows(update, rows)
+            for m, rows in zip(origin.modules, origin.rows, strict=True)
+            for update in [_kept(self.source.update(m, on_host=on_host), module)]
+        ]
+        return upon(updates, origin.places, module.out) if origin.places else updates[0]
 
     def spelled(self, manifest: Manifest) -> Manifest:
         """Return a manifest of its modules as the target writes it."""
