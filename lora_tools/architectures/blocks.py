@@ -1,5 +1,7 @@
 """Pieces of tables that several families share."""
 
+from fractions import Fraction
+
 from lora_tools.architectures.tables import Table, being, norm, one, rows, same
 
 # ---- diffusion transformers: authors' names to diffusers'
@@ -19,11 +21,14 @@ FLUX_ATTENTION: Table = {
 
 FLUX_MLP: Table = {
     "{img,txt}_mlp.0": one("{ff,ff_context}.net.0.proj", ratio=4),
-    "{img,txt}_mlp.2": "{ff,ff_context}.net.2",
+    "{img,txt}_mlp.2": one("{ff,ff_context}.net.2", ratio=Fraction(1, 4)),
 }
 
 SINGLE = rows("attn.to_{q,k,v}", "proj_mlp", shares="in in in 1", ratio=7)
 """Queries, keys, values and the MLP's input of a block with one stream."""
+
+SINGLE_OUT = one("proj_out", ratio=Fraction(1, 5))
+"""What comes out of it, of attention and MLP together."""
 
 SINGLE_NORMS: Table = {"norm.{query,key}_norm": norm("attn.norm_{q,k}", "scale")}
 

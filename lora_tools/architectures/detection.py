@@ -33,19 +33,32 @@ class Component:
     """The modules of an adapter that stand behind one prefix, and what knows the most of them."""
 
     prefix: str
-    candidates: tuple[Candidate, ...]
-    """Families and dialects that know these modules, and no others more of them."""
-    likely: tuple[Candidate, ...]
+    paths: Mapping[Candidate, Mapping[str, str]]
+    """Families and dialects that know these modules, no others more of them: each one's paths."""
+    likely: tuple[Candidate, ...] = ()
     """Those whose published models have as many blocks and columns as these modules show."""
-    modules: Mapping[str, str]
-    """Names that are known, and their paths."""
     unmatched: tuple[str, ...] = ()
     """Names behind the same prefix that these families do not have."""
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The families, each in a dialect, that it may be of."""
+        return tuple(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that are known."""
+        return tuple(next(iter(self.paths.values()), {}))
 
     @property
     def is_whole(self) -> bool:
         """Whether every module behind the prefix is known."""
         return bool(self.candidates) and not self.unmatched
+
+    def among(self, kept: Callable[[Candidate], bool]) -> "Component":
+        """Return the component with only some of its candidates."""
+        paths = {candidate: each for candidate, each in self.paths.items() if kept(candidate)}
+        return Component(self.prefix, paths, tuple(filter(kept, self.likely)), self.unmatched)
 
     def decide(self, question: Callable[[Candidate], T], hints: Hints = NO_HINTS) -> T:
         """Return the answer that all candidates give, or those that the base model leaves.
@@ -67,7 +80,7 @@ class Component:
                 return first
         names = dict.fromkeys(candidate.family.name for candidate in left)
         raise UnsupportedError(
-            f"{some(self.modules, 2)}: these names are those of {' and of '.join(names)}, which"
+            f"{some(self.names, 2)}: these names are those of {' and of '.join(names)}, which"
             " lay them out differently"
         ).hint("Name the base model.")
 
@@ -116,19 +129,19 @@ def _components(left: dict[str, Size | None], families: tuple[Family, ...]) -> I
             for candidate, names in known.items()
         }
         if not sizes:
-            yield Component("", (), (), {}, tuple(left))
+            yield Component("", {}, unmatched=tuple(left))
             return
         # Of equal covers the longest prefix: what it leaves are paths, not paths behind a word.
         prefix, first = max(sizes, key=lambda pair: (sizes[pair], len(pair[0])))
         paths = covers[prefix][first]
-        best = [c for c, others in covers[prefix].items() if others.keys() == paths.keys()]
+        best = {c: own for c, own in covers[prefix].items() if own.keys() == paths.keys()}
         behind = [name for name in left if name.startswith(prefix)]
         if not prefix:  # where nothing stands before the paths, what is behind another prefix
             others = tuple(p for p, known in covers.items() if p and known)
             behind = [name for name in behind if not name.startswith(others)]
         unmatched = tuple(name for name in behind if name not in paths)
-        likely = tuple(c for c in best if _is_likely(c, covers[prefix][c], left))
-        yield Component(prefix, tuple(best), likely, paths, unmatched)
+        likely = tuple(c for c, own in best.items() if _is_likely(c, own, left))
+        yield Component(prefix, best, likely, unmatched)
         gone = {*paths, *unmatched}
         left = {name: size for name, size in left.items() if name not in gone}
         covers = {prefix: _without(known, gone) for prefix, known in covers.items()}

@@ -8,6 +8,7 @@ shared. Everything here is arithmetic on row numbers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, NamedTuple, TypeAlias, assert_never
 
 from lora_tools.architectures.rows import Rows, count, joined, select
@@ -59,7 +60,7 @@ class Layout:
     parts: tuple[Part, ...]
     groups: str = ""
     """How often the parts take turns: a number, the name of one, or ``rows`` for every row."""
-    ratio: int | None = None
+    ratio: Fraction | int | None = None
     """Rows per column of the whole: what has another number of rows is not this module."""
     stacked: bool = False
     """Whether the tensor has a leading axis with one matrix per number at ``*``."""
@@ -89,7 +90,7 @@ class Layout:
         Raises `UnsupportedError` if that takes a number that is not known.
         """
         if self.ratio is not None:
-            return self.ratio * inp
+            return int(self.ratio * inp)
         if len(known) == len(self.parts):
             return sum(known.values())
         fixed, shares = self._shares(inp, numbers)

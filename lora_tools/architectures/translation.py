@@ -1,7 +1,7 @@
 """From one dialect of a family to another, through the hub: which rows become which."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lora_tools.architectures.detection import known
@@ -44,6 +44,11 @@ class Target:
     pieces: tuple[Piece, ...]
     source: str | None = None
     """The one module that it is, as it is; None if rows move."""
+
+    def renamed(self, names: Mapping[str, str]) -> "Target":
+        """Return the target with the source's modules under other names."""
+        pieces = tuple(piece._replace(module=names[piece.module]) for piece in self.pieces)
+        return replace(self, pieces=pieces, source=self.source and names[self.source])
 
     @property
     def is_whole(self) -> bool:

@@ -54,10 +54,10 @@ def test_real_files_are_of_their_family_or_of_one_that_maps_them_alike(name):
     found = detect(dict.fromkeys(names))
     assert {c.prefix: {x.family.name for x in c.candidates} for c in found} == LISTS[name]
     assert all(component.is_whole for component in found)
-    assert sum(len(component.modules) for component in found) == len(names)
+    assert sum(len(component.names) for component in found) == len(names)
     for component in found:  # the tie does not matter: dots come back the same
-        paths = component.decide(lambda c, component=component: sorted(component.modules.values()))
-        assert len(set(paths)) == len(component.modules)
+        paths = component.decide(lambda c, component=component: component.paths[c])
+        assert len(set(paths.values())) == len(component.names)
 
 
 def test_a_real_file_of_three_layers_leaves_its_family_open():
@@ -65,17 +65,17 @@ def test_a_real_file_of_three_layers_leaves_its_family_open():
     (found,) = detect(dict.fromkeys(names_of("qwen_image_lora_diffusers"), Size(3072, 3072)))
     names = {candidate.family.name for candidate in found.candidates}
     assert {"Qwen-Image", "Flux.1", "Stable Diffusion 3"} <= names
-    assert found.decide(lambda c: set(found.modules.values())) == set(found.modules)
+    assert set(found.decide(lambda c: found.paths[c])) == set(found.names)
 
     def question(candidate):
-        sizes = dict.fromkeys(found.modules.values(), Size(3072, 3072))
+        sizes = dict.fromkeys(found.names, Size(3072, 3072))
         there = candidate.family.dialect("kohya")
         return [target.path for target in translate(sizes, candidate, there, {}).targets]
 
     with pytest.raises(UnsupportedError, match=r"Flux\.1 and of Flux\.2") as error:
         found.decide(question)
     assert "Name the base model." in error.value.__notes__
-    assert found.decide(question, Hints("Qwen/Qwen-Image")) == [*found.modules]
+    assert found.decide(question, Hints("Qwen/Qwen-Image")) == [*found.names]
     fused = found.decide(question, Hints("black-forest-labs/FLUX.1-dev"))
     assert fused == ["double_blocks.0.img_attn.qkv", "double_blocks.1.img_attn.qkv"]
 
@@ -99,13 +99,15 @@ ONLY = ["double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "single_block
 @pytest.mark.parametrize(("ratio", "names"), [(7, FLUX), (9, {"Flux.2"})])
 @pytest.mark.parametrize("before", ["", "diffusion_model.", "lora_unet_"])
 def test_rows_per_column_tell_flux_2_from_flux_1(before, ratio, names):
-    sizes = (Size(36, 12), Size(ratio * 12, 12), Size(12, 60))
+    sizes = (Size(36, 12), Size(ratio * 12, 12), Size(12, {7: 60, 9: 48}[ratio]))
     paths = [path.replace(".", "_") if before.endswith("_") else path for path in ONLY]
     modules = dict(zip((before + path for path in paths), sizes, strict=True))
     (found,) = detect(modules)
     assert {candidate.family.name for candidate in found.candidates} == names
     assert found.is_whole
-    assert list(found.modules.values()) == ONLY
+    fluxes = [own for c, own in found.paths.items() if c.family.name.startswith("Flux")]
+    assert fluxes
+    assert all(list(own.values()) == ONLY for own in fluxes)
 
 
 def test_rows_that_no_family_has_leave_a_module_unmatched():
@@ -168,7 +170,7 @@ def test_components_are_decided_each_by_itself():
     found = {c.prefix: c for c in detect(dict.fromkeys(modules))}
     assert found.keys() == {"transformer.", "text_encoder.", "text_encoder_2.", ""}
     assert {c.family.name for c in found["text_encoder_2."].candidates} == {"T5"}
-    assert found[""] == Component("", (), (), {}, ("somebodys.own",))
+    assert found[""] == Component("", {}, unmatched=("somebodys.own",))
 
 
 def test_what_a_family_lacks_behind_a_prefix_is_no_other_familys():
@@ -215,7 +217,7 @@ def test_a_number_that_only_some_candidates_need_is_asked_for():
 
 
 def test_a_candidate_whose_rows_do_not_divide_is_none():
-    found = Component("", tuple(Candidate(f, f.hub) for f in FAMILIES[:3]), (), {"x": "x"})
+    found = Component("", {Candidate(f, f.hub): {"x": "x"} for f in FAMILIES[:3]})
 
     def question(candidate):
         if candidate.family is FAMILIES[0]:
@@ -223,6 +225,17 @@ def test_a_candidate_whose_rows_do_not_divide_is_none():
         raise FormatError("rows")
 
     assert found.decide(question) == "right"
+
+
+def test_each_candidate_has_its_own_dots():
+    """HunyuanVideo's img_attn_qkv reads as Flux's img_attn.qkv where the dots are lost."""
+    (found,) = detect({"lora_unet_double_blocks_0_img_attn_qkv": Size(36, 12)})
+    paths = {str(c): [*own.values()] for c, own in found.paths.items()}
+    assert paths["HunyuanVideo (original)"] == ["double_blocks.0.img_attn_qkv"]
+    assert paths["Flux.1 (original)"] == ["double_blocks.0.img_attn.qkv"]
+    names = ["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_double_blocks_0_img_mlp_fc1"]
+    (found,) = detect(dict.fromkeys(names))
+    assert {c.family.name for c in found.candidates} == {"HunyuanVideo"}
 
 
 # A family of nobody's, in the words that every file of families/ has.
@@ -253,8 +266,9 @@ def test_a_family_of_nobodys_has_everything_by_its_table():
     assert not detect(flat)[0].candidates
     (found,) = detect(flat, families)
     assert [str(candidate) for candidate in found.candidates] == ["Made-up (original)"]
-    assert list(found.modules.values()) == ["trunk.3.qkv", "trunk.3.in_b"]  # dots come back
-    sizes = {found.modules[name]: size for name, size in flat.items()}
+    (paths,) = found.paths.values()
+    assert list(paths.values()) == ["trunk.3.qkv", "trunk.3.in_b"]  # dots come back
+    sizes = {paths[name]: size for name, size in flat.items()}
     numbers = {"heads": 2}
     split = translate(sizes, found.candidates[0], MADE_UP.dialect("diffusers"), numbers)
     fine = {target.path: target.size for target in split.targets}

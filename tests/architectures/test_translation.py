@@ -14,7 +14,7 @@ from lora_tools.architectures.translation import translate
 from lora_tools.errors import FormatError, UnsupportedError
 
 NUMBERS = {"heads": 4, "kv_heads": 2}
-INP, RANK = 16, 3
+INP, RANK = 60, 3  # columns of which a third, a fourth and a fifth are whole
 PAIRS = [(known, dialect) for known in FAMILIES for dialect in known.dialects]
 
 
@@ -25,7 +25,7 @@ def named(pair):
 def size_for(layout, unit=8):
     """Return a size that a module of this layout may have."""
     if layout.ratio is not None:
-        out = layout.ratio * INP
+        out = int(layout.ratio * INP)
     else:
         shares = [part.share for part in layout.parts]
         weights = [int(s) if s.isdigit() else NUMBERS.get(s, 0) for s in shares]

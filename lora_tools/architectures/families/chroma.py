@@ -1,6 +1,12 @@
 """Chroma: Flux.1 without modulation, which one network guides instead."""
 
-from lora_tools.architectures.blocks import FLUX_ATTENTION, FLUX_MLP, SINGLE, SINGLE_NORMS
+from lora_tools.architectures.blocks import (
+    FLUX_ATTENTION,
+    FLUX_MLP,
+    SINGLE,
+    SINGLE_NORMS,
+    SINGLE_OUT,
+)
 from lora_tools.architectures.family import DIT, Encoder, Family
 from lora_tools.architectures.tables import Table, norm, same
 
@@ -22,7 +28,7 @@ CHROMA = Family(
             "double_blocks.#.": ("transformer_blocks.#.", {**FLUX_ATTENTION, **FLUX_MLP}),
             "single_blocks.#.": (
                 "single_transformer_blocks.#.",
-                {**SINGLE_NORMS, "linear1": SINGLE, "linear2": "proj_out"},
+                {**SINGLE_NORMS, "linear1": SINGLE, "linear2": SINGLE_OUT},
             ),
             "final_layer.linear": "proj_out",
         }

@@ -1,6 +1,13 @@
 """Flux.1: dev, schnell, Kontext, Fill, Canny, Depth, Krea."""
 
-from lora_tools.architectures.blocks import FLUX_ATTENTION, FLUX_MLP, SINGLE, SINGLE_NORMS, TIME
+from lora_tools.architectures.blocks import (
+    FLUX_ATTENTION,
+    FLUX_MLP,
+    SINGLE,
+    SINGLE_NORMS,
+    SINGLE_OUT,
+    TIME,
+)
 from lora_tools.architectures.family import DIT, Encoder, Family
 from lora_tools.architectures.tables import halves, one
 
@@ -27,7 +34,7 @@ FLUX1 = Family(
                 {
                     **SINGLE_NORMS,
                     "linear1": SINGLE,
-                    "linear2": "proj_out",
+                    "linear2": SINGLE_OUT,
                     "modulation.lin": one("norm.linear", ratio=3),
                 },
             ),

@@ -1,5 +1,7 @@
 """Flux.2: dev, klein 9B and 4B. It shares Flux.1's original names, not its layouts."""
 
+from fractions import Fraction
+
 from lora_tools.architectures.blocks import FLUX_ATTENTION, SINGLE_NORMS
 from lora_tools.architectures.family import DIT, Encoder, Family
 from lora_tools.architectures.tables import halves, one
@@ -27,7 +29,7 @@ FLUX2 = Family(
                 {
                     **FLUX_ATTENTION,
                     "{img,txt}_mlp.0": one("{ff,ff_context}.linear_in", ratio=6),
-                    "{img,txt}_mlp.2": "{ff,ff_context}.linear_out",
+                    "{img,txt}_mlp.2": one("{ff,ff_context}.linear_out", ratio=Fraction(1, 3)),
                 },
             ),
             "single_blocks.#.": (
@@ -35,7 +37,7 @@ FLUX2 = Family(
                 {
                     **SINGLE_NORMS,
                     "linear1": one("attn.to_qkv_mlp_proj", ratio=9),
-                    "linear2": "attn.to_out",
+                    "linear2": one("attn.to_out", ratio=Fraction(1, 4)),
                 },
             ),
             "final_layer.linear": "proj_out",

@@ -7,6 +7,7 @@ from lora_tools.architectures.blocks import (
     QKV,
     SINGLE,
     SINGLE_NORMS,
+    SINGLE_OUT,
 )
 from lora_tools.architectures.family import DIT, Container, Encoder, Family
 from lora_tools.architectures.tables import Table, halves, norm, one
@@ -83,7 +84,7 @@ HUNYUAN_VIDEO = Family(
                 "single_transformer_blocks.#.",
                 {
                     "linear1": SINGLE,
-                    "linear2": "proj_out",
+                    "linear2": SINGLE_OUT,
                     "{q,k}_norm": norm("attn.norm_{q,k}"),
                     "modulation.linear": one("norm.linear", ratio=3),
                 },
@@ -102,7 +103,7 @@ HUNYUAN_VIDEO = Family(
                 {
                     **SINGLE_NORMS,
                     "linear1": SINGLE,
-                    "linear2": "proj_out",
+                    "linear2": SINGLE_OUT,
                     "modulation.lin": one("norm.linear", ratio=3),
                 },
             ),

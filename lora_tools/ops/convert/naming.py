@@ -83,6 +83,7 @@ def _translated(manifest: Manifest, format: Format) -> Iterator[Step]:
         for step in _component(component, manifest, modules, container)
     ]
     order = {name: number for number, name in enumerate(modules)}
+    assert {old.name for step in found for old in step.olds} == order.keys(), "modules are lost"
     # In the order of the file, and fused layers behind the others, as their parts may lie apart.
     found.sort(key=lambda step: (bool(step.places), min(order[old.name] for old in step.olds)))
     yield from found
@@ -92,33 +93,34 @@ def _component(
     component: Component, manifest: Manifest, modules: Mapping[str, Module], container: str
 ) -> Iterator[Step]:
     """Yield the steps of the modules behind one prefix, as the container has their family."""
-    untouched = [modules[name] for name in (*component.modules, *component.unmatched)]
-    candidates = [c for c in component.candidates if container in c.family.containers]
-    if not candidates:  # a text encoder, or a model that no table has
-        yield from (Step(module, (module,)) for module in untouched)
+    every = (*component.names, *component.unmatched)
+    component = component.among(lambda candidate: container in candidate.family.containers)
+    if not component.candidates:  # a text encoder, or a model that no table has
+        yield from (Step(modules[name], (modules[name],)) for name in every)
         return
-    paths = {path: modules[name] for name, path in component.modules.items()}
-    sizes = {path: Size(module.out, module.inp) for path, module in paths.items()}
     numbers = numbers_of(manifest.base)
 
     def question(candidate: Candidate) -> tuple[str, tuple[Target, ...], tuple[str, ...]]:
-        dialect = candidate.family.dialect(container, candidate.dialect)
+        family, paths = candidate.family, component.paths[candidate]
+        names = {path: name for name, path in paths.items()}
+        sizes = {path: Size(modules[name].out, modules[name].inp) for path, name in names.items()}
+        dialect = family.dialect(container, candidate.dialect)
         found = translate(sizes, candidate, dialect, numbers)
-        own = dialect == candidate.family.hub
-        before = candidate.family.containers["diffusers"].prefix if own else NATIVE
-        return before, found.targets, found.unmatched
+        before = family.containers["diffusers"].prefix if dialect == family.hub else NATIVE
+        targets = tuple(target.renamed(names) for target in found.targets)
+        return before, targets, tuple(names[path] for path in found.unmatched)
 
-    asked = replace(component, candidates=tuple(candidates))
-    before, targets, unmatched = asked.decide(question, hints_of(manifest))
-    moved = any(target.source != target.path for target in targets)
-    if moved and (strange := (*component.unmatched, *(paths[path].name for path in unmatched))):
+    before, targets, unmatched = component.decide(question, hints_of(manifest))
+    strange = (*component.unmatched, *unmatched)
+    moved = any(f"{before}{target.path}" != target.source for target in targets)
+    if strange and moved:
         raise UnsupportedError(
-            f"{some(strange)}: {candidates[0].family.name}, whose names the others are, has no such"
-            " module of this shape"
+            f"{some(strange)}: {component.candidates[0].family.name}, whose names the others are,"
+            " has no such module of this shape"
         )
     for target in targets:
-        yield _step(f"{before}{target.path}", target, paths)
-    yield from (Step(modules[name], (modules[name],)) for name in component.unmatched)
+        yield _step(f"{before}{target.path}", target, modules)
+    yield from (Step(modules[name], (modules[name],)) for name in strange)
 
 
 def hints_of(manifest: Manifest) -> Hints:
@@ -130,13 +132,13 @@ def hints_of(manifest: Manifest) -> Hints:
     return Hints(" ".join(filter(None, said)), str(kind))
 
 
-def _step(name: str, target: Target, paths: Mapping[str, Module]) -> Step:
+def _step(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
     if target.source is not None:
-        module = paths[target.source]
+        module = modules[target.source]
         return Step(replace(module, name=name), (module,))
     if len(target.pieces) == 1 and target.is_whole:
-        return _part(paths[target.pieces[0].module], name, target.pieces[0], target.size.out)
-    return _fused(name, target, paths)
+        return _part(modules[target.pieces[0].module], name, target.pieces[0], target.size.out)
+    return _fused(name, target, modules)
 
 
 def _part(module: Module, name: str, piece: Piece, out: int) -> Step:
@@ -153,9 +155,9 @@ def _part(module: Module, name: str, piece: Piece, out: int) -> Step:
     return Step(new, (module,), (piece.rows,), (piece.at,))
 
 
-def _fused(name: str, target: Target, paths: Mapping[str, Module]) -> Step:
+def _fused(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
     """Return the step to a fused layer, whose parts the adapter need not all have."""
-    olds = tuple(paths[piece.module] for piece in target.pieces)
+    olds = tuple(modules[piece.module] for piece in target.pieces)
     for module in olds:
         _check(module, "fused", BY_ROW[:1])
     rank = sum(module.rank for module in olds)
