@@ -251,3 +251,41 @@ def test_names_of_tensors_may_differ():
     again = converted(apart, known, "transformers", "openclip")
     assert again.keys() == fused.keys()
     assert all(np.array_equal(again[key], array) for key, array in fused.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("final_layer.adaLN_modulation.1", Size(9, 8), "9 rows are not two halves"),
+        ("mixins.adaln_layer.adaLN_modulations.3.1", Size(9, 8), "9 rows are not those of"),
+    ],
+)
+def test_rows_that_do_not_divide_are_refused(name, size, said):
+    known = family("CogVideoX" if name.startswith("mixins") else "Flux.1")
+    with pytest.raises(FormatError, match=said):
+        translate({name: size}, Candidate(known, "original"), "diffusers", {})
+
+
+# As sd-scripts, and files of both models, have them.
+UNETS = [
+    ("XL", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "input_blocks.4.1."),
+    ("XL", "up_blocks.0.attentions.2.transformer_blocks.9.ff.net.2", "output_blocks.2.1."),
+    ("XL", "up_blocks.0.upsamplers.0.conv", "output_blocks.2.2.conv"),
+    ("XL", "add_embedding.linear_2", "label_emb.0.2"),
+    ("1 and 2", "down_blocks.3.resnets.1.conv1", "input_blocks.11.0.in_layers.2"),
+    ("1 and 2", "up_blocks.0.upsamplers.0.conv", "output_blocks.2.1.conv"),
+    ("1 and 2", "up_blocks.1.upsamplers.0.conv", "output_blocks.5.2.conv"),
+    ("1 and 2", "down_blocks.0.downsamplers.0.conv", "input_blocks.3.0.op"),
+    ("1 and 2", "mid_block.resnets.1.time_emb_proj", "middle_block.2.emb_layers.1"),
+    ("1 and 2", "conv_in", "input_blocks.0.0"),
+]
+
+
+@pytest.mark.parametrize(("name", "ours", "theirs"), UNETS)
+def test_known_pairs_of_a_unets_names(name, ours, theirs):
+    known = family(f"Stable Diffusion {name}")
+    (there,) = translate({ours: Size(8, 8)}, Candidate(known, "diffusers"), "original", {}).targets
+    assert there.path.startswith(theirs)
+    here = Candidate(known, "original")
+    (back,) = translate({there.path: Size(8, 8)}, here, "diffusers", {}).targets
+    assert back.path == ours

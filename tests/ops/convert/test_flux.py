@@ -10,8 +10,7 @@ from reference import deltas, relative_error
 from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
-from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.formats.flux import heights, is_flux, pieces, place
+from lora_tools.errors import UnsupportedError
 from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Fixed
 from lora_tools.ops.convert import convert, translate
@@ -238,37 +237,28 @@ def test_biases_go_with_their_rows(tmp_path):
     )
 
 
-def test_every_layer_has_its_place():
-    for block in ("double", "single"):
-        names = {"double": ["img_attn.qkv", "txt_attn.qkv", "img_mlp.2", "txt_mod.lin"]}
-        for path in names.get(block, ["linear1", "linear2", "modulation.lin"]):
-            path = f"{block}_blocks.2.{path}"
-            height = {"qkv": 36, "linear1": 84}.get(path.rpartition(".")[2], 12)
-            found = [place(piece.path) for piece in pieces(path, height, WIDE)]
-            assert {each.path for each in found} == {path}
-            parts = [each.part for each in found]
-            assert parts == ([None] if len(parts) == 1 else list(range(len(parts))))
+ALONE = {"transformer_blocks.0.attn.to_q": WIDE}
 
 
-@pytest.mark.parametrize(
-    ("paths", "base", "flux"),
-    [
-        (["transformer_blocks.0.attn.to_q"], None, False),  # Qwen-Image's, too
-        (["transformer_blocks.0.attn.to_q"], "black-forest-labs/FLUX.1-dev", True),
-        (["single_transformer_blocks.0.attn.to_q"], None, True),
-        (["single_transformer_blocks.39.attn.to_q"], None, False),  # HunyuanVideo's
-        (["single_transformer_blocks.0.attn.to_qkv_mlp_proj"], None, False),  # Flux 2's
-        (["single_transformer_blocks.0.attn.to_q", "x_embedder"], None, True),
-    ],
-)
-def test_flux_is_told_from_its_namesakes(paths, base, flux):
-    assert is_flux(paths, base) is flux
+def test_names_that_many_families_share_need_the_base_model(tmp_path):
+    """Qwen-Image has this layer, too, and no fused one to put it into."""
+    with pytest.raises(UnsupportedError, match=r"Flux\.1.* and of Qwen-Image") as error:
+        convert(read(peft(tmp_path / "x", ALONE)), format_named("kohya"))
+    assert "Name the base model." in "".join(error.value.__notes__)
+    base = {"base_model_name_or_path": "black-forest-labs/FLUX.1-dev"}
+    plan = convert(read(peft(tmp_path / "flux", ALONE, **base)), format_named("kohya"))
+    assert [job.target.stem for job in plan.jobs] == ["lora_unet_double_blocks_0_img_attn_qkv"]
 
 
-def test_layers_that_cannot_be_stacked_are_refused():
-    with pytest.raises(FormatError, match=r"rows cannot be stacked"):
-        heights("double_blocks.0.img_attn.qkv", {0: 12, 1: 8}, 12)
-    assert heights("single_blocks.0.linear1", {3: 20}, 12) == [12, 12, 12, 20]
+@pytest.mark.parametrize("path", ["attn.to_q", "proj_mlp", "norm.linear"])
+def test_a_block_of_one_stream_is_taken_for_fluxs(path, tmp_path):
+    """Chroma and HunyuanVideo have it; whole adapters of theirs show more than Flux has."""
+    outs = {"attn.to_q": WIDE, "proj_mlp": 4 * WIDE, "norm.linear": 3 * WIDE}
+    layers = {f"single_transformer_blocks.0.{path}": outs[path], "x_embedder": WIDE}
+    plan = convert(read(peft(tmp_path / "x", layers)), format_named("kohya"))
+    stems = {job.target.stem for job in plan.jobs}
+    assert "lora_unet_img_in" in stems
+    assert len(stems) == 2
 
 
 @pytest.mark.parametrize("target", ["kohya", "diffusers"])
