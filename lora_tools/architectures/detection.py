@@ -67,6 +67,8 @@ class Component:
         otherwise, and `UnsupportedError`, naming families, where those that are left contradict
         each other.
         """
+        if not self.paths:
+            raise UnsupportedError(f"{some(self.unmatched, 2)}: names that no known model has")
         named = _named(self.likely, hints) or _named(self.candidates, hints)
         left: dict[Candidate, T | LoraToolsError] = {}
         for narrowed in (self.candidates, self.likely, named, _usual(named or self.candidates)):

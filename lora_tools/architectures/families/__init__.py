@@ -7,6 +7,7 @@ from lora_tools.architectures.families import stable_diffusion as sd
 from lora_tools.architectures.families.auraflow import AURAFLOW
 from lora_tools.architectures.families.autoencoder import AUTOENCODER_KL
 from lora_tools.architectures.families.bert import BERT
+from lora_tools.architectures.families.cascade import CASCADE
 from lora_tools.architectures.families.chroma import CHROMA
 from lora_tools.architectures.families.clip import CLIP
 from lora_tools.architectures.families.cogvideox import COGVIDEOX
@@ -34,6 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     sd.SD,
     sd.SDXL,
     sd.REFINER,
+    CASCADE,
     SD3,
     FLUX1,
     FLUX2,
