@@ -163,7 +163,7 @@ def _target(
     out = layout.height(known, inp, numbers)
     shares = layout.rows(out, inp, numbers, known)
     runs: dict[tuple[str, int, int], list[tuple[range, range]]] = {}
-    for each, home in parts:
+    for each, home in sorted(parts, key=lambda pair: (pair[1].member, pair[1].part)):
         into = home.member if layout.stacked else each.copy
         moved = runs.setdefault((each.place.module, each.place.member, into), [])
         moved += paired(each.place.rows, shares[home.part])

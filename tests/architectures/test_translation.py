@@ -182,6 +182,13 @@ def test_a_fused_module_of_which_parts_are_missing_has_its_rows_all_the_same():
     assert whole.sum() == 2 * 144
 
 
+def test_parts_stand_in_the_order_of_the_table_whatever_the_files():
+    """Their factors are stacked in this order: the same adapter must give the same bytes."""
+    sizes = {f"transformer_blocks.0.attn.to_{part}": Size(12, 12) for part in "kvq"}
+    (target,) = translate(sizes, Candidate(family("Flux.1"), "diffusers"), "original", {}).targets
+    assert [piece.module[-1] for piece in target.pieces] == ["q", "k", "v"]
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
