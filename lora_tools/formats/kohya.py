@@ -120,7 +120,11 @@ def _names(stems: Collection[str]) -> dict[str, str]:
     """Return the names of modules, decided for all at once; stems that no known model has stay."""
     flat = [stem for stem in stems if stem.startswith(tuple(PREFIXES)) and "." not in stem]
     names = {stem: stem for stem in flat}
-    components = detect(dict.fromkeys(flat))
+    components = list(detect(dict.fromkeys(flat)))
+    # Dots are not rows: what is no module of the model that the others are of may have its own.
+    for component in components:
+        if component.candidates and component.unmatched:
+            components += detect(dict.fromkeys(component.unmatched))
     encoders = {
         encoder for c in components for other in c.candidates for encoder in other.family.encoders
     }
