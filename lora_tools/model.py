@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.objects import read_object
-from lora_tools.storage.opening import INDEX, open_checkpoint
+from lora_tools.files.checkpoint import Checkpoint
+from lora_tools.files.objects import read_object
+from lora_tools.files.opening import INDEX, open_checkpoint
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"

@@ -12,6 +12,9 @@ from lora_tools.architectures.detection import Component, detect
 from lora_tools.architectures.family import Encoder
 from lora_tools.architectures.index import Candidate
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.header import Spec
+from lora_tools.files.stamp import BLANK
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
@@ -19,9 +22,6 @@ from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, flatten, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.header import Spec
-from lora_tools.storage.stamp import BLANK
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

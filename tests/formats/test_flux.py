@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from lora_tools.adapter import read, write
 from lora_tools.errors import UnsupportedError
 from lora_tools.formats.registry import format_named
-from lora_tools.ops.convert import convert
+from lora_tools.verbs.convert import convert
 
 # What diffusers stacks to get the authors' weight (scripts/convert_flux_to_diffusers.py, inverted).
 LAYERS = {

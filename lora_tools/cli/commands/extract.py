@@ -22,21 +22,21 @@ from lora_tools.cli.options import (
     evict_option,
     force_option,
     json_option,
-    make_engine,
+    make_executor,
     out_argument,
     quiet_option,
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Wish, policy_options
 from lora_tools.cli.types import LocalOrHub
+from lora_tools.files.writer import check_output, staged
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
 from lora_tools.report import size
-from lora_tools.storage.writer import check_output, staged
 
 if TYPE_CHECKING:
-    from lora_tools.ops.extract import Options, Plan
-    from lora_tools.ops.extract.plan import Item
+    from lora_tools.verbs.extract import Options, Plan
+    from lora_tools.verbs.extract.plan import Item
 
 
 @click.command(short_help="Extract an adapter from a full fine-tune.")
@@ -86,8 +86,8 @@ def command(
     if not dry_run:
         check_output(out, {"base": base, "tuned model": tuned}, force=force)
     old, new = open_model(base), open_model(tuned)
-    engine = make_engine(device, jobs)
-    from lora_tools.ops.extract import extract, plan  # imports numpy
+    executor = make_executor(device, jobs)
+    from lora_tools.verbs.extract import extract, plan  # imports numpy
 
     found = plan(old, new, wanted(device))
     if dry_run:
@@ -96,7 +96,7 @@ def command(
     assert wish is not None
     with _progress(found, quiet=quiet) as seen:
         extraction = extract(
-            found, wish.policy(old), out, engine, resume=not no_resume, seen=seen, evict=evict
+            found, wish.policy(old), out, executor, resume=not no_resume, seen=seen, evict=evict
         )
         with staged(out, force=force) as place:
             report = extraction.run(place)
@@ -132,7 +132,7 @@ def _progress(plan: "Plan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]
 
 def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> None:
     """Show what would be extracted."""
-    from lora_tools.ops.extract.estimate import estimate  # imports numpy
+    from lora_tools.verbs.extract.estimate import estimate  # imports numpy
 
     rank = wish.value if wish and wish.name == "rank" else plan.options.max_rank
     lines = estimate(plan, rank)

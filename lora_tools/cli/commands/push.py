@@ -13,7 +13,7 @@ from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, vis
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
-    from lora_tools.ops.push import Wish
+    from lora_tools.verbs.push import Wish
 
 
 @click.command(short_help="Publish an adapter or a model on the Hub.")
@@ -86,7 +86,7 @@ def command(
     replaced. Afterwards the Hub's checksums are compared with those here. Run it again to resume.
     """
     from lora_tools.hub import Publisher
-    from lora_tools.ops.push import Wish
+    from lora_tools.verbs.push import Wish
 
     if create_pr and revision not in (None, "main"):
         raise click.UsageError("--create-pr proposes changes to main: leave --revision out")
@@ -122,7 +122,7 @@ def command(
 
 
 def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bool) -> None:
-    from lora_tools.ops.push import card_only
+    from lora_tools.verbs.push import card_only
 
     with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
         text = card_only(folder, wish, publisher, Path(place))

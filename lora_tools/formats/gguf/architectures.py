@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.storage.gguf import package
+from lora_tools.files.gguf import package
 
 SPLIT = (
     "self_attn.q_proj",

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.fields import Field, field_of, text_of
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.numbers import rounded
 from lora_tools.scaling import scale
-from lora_tools.storage.fields import Field, field_of, text_of
 
 ARCHITECTURE = "general.architecture"
 TYPE = "general.type"

@@ -1,0 +1,40 @@
+"""Jobs on threads: torch releases the interpreter while it computes."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from lora_tools.executors.base import Job, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """``count`` threads, each computing on one core."""
+
+    count: int
+
+    def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield results in order, at most two jobs per thread ahead of the reader."""
+        pool = ThreadPoolExecutor(self.count)
+        pending: deque[Future[Result]] = deque()
+        try:
+            for job in jobs:
+                pending.append(pool.submit(_on_one_core, task, job))
+                if len(pending) > 2 * self.count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:
+    # The jobs are many and small: a core each beats all cores on one. Torch counts threads per
+    # thread, and may be imported by the first job that needs it: this waits until it is.
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+    return task(job)

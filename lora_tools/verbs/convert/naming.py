@@ -1,0 +1,200 @@
+"""What a target calls the modules of a source, and which of them are split or fused there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from lora_tools.architectures.detection import Component, Hints, detect
+from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.layout import Size
+from lora_tools.architectures.numbers import numbers_of
+from lora_tools.architectures.translation import Piece, Target, translate
+from lora_tools.errors import UnsupportedError, some
+from lora_tools.files.header import Spec
+from lora_tools.formats.base import Format, Names
+from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.kinds import PARTS, kinds_of
+from lora_tools.formats.manifest import Manifest, Module, Part, Role
+from lora_tools.formats.paths import is_known, split
+from lora_tools.formats.sites import Linear
+from lora_tools.linalg.blocks import Rows
+
+BY_ROW = ("DoRA", "bias")
+"""Kinds that a layer has by row, so that each part of it has its own."""
+ROLES = tuple(PARTS[kind] for kind in BY_ROW)
+
+PIPELINES = ("comfyui", "diffusers", "xlabs")
+"""Formats in which every module is one of a pipeline's component."""
+
+CONTAINERS: Mapping[Names, str] = {
+    "authors": "comfyui",
+    "trainers": "kohya",
+    "diffusers": "diffusers",
+}
+"""What a family calls the files in which modules have these names."""
+NATIVE = "diffusion_model."
+"""What stands before paths that are not diffusers'."""
+
+
+class Step(NamedTuple):
+    """A module of the target, and the modules of the source that it is made of."""
+
+    new: Module
+    olds: tuple[Module, ...]
+    rows: tuple[Rows | None, ...] = (None,)
+    """The rows of each one's B that the target has; None: all, as they are."""
+    places: tuple[Rows, ...] = ()
+    """The target's rows that they are, where those of one module are not all of them in order."""
+
+
+def steps(manifest: Manifest, format: Format) -> list[Step]:
+    """Return the modules under the names that the format gives them.
+
+    Formats with a configuration beside the tensors hold one model: its component goes. Raises
+    `UnsupportedError` for adapters of several models there, and for names that families share
+    which the target lays out differently.
+    """
+    if manifest.format == format.name:
+        return [Step(module, (module,)) for module in manifest.modules]
+    found = list(_translated(manifest, format))
+    parts = [split(step.new.name) for step in found]
+    components = {component for component, _ in parts}
+    if not format.config_file or components == {""}:
+        return found
+    if manifest.format not in PIPELINES and not all(is_known(path) for _, path in parts):
+        return found  # a model of its own may begin its paths with such a word
+    if len(components) > 1:
+        raise UnsupportedError(
+            f"{format.name} holds one model, the adapter {', '.join(sorted(components))}"
+        )
+    return [s._replace(new=replace(s.new, name=split(s.new.name)[1])) for s in found]
+
+
+def _translated(manifest: Manifest, format: Format) -> Iterator[Step]:
+    modules = {module.name: module for module in manifest.modules}
+    container = CONTAINERS.get(format.names)
+    if container is None:
+        yield from (Step(module, (module,)) for module in manifest.modules)
+        return
+    sizes = {name: Size(module.out, module.inp) for name, module in modules.items()}
+    found = [
+        step
+        for component in detect(sizes)
+        for step in _component(component, manifest, modules, container)
+    ]
+    order = {name: number for number, name in enumerate(modules)}
+    assert {old.name for step in found for old in step.olds} == order.keys(), "modules are lost"
+    # In the order of the file, and fused layers behind the others, as their parts may lie apart.
+    found.sort(key=lambda step: (bool(step.places), min(order[old.name] for old in step.olds)))
+    yield from found
+
+
+def _component(
+    component: Component, manifest: Manifest, modules: Mapping[str, Module], container: str
+) -> Iterator[Step]:
+    """Yield the steps of the modules behind one prefix, as the container has their family."""
+    every = (*component.names, *component.unmatched)
+    component = component.among(lambda candidate: container in candidate.family.containers)
+    if not component.candidates:  # a text encoder, or a model that no table has
+        yield from (Step(modules[name], (modules[name],)) for name in every)
+        return
+    numbers = numbers_of(manifest.base)
+
+    def question(candidate: Candidate) -> tuple[str, tuple[Target, ...], tuple[str, ...]]:
+        family, paths = candidate.family, component.paths[candidate]
+        names = {path: name for name, path in paths.items()}
+        sizes = {path: Size(modules[name].out, modules[name].inp) for path, name in names.items()}
+        dialect = family.dialect(container, candidate.dialect)
+        found = translate(sizes, candidate, dialect, numbers)
+        before = family.containers["diffusers"].prefix if dialect == family.hub else NATIVE
+        targets = tuple(target.renamed(names) for target in found.targets)
+        return before, targets, tuple(names[path] for path in found.unmatched)
+
+    before, targets, unmatched = component.decide(question, hints_of(manifest))
+    strange = (*component.unmatched, *unmatched)
+    moved = any(f"{before}{target.path}" != target.source for target in targets)
+    if strange and moved:
+        raise UnsupportedError(
+            f"{some(strange)}: {component.candidates[0].family.name}, whose names the others are,"
+            " has no such module of this shape"
+        )
+    for target in targets:
+        yield _step(f"{before}{target.path}", target, modules)
+    yield from (Step(modules[name], (modules[name],)) for name in strange)
+
+
+def hints_of(manifest: Manifest) -> Hints:
+    """Return what an adapter says of its base model."""
+    fields = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
+    said = [manifest.base_model, *(manifest.metadata.get(field) for field in fields)]
+    base = manifest.base or {}
+    kind = base.get("model_type") or base.get("_class_name") or ""
+    return Hints(" ".join(filter(None, said)), str(kind))
+
+
+def _step(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
+    if target.source is not None:
+        module = modules[target.source]
+        return Step(replace(module, name=name), (module,))
+    if len(target.pieces) == 1 and target.is_whole:
+        return _part(modules[target.pieces[0].module], name, target.pieces[0], target.size.out)
+    return _fused(name, target, modules)
+
+
+def _part(module: Module, name: str, piece: Piece, out: int) -> Step:
+    _check(module, "split", BY_ROW)
+    # As a pair of factors: what it is made of cannot be shared out.
+    pair = module.resized(module.r)
+    parts = {
+        role: part._replace(spec=Spec(part.spec.dtype, (out,))) if role in ROLES else part
+        for role, part in pair.parts.items()
+    }
+    new = replace(pair, name=name, out=out, parts=parts)
+    if piece.at == (range(out),):
+        return Step(new, (module,), (piece.rows,))
+    return Step(new, (module,), (piece.rows,), (piece.at,))
+
+
+def _fused(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
+    """Return the step to a fused layer, whose parts the adapter need not all have."""
+    olds = tuple(modules[piece.module] for piece in target.pieces)
+    for module in olds:
+        _check(module, "fused", BY_ROW[:1])
+    rank = sum(module.rank for module in olds)
+    out, inp, _ = target.size
+    bare = Module(name, Linear(), out, inp, rank, None, False, {}, name, name)
+    b, a = factor_shapes(bare)
+    dtype = _widest({part.spec.dtype for old in olds for part in old.resized(old.r).parts.values()})
+    parts: dict[Role, Part] = {
+        "b": Part(f"{name}.b", Spec(dtype, b)),
+        "a": Part(f"{name}.a", Spec(dtype, a)),
+    }
+    norms = [old.parts["magnitude"] for old in olds if "magnitude" in old.parts]
+    count = len(target.layout.parts)
+    if norms and not (target.is_whole and len(norms) == len(olds)):
+        raise UnsupportedError(
+            f"{target.path}: DoRA of {len(norms)} of the {count} layers that are fused there, whose"
+            " other rows need norms, too"
+        ).hint("Go on without: --drop DoRA")
+    if norms:
+        code = _widest({part.spec.dtype for part in norms})
+        parts["magnitude"] = Part(f"{name}.magnitude", Spec(code, (out,)))
+    rows = tuple(
+        None if piece.rows == (range(old.out),) else piece.rows
+        for piece, old in zip(target.pieces, olds, strict=True)
+    )
+    places = tuple(piece.at for piece in target.pieces)
+    return Step(replace(bare, parts=parts), olds, rows, places)
+
+
+def _check(module: Module, what: str, shared: Sequence[str]) -> None:
+    """Raise `UnsupportedError` for what layers can share out or join no more than ``shared``."""
+    if beyond := [kind for kind in kinds_of(module) if kind not in shared]:
+        raise UnsupportedError(
+            f"{module.name}: {', '.join(beyond)} of a layer that is {what}"
+        ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")
+
+
+def _widest(codes: set[str]) -> str:
+    """Return the element type that holds the numbers of all: float16 and bfloat16 need float32."""
+    return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
