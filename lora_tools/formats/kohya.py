@@ -5,8 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.detection import Component, detect
+from lora_tools.architectures.family import Encoder
+from lora_tools.architectures.index import Candidate
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -17,7 +21,7 @@ from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
 from lora_tools.formats.manifest import Manifest, Module, Role
-from lora_tools.formats.paths import component_of, flatten, split, unflatten
+from lora_tools.formats.paths import component_of, flatten, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 
@@ -78,9 +82,9 @@ class Kohya:
         """
         found = collect(contents.specs)
         said = _said(contents.metadata)
-        flux = any("double_blocks_" in s or "single_transformer" in s for s in found.modules)
+        names = _names(found.modules)
         modules = described(
-            found.modules, lambda stem: said.get(stem) or _path(stem, flux=flux), contents.scalars
+            found.modules, lambda stem: said.get(stem) or names.get(stem), contents.scalars
         )
         base = contents.metadata.get("ss_sd_model_name") or contents.metadata.get(
             "ss_base_model_version"
@@ -114,21 +118,39 @@ class Kohya:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _path(stem: str, *, flux: bool) -> str | None:
-    """Return the path of a module; its stem, if no known model has one that reads so."""
-    prefix = next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None)
-    if prefix is None or "." in stem:
-        return None
-    component, flat = PREFIXES[prefix], stem.removeprefix(prefix)
-    encoder = component.startswith("text_encoder")
-    found = unflatten(flat, encoder=encoder)
-    if found is None:
-        return stem
-    if flux and found[1].startswith("encoder."):  # T5, which sd-scripts counts as the third
-        component = "text_encoder_2"
-    if prefix == "lora_transformer_" and found[0] != "transformer":
-        return stem
-    return f"{component or found[0]}.{found[1]}"
+def _names(stems: Collection[str]) -> dict[str, str]:
+    """Return the names of modules, decided for all at once; stems that no known model has stay."""
+    flat = [stem for stem in stems if stem.startswith(tuple(PREFIXES)) and "." not in stem]
+    names = {stem: stem for stem in flat}
+    components = list(detect(dict.fromkeys(flat)))
+    # Dots are not rows: what is no module of the model that the others are of may have its own.
+    for component in components:
+        if component.candidates and component.unmatched:
+            components += detect(dict.fromkeys(component.unmatched))
+    encoders = {
+        encoder for c in components for other in c.candidates for encoder in other.family.encoders
+    }
+    for component in components:
+        try:
+            names |= component.decide(partial(_named, component, encoders))
+        except UnsupportedError:  # families that put the dots elsewhere
+            continue
+    return names
+
+
+def _named(
+    component: Component, encoders: Collection[Encoder], candidate: Candidate
+) -> dict[str, str]:
+    """Return the names behind a prefix, if they are of this family."""
+    family, prefix = candidate.family, component.prefix
+    native = candidate.dialect != family.hub or "diffusers" not in family.containers
+    own = "diffusion_model" if native else family.containers["diffusers"].prefix[:-1]
+    word = PREFIXES.get(prefix) or own
+    # Which encoder it is, the pipeline says: T5 is sd-scripts' third in every one.
+    folders = {e.folder for e in encoders if e.kohya == prefix and e.family == family.name}
+    if len(folders) == 1:
+        (word,) = folders
+    return {stem: f"{word}.{path}" for stem, path in component.paths[candidate].items()}
 
 
 def _spelled(module: Module, *, several: bool) -> Module:
@@ -204,8 +226,8 @@ def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[
         kept["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
     if "ss_network_args" in kept:
         kept["ss_network_args"] = _arguments(kept["ss_network_args"])
-    flux = any("double_blocks_" in m.stem or "single_transformer" in m.stem for m in modules)
-    lost = {m.stem: m.name for m in modules if m.name not in (m.stem, _path(m.stem, flux=flux))}
+    names = _names([module.stem for module in modules])
+    lost = {m.stem: m.name for m in modules if m.name not in (m.stem, names.get(m.stem))}
     if lost:
         kept[NAMES] = json.dumps(lost, ensure_ascii=False)
     return kept

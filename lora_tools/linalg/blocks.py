@@ -10,8 +10,8 @@ from lora_tools.scaling import alpha_at
 from lora_tools.shapes import Float
 from lora_tools.update import Array, Biased, DoRA, LowRank, Update, factors
 
-Rows = tuple[tuple[int, int], ...]
-"""Ranges of rows, in the order in which they are wanted."""
+Rows = tuple[range, ...]
+"""Runs of rows, in the order in which they are wanted."""
 
 
 def sliced(update: LowRank, rows: Rows) -> LowRank:
@@ -41,22 +41,25 @@ def of_rows(update: Update, rows: Rows) -> Update:
             return low
 
 
-def upon(updates: Sequence[Update], starts: Sequence[int], out: int) -> Update:
+def upon(updates: Sequence[Update], places: Sequence[Rows], out: int) -> Update:
     """Return the update of a weight of ``out`` rows that holds others, norms of all rows included.
 
     With norms of rows, the others have to fill the weight, each with its own.
     """
-    low = stacked([factors(update) for update in updates], starts, out)
+    low = stacked([factors(update) for update in updates], places, out)
     norms = [update.magnitude.reshape(-1) for update in updates if isinstance(update, DoRA)]
     if not norms:
         return low
     if len({(type(norm), norm.dtype) for norm in norms}) > 1:
         norms = [_wide(norm) for norm in norms]
-    return DoRA(low, _library(norms[0]).concatenate(norms))
+    whole = _library(norms[0]).zeros((out,), dtype=norms[0].dtype)
+    for norm, rows in zip(norms, places, strict=True):
+        _put(norm, whole, rows)
+    return DoRA(low, whole)
 
 
-def stacked(updates: Sequence[LowRank], starts: Sequence[int], out: int) -> LowRank:
-    """Return the update of a weight of ``out`` rows that holds others, each from its start on.
+def stacked(updates: Sequence[LowRank], places: Sequence[Rows], out: int) -> LowRank:
+    """Return the update of a weight of ``out`` rows that holds others, each in its rows.
 
     B is block by block, and its rank the sum of theirs; updates with one and the same A share its
     columns. No element changes where the scales are equal; where they differ, those of B are
@@ -78,8 +81,8 @@ def stacked(updates: Sequence[LowRank], starts: Sequence[int], out: int) -> LowR
         columns.append(begin)
     first = pairs[0][0]
     b = _library(first).zeros((out, total), dtype=first.dtype)
-    for (block, _), start, begin in zip(pairs, starts, columns, strict=True):
-        b[start : start + block.shape[0], begin : begin + block.shape[1]] = block
+    for (block, _), rows, begin in zip(pairs, places, columns, strict=True):
+        _put(block, b[:, begin : begin + block.shape[1]], rows)
     kept = [a for _, a in found]
     a = kept[0] if len(kept) == 1 else _library(kept[0]).concatenate(kept)
     alpha = alpha_at(like.alpha, like.rank, total, rslora=like.rslora)
@@ -87,8 +90,16 @@ def stacked(updates: Sequence[LowRank], starts: Sequence[int], out: int) -> LowR
 
 
 def _taken(array: Array, rows: Rows) -> Array:
-    pieces = [array[start:stop] for start, stop in rows]
+    pieces = [array[run.start : run.stop : run.step] for run in rows]
     return pieces[0] if len(pieces) == 1 else _library(pieces[0]).concatenate(pieces)
+
+
+def _put(array: Array, whole: Array, rows: Rows) -> None:
+    """Write rows of one array into those of another."""
+    start = 0
+    for run in rows:
+        whole[run.start : run.stop : run.step] = array[start : start + len(run)]
+        start += len(run)
 
 
 def _alike(pairs: Sequence[tuple[Array, Array]]) -> bool:

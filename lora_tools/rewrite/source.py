@@ -17,23 +17,29 @@ class Origin(NamedTuple):
 
     modules: tuple[Module, ...]
     """As the adapter describes them."""
-    rows: Rows | None = None
-    """Ranges of the rows of the only module's B, in their new order; None: all, as they are."""
-    starts: tuple[int, ...] = ()
-    """The rows from which on each module stands, where several are stacked."""
+    rows: tuple[Rows | None, ...] = (None,)
+    """The rows of each module's B that are written; None: all."""
+    places: tuple[Rows, ...] = ()
+    """The rows that they become, where those of one module are not all of them in order."""
 
     @property
     def is_pair(self) -> bool:
         """Whether its factors are in the file, not made of other tensors."""
         return all(module.is_pair for module in self.modules)
 
+    @property
+    def is_moved(self) -> bool:
+        """Whether it is made of some rows of modules, or of several."""
+        return bool(self.places) or self.rows != (None,)
+
     def update(self, adapter: Adapter, module: Module, *, on_host: bool = True) -> Update:
         """Read the update of ``module``, exactly that of the adapter."""
-        updates = [_kept(adapter.update(m, on_host=on_host), module) for m in self.modules]
-        if self.starts:
-            return upon(updates, self.starts, module.out)
-        (update,) = updates
-        return update if self.rows is None else of_rows(update, self.rows)
+        updates = [
+            update if rows is None else of_rows(update, rows)
+            for old, rows in zip(self.modules, self.rows, strict=True)
+            for update in [_kept(adapter.update(old, on_host=on_host), module)]
+        ]
+        return upon(updates, self.places, module.out) if self.places else updates[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,11 @@ LISTS = {
     "flux_lora_kohya_with_te1": ("kohya", 376, {"comfyui": None, "peft": "holds one model"}),
     "flux_lora_xlabs": ("xlabs", 12, {"comfyui": None, "kohya": None, "diffusers": 24}),
     "krea2_lora_kohya": ("kohya", 40, {"comfyui": None}),
-    "qwen_image_lora_diffusers": ("diffusers", 3, {"diffusers": None, "kohya": None}),
+    "qwen_image_lora_diffusers": (
+        "diffusers",
+        3,
+        {"diffusers": None, "kohya": "names are those of .*Flux.1.* and of Qwen-Image"},
+    ),
     "qwen_image_lora_kohya": ("kohya", 8, {"diffusers": None}),
 }
 

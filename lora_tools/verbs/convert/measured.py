@@ -25,7 +25,7 @@ class Rank(NamedTuple):
 
 def measured(source: Source, executor: Executor) -> Source:
     """Return a source at the ranks that its split and stacked updates have."""
-    todo = [job for job in jobs(source, "cpu") if job.origin.rows or job.origin.starts]
+    todo = [job for job in jobs(source, "cpu") if job.origin.is_moved]
     names = [job.module.name for job in todo]
     ranks = dict(zip(names, executor.map(measure, todo), strict=True))
     modules = tuple(
@@ -44,7 +44,7 @@ def measure(job: Job) -> Rank:
     module, origin = job.module, job.origin
     update = factors(origin.update(job.adapter, module))
     least = update.rank
-    several = bool(origin.starts) and least > max(m.rank for m in origin.modules)
+    several = bool(origin.places) and least > max(m.rank for m in origin.modules)
     if several or least > min(module.out, module.inp):
         try:
             least = numerical_rank(core(update, careful=True).s)

@@ -1,19 +1,22 @@
-"""What a target calls the modules of a source, and which of them are split or stacked there."""
+"""What a target calls the modules of a source, and which of them are split or fused there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.architectures.detection import Component, Hints, detect
+from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.layout import Size
+from lora_tools.architectures.numbers import numbers_of
+from lora_tools.architectures.translation import Piece, Target, translate
+from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.header import Spec
-from lora_tools.formats.base import Format
-from lora_tools.formats.flux import SWAPPED, Piece, heights, is_flux, pieces, place
+from lora_tools.formats.base import Format, Names
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.kinds import PARTS, kinds_of
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
-from lora_tools.formats.paths import component_of, is_known, split
+from lora_tools.formats.paths import is_known, split
 from lora_tools.formats.sites import Linear
-from lora_tools.formats.unet import is_xl, to_authors, to_diffusers
 from lora_tools.linalg.blocks import Rows
 
 BY_ROW = ("DoRA", "bias")
@@ -23,23 +26,33 @@ ROLES = tuple(PARTS[kind] for kind in BY_ROW)
 PIPELINES = ("comfyui", "diffusers", "xlabs")
 """Formats in which every module is one of a pipeline's component."""
 
+CONTAINERS: Mapping[Names, str] = {
+    "authors": "comfyui",
+    "trainers": "kohya",
+    "diffusers": "diffusers",
+}
+"""What a family calls the files in which modules have these names."""
+NATIVE = "diffusion_model."
+"""What stands before paths that are not diffusers'."""
+
 
 class Step(NamedTuple):
     """A module of the target, and the modules of the source that it is made of."""
 
     new: Module
     olds: tuple[Module, ...]
-    rows: Rows | None = None
-    """Ranges of the rows of the only module's B, in their new order; None: all, as they are."""
-    starts: tuple[int, ...] = ()
-    """The rows from which on each module stands, where several are stacked."""
+    rows: tuple[Rows | None, ...] = (None,)
+    """The rows of each one's B that the target has; None: all, as they are."""
+    places: tuple[Rows, ...] = ()
+    """The target's rows that they are, where those of one module are not all of them in order."""
 
 
 def steps(manifest: Manifest, format: Format) -> list[Step]:
     """Return the modules under the names that the format gives them.
 
     Formats with a configuration beside the tensors hold one model: its component goes. Raises
-    `UnsupportedError` for adapters of several models there.
+    `UnsupportedError` for adapters of several models there, and for names that families share
+    which the target lays out differently.
     """
     if manifest.format == format.name:
         return [Step(module, (module,)) for module in manifest.modules]
@@ -58,78 +71,98 @@ def steps(manifest: Manifest, format: Format) -> list[Step]:
 
 
 def _translated(manifest: Manifest, format: Format) -> Iterator[Step]:
-    parts = [split(module.name) for module in manifest.modules]
-    xl = is_xl([path for component, path in parts if component == "unet"])
-    flux = format.names in ("authors", "trainers") and _is_flux(parts, manifest.base_model)
-    stacks: dict[str, dict[int, Module]] = {}
-    for module, (component, path) in zip(manifest.modules, parts, strict=True):
-        found = place(path) if flux and component in ("", "transformer") else None
-        if found and found.part is not None:
-            stacks.setdefault(found.path, {})[found.part] = module
-        elif found:
-            yield _part(module, "diffusion_model", Piece(found.path, _turned(found.path, module)))
-        elif format.names == "diffusers" and component == "diffusion_model":
-            unet = to_diffusers(path)
-            rest = [] if unet else pieces(path, module.out, module.inp)
-            if unet:
-                yield _named(module, f"unet.{unet}")
-            elif rest:
-                yield from (_part(module, "transformer", piece) for piece in rest)
-            else:
-                yield _named(module, module.name)
-        elif format.names == "authors" and component in ("", "unet"):
-            name = to_authors(path, xl=xl)
-            yield _named(module, f"diffusion_model.{name}" if name else module.name)
-        else:
-            yield _named(module, module.name)
-    for path, members in stacks.items():
-        yield _stack(path, members)
+    modules = {module.name: module for module in manifest.modules}
+    container = CONTAINERS.get(format.names)
+    if container is None:
+        yield from (Step(module, (module,)) for module in manifest.modules)
+        return
+    sizes = {name: Size(module.out, module.inp) for name, module in modules.items()}
+    found = [
+        step
+        for component in detect(sizes)
+        for step in _component(component, manifest, modules, container)
+    ]
+    order = {name: number for number, name in enumerate(modules)}
+    assert {old.name for step in found for old in step.olds} == order.keys(), "modules are lost"
+    # In the order of the file, and fused layers behind the others, as their parts may lie apart.
+    found.sort(key=lambda step: (bool(step.places), min(order[old.name] for old in step.olds)))
+    yield from found
 
 
-def _is_flux(parts: Sequence[tuple[str, str]], base_model: str | None) -> bool:
-    own = [path for component, path in parts if component == "transformer"]
-    own += [p for component, p in parts if not component and component_of(p) != "text_encoder"]
-    return bool(own) and is_flux(own, base_model)
+def _component(
+    component: Component, manifest: Manifest, modules: Mapping[str, Module], container: str
+) -> Iterator[Step]:
+    """Yield the steps of the modules behind one prefix, as the container has their family."""
+    every = (*component.names, *component.unmatched)
+    component = component.among(lambda candidate: container in candidate.family.containers)
+    if not component.candidates:  # a text encoder, or a model that no table has
+        yield from (Step(modules[name], (modules[name],)) for name in every)
+        return
+    numbers = numbers_of(manifest.base)
+
+    def question(candidate: Candidate) -> tuple[str, tuple[Target, ...], tuple[str, ...]]:
+        family, paths = candidate.family, component.paths[candidate]
+        names = {path: name for name, path in paths.items()}
+        sizes = {path: Size(modules[name].out, modules[name].inp) for path, name in names.items()}
+        dialect = family.dialect(container, candidate.dialect)
+        found = translate(sizes, candidate, dialect, numbers)
+        before = family.containers["diffusers"].prefix if dialect == family.hub else NATIVE
+        targets = tuple(target.renamed(names) for target in found.targets)
+        return before, targets, tuple(names[path] for path in found.unmatched)
+
+    before, targets, unmatched = component.decide(question, hints_of(manifest))
+    strange = (*component.unmatched, *unmatched)
+    moved = any(f"{before}{target.path}" != target.source for target in targets)
+    if strange and moved:
+        raise UnsupportedError(
+            f"{some(strange)}: {component.candidates[0].family.name}, whose names the others are,"
+            " has no such module of this shape"
+        )
+    for target in targets:
+        yield _step(f"{before}{target.path}", target, modules)
+    yield from (Step(modules[name], (modules[name],)) for name in strange)
 
 
-def _named(module: Module, name: str) -> Step:
-    return Step(replace(module, name=name), (module,))
+def hints_of(manifest: Manifest) -> Hints:
+    """Return what an adapter says of its base model."""
+    fields = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
+    said = [manifest.base_model, *(manifest.metadata.get(field) for field in fields)]
+    base = manifest.base or {}
+    kind = base.get("model_type") or base.get("_class_name") or ""
+    return Hints(" ".join(filter(None, said)), str(kind))
 
 
-def _turned(path: str, module: Module) -> Rows:
-    half = module.out // 2
-    return ((half, module.out), (0, half)) if path == SWAPPED else ((0, module.out),)
+def _step(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
+    if target.source is not None:
+        module = modules[target.source]
+        return Step(replace(module, name=name), (module,))
+    if len(target.pieces) == 1 and target.is_whole:
+        return _part(modules[target.pieces[0].module], name, target.pieces[0], target.size.out)
+    return _fused(name, target, modules)
 
 
-def _part(module: Module, component: str, piece: Piece) -> Step:
-    name = f"{component}.{piece.path}"
-    if piece.rows == ((0, module.out),):
-        return _named(module, name)
+def _part(module: Module, name: str, piece: Piece, out: int) -> Step:
     _check(module, "split", BY_ROW)
-    out = sum(stop - start for start, stop in piece.rows)
     # As a pair of factors: what it is made of cannot be shared out.
     pair = module.resized(module.r)
     parts = {
         role: part._replace(spec=Spec(part.spec.dtype, (out,))) if role in ROLES else part
         for role, part in pair.parts.items()
     }
-    return Step(replace(pair, name=name, out=out, parts=parts), (module,), piece.rows)
+    new = replace(pair, name=name, out=out, parts=parts)
+    if piece.at == (range(out),):
+        return Step(new, (module,), (piece.rows,))
+    return Step(new, (module,), (piece.rows,), (piece.at,))
 
 
-def _stack(path: str, members: dict[int, Module]) -> Step:
-    """Return the step to a layer of the authors', whose parts the adapter need not all have."""
-    found = dict(sorted(members.items()))
-    for module in found.values():
+def _fused(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
+    """Return the step to a fused layer, whose parts the adapter need not all have."""
+    olds = tuple(modules[piece.module] for piece in target.pieces)
+    for module in olds:
         _check(module, "fused", BY_ROW[:1])
-    widths = {module.inp for module in found.values()}
-    if len(widths) > 1:
-        raise FormatError(f"{path}: layers of {sorted(widths)} columns cannot be stacked")
-    (inp,) = widths
-    rows = heights(path, {part: module.out for part, module in found.items()}, inp)
-    olds = tuple(found.values())
-    name = f"diffusion_model.{path}"
     rank = sum(module.rank for module in olds)
-    bare = Module(name, Linear(), sum(rows), inp, rank, None, False, {}, name, name)
+    out, inp, _ = target.size
+    bare = Module(name, Linear(), out, inp, rank, None, False, {}, name, name)
     b, a = factor_shapes(bare)
     dtype = _widest({part.spec.dtype for old in olds for part in old.resized(old.r).parts.values()})
     parts: dict[Role, Part] = {
@@ -137,16 +170,21 @@ def _stack(path: str, members: dict[int, Module]) -> Step:
         "a": Part(f"{name}.a", Spec(dtype, a)),
     }
     norms = [old.parts["magnitude"] for old in olds if "magnitude" in old.parts]
-    if norms and len(norms) < len(rows):
+    count = len(target.layout.parts)
+    if norms and not (target.is_whole and len(norms) == len(olds)):
         raise UnsupportedError(
-            f"{path}: DoRA of {len(norms)} of the {len(rows)} layers that are fused there, whose"
+            f"{target.path}: DoRA of {len(norms)} of the {count} layers that are fused there, whose"
             " other rows need norms, too"
         ).hint("Go on without: --drop DoRA")
     if norms:
         code = _widest({part.spec.dtype for part in norms})
-        parts["magnitude"] = Part(f"{name}.magnitude", Spec(code, (sum(rows),)))
-    starts = tuple(sum(rows[:part]) for part in found)
-    return Step(replace(bare, parts=parts), olds, starts=starts)
+        parts["magnitude"] = Part(f"{name}.magnitude", Spec(code, (out,)))
+    rows = tuple(
+        None if piece.rows == (range(old.out),) else piece.rows
+        for piece, old in zip(target.pieces, olds, strict=True)
+    )
+    places = tuple(piece.at for piece in target.pieces)
+    return Step(replace(bare, parts=parts), olds, rows, places)
 
 
 def _check(module: Module, what: str, shared: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def translate(
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
     origins = {
         step.new.name: Origin(
-            tuple(originals[old.name] for old in step.olds), step.rows, step.starts
+            tuple(originals[old.name] for old in step.olds), step.rows, step.places
         )
         for step in plan
     }

@@ -5,12 +5,12 @@ import re
 
 import pytest
 import torch
+from judges import judge
 from reference import deltas, relative_error
 from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
-from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.formats.flux import heights, is_flux, pieces, place
+from lora_tools.errors import UnsupportedError
 from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Fixed
 from lora_tools.verbs.convert import convert, translate
@@ -65,7 +65,8 @@ def fused(folder):
             b = tensors.get(f"{stem}.lora_up.weight", tensors.get(f"{stem}.lora_B.weight"))
             a = tensors[key].double()
             path = re.sub(r"^(lora_unet_|diffusion_model\.)", "", stem).replace(".", "_")
-            found[path] = tensors[f"{stem}.alpha"].double() / len(a) * (b.double() @ a)
+            alpha = tensors.get(f"{stem}.alpha", torch.tensor(len(a))).double()
+            found[path] = alpha / len(a) * (b.double() @ a)
     return found
 
 
@@ -238,37 +239,28 @@ def test_biases_go_with_their_rows(tmp_path):
     )
 
 
-def test_every_layer_has_its_place():
-    for block in ("double", "single"):
-        names = {"double": ["img_attn.qkv", "txt_attn.qkv", "img_mlp.2", "txt_mod.lin"]}
-        for path in names.get(block, ["linear1", "linear2", "modulation.lin"]):
-            path = f"{block}_blocks.2.{path}"
-            height = {"qkv": 36, "linear1": 84}.get(path.rpartition(".")[2], 12)
-            found = [place(piece.path) for piece in pieces(path, height, WIDE)]
-            assert {each.path for each in found} == {path}
-            parts = [each.part for each in found]
-            assert parts == ([None] if len(parts) == 1 else list(range(len(parts))))
+ALONE = {"transformer_blocks.0.attn.to_q": WIDE}
 
 
-@pytest.mark.parametrize(
-    ("paths", "base", "flux"),
-    [
-        (["transformer_blocks.0.attn.to_q"], None, False),  # Qwen-Image's, too
-        (["transformer_blocks.0.attn.to_q"], "black-forest-labs/FLUX.1-dev", True),
-        (["single_transformer_blocks.0.attn.to_q"], None, True),
-        (["single_transformer_blocks.39.attn.to_q"], None, False),  # HunyuanVideo's
-        (["single_transformer_blocks.0.attn.to_qkv_mlp_proj"], None, False),  # Flux 2's
-        (["single_transformer_blocks.0.attn.to_q", "x_embedder"], None, True),
-    ],
-)
-def test_flux_is_told_from_its_namesakes(paths, base, flux):
-    assert is_flux(paths, base) is flux
+def test_names_that_many_families_share_need_the_base_model(tmp_path):
+    """Qwen-Image has this layer, too, and no fused one to put it into."""
+    with pytest.raises(UnsupportedError, match=r"Flux\.1.* and of Qwen-Image") as error:
+        convert(read(peft(tmp_path / "x", ALONE)), format_named("kohya"))
+    assert "Name the base model." in "".join(error.value.__notes__)
+    base = {"base_model_name_or_path": "black-forest-labs/FLUX.1-dev"}
+    plan = convert(read(peft(tmp_path / "flux", ALONE, **base)), format_named("kohya"))
+    assert [job.target.stem for job in plan.jobs] == ["lora_unet_double_blocks_0_img_attn_qkv"]
 
 
-def test_layers_that_cannot_be_stacked_are_refused():
-    with pytest.raises(FormatError, match=r"rows cannot be stacked"):
-        heights("double_blocks.0.img_attn.qkv", {0: 12, 1: 8}, 12)
-    assert heights("single_blocks.0.linear1", {3: 20}, 12) == [12, 12, 12, 20]
+@pytest.mark.parametrize("path", ["attn.to_q", "proj_mlp", "norm.linear"])
+def test_a_block_of_one_stream_is_taken_for_fluxs(path, tmp_path):
+    """Chroma and HunyuanVideo have it; whole adapters of theirs show more than Flux has."""
+    outs = {"attn.to_q": WIDE, "proj_mlp": 4 * WIDE, "norm.linear": 3 * WIDE}
+    layers = {f"single_transformer_blocks.0.{path}": outs[path], "x_embedder": WIDE}
+    plan = convert(read(peft(tmp_path / "x", layers)), format_named("kohya"))
+    stems = {job.target.stem for job in plan.jobs}
+    assert "lora_unet_img_in" in stems
+    assert len(stems) == 2
 
 
 @pytest.mark.parametrize("target", ["kohya", "diffusers"])
@@ -300,13 +292,73 @@ def test_stacks_are_shrunk_on_the_way(target, tmp_path):
     assert outcome.optimal_error == pytest.approx((tails / whole) ** 0.5, rel=1e-6)
 
 
-def test_other_models_keep_their_names(tmp_path):
-    """HunyuanVideo has Flux's names, and more blocks."""
+@pytest.mark.parametrize("target", ["kohya", "comfyui"])
+def test_hunyuan_video_is_told_by_its_number_of_blocks(target, tmp_path):
+    """It has Flux's layers in diffusers, more blocks, and other names outside of them."""
     layers = {f"single_transformer_blocks.39.{path}": out for path, out in SINGLE.items()}
-    source = peft(tmp_path / "peft", layers)
-    outcome = converted(source, tmp_path / "kohya", "kohya")
-    assert {row.outcome for row in outcome.rows} == {"kept"}
-    back = set(read(tmp_path / "kohya"))
-    assert {name.removeprefix("transformer.") for name in back} == layers.keys()
-    with pytest.raises(UnsupportedError, match="ComfyUI does not load these names"):
-        convert(read(source), format_named("comfyui"))
+    layers["transformer_blocks.19.ff.net.0.proj"] = 4 * WIDE
+    source = peft(tmp_path / "peft", layers, r=2)
+    outcome = converted(source, tmp_path / target, target)
+    assert outcome.error == 0
+    found = fused(tmp_path / target)
+    mlp = {"kohya": "double_blocks_19_img_mlp_fc1", "comfyui": "double_blocks_19_img_mlp_0"}
+    assert found.keys() == {"single_blocks_39_linear1", mlp[target]}
+    each = {name.removeprefix(PREFIX): delta for name, delta in deltas(source).items()}
+    wanted = torch.cat([each[f"single_transformer_blocks.39.{path}"] for path in SINGLE])
+    torch.testing.assert_close(found["single_blocks_39_linear1"], wanted)
+
+
+FLUX2 = {
+    "double_blocks.0.img_attn.qkv": (3, 1),
+    "double_blocks.0.img_mlp.0": (6, 1),
+    "double_blocks.0.img_mlp.2": (1, 3),
+    "single_blocks.0.linear1": (9, 1),
+    "single_blocks.0.linear2": (1, 4),
+}
+"""Modules of Flux.2 under names that Flux.1 has, too, and how many times WIDE their sides are."""
+
+
+def comfyui(folder, sides, prefix="diffusion_model."):
+    folder.mkdir()
+    torch.manual_seed(0)
+    tensors = {}
+    for path, (out, inp) in sides.items():
+        tensors[f"{prefix}{path}.lora_A.weight"] = torch.randn(2, inp * WIDE)
+        tensors[f"{prefix}{path}.lora_B.weight"] = torch.randn(out * WIDE, 2)
+    save_file(tensors, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def test_flux_2_has_its_own_names_in_diffusers(tmp_path):
+    """Every layer is found by its own name in diffusers' model, whole; none by Flux.1's rules."""
+    source = comfyui(tmp_path / "x", FLUX2)
+    outcome = converted(source, tmp_path / "out", "diffusers")
+    assert outcome.error == 0
+    settings = {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 6}
+    settings |= {"num_attention_heads": 2, "joint_attention_dim": 8, "axes_dims_rope": (2, 2, 2)}
+    model = judge("diffusers").Flux2Transformer2DModel(**settings)
+    layers = dict(model.named_modules())
+    found = read(tmp_path / "out")
+    paths = {name.removeprefix("transformer.") for name in found}
+    assert paths == {
+        *(f"transformer_blocks.0.attn.to_{x}" for x in "qkv"),
+        *(f"transformer_blocks.0.ff.linear_{x}" for x in ("in", "out")),
+        "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+        "single_transformer_blocks.0.attn.to_out",
+    }
+    for name, update in found.items():
+        shape = layers[name.removeprefix("transformer.")].weight.shape
+        assert torch.as_tensor(update.dense("float64")).shape == shape
+    back = converted(tmp_path / "out", tmp_path / "back", "comfyui")
+    assert back.error == 0
+    before, after = fused(source.parent), fused(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for path, delta in before.items():
+        torch.testing.assert_close(after[path], delta)
+
+
+def test_rows_that_neither_flux_has_are_refused(tmp_path):
+    source = comfyui(tmp_path / "x", FLUX2 | {"single_blocks.0.linear1": (8, 1)})
+    with pytest.raises(UnsupportedError, match=r"linear1: Flux\.2, whose names the others are"):
+        convert(read(source), format_named("diffusers"))
+    assert len(convert(read(source), format_named("kohya"))) == len(FLUX2)  # where no name changes

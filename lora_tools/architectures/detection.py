@@ -1,0 +1,231 @@
+"""Which family an adapter is of, decided for all of its modules at once."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+from lora_tools.architectures.families import FAMILIES
+from lora_tools.architectures.family import Family
+from lora_tools.architectures.index import Candidate, Match, everywhere, matches
+from lora_tools.architectures.layout import Size
+from lora_tools.architectures.tables import expand
+from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError, some
+
+T = TypeVar("T")
+
+
+class Hints(NamedTuple):
+    """What is said of the base model beside the names."""
+
+    base: str = ""
+    """What the file calls it."""
+    type: str = ""
+    """Its ``model_type``."""
+
+
+NO_HINTS = Hints()
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """The modules of an adapter that stand behind one prefix, and what knows the most of them."""
+
+    prefix: str
+    paths: Mapping[Candidate, Mapping[str, str]]
+    """Families and dialects that know these modules, no others more of them: each one's paths."""
+    likely: tuple[Candidate, ...] = ()
+    """Those whose published models have as many blocks and columns as these modules show."""
+    unmatched: tuple[str, ...] = ()
+    """Names behind the same prefix that these families do not have."""
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The families, each in a dialect, that it may be of."""
+        return tuple(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that are known."""
+        return tuple(next(iter(self.paths.values()), {}))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every module behind the prefix is known."""
+        return bool(self.candidates) and not self.unmatched
+
+    def among(self, kept: Callable[[Candidate], bool]) -> "Component":
+        """Return the component with only some of its candidates."""
+        paths = {candidate: each for candidate, each in self.paths.items() if kept(candidate)}
+        return Component(self.prefix, paths, tuple(filter(kept, self.likely)), self.unmatched)
+
+    def decide(self, question: Callable[[Candidate], T], hints: Hints = NO_HINTS) -> T:
+        """Return the answer that all candidates give, or those that the base model leaves.
+
+        A candidate for which the question raises a `FormatError` is none. Raises what it raises
+        otherwise, and `UnsupportedError`, naming families, where those that are left contradict
+        each other.
+        """
+        if not self.paths:
+            raise UnsupportedError(f"{some(self.unmatched, 2)}: names that no known model has")
+        named = _named(self.likely, hints) or _named(self.candidates, hints)
+        left: dict[Candidate, T | LoraToolsError] = {}
+        for narrowed in (self.candidates, self.likely, named, _usual(named or self.candidates)):
+            answers = {candidate: _answer(question, candidate) for candidate in narrowed}
+            fitting = {c: a for c, a in answers.items() if not isinstance(a, FormatError)}
+            left = fitting or answers or left
+            first, *others = left.values()
+            if all(other == first for other in others):
+                if isinstance(first, LoraToolsError):
+                    raise first
+                return first
+        names = dict.fromkeys(candidate.family.name for candidate in left)
+        raise UnsupportedError(
+            f"{some(self.names, 2)}: these names are those of {' and of '.join(names)}, which"
+            " lay them out differently"
+        ).hint("Name the base model.")
+
+
+def _answer(question: Callable[[Candidate], T], candidate: Candidate) -> T | LoraToolsError:
+    try:
+        return question(candidate)
+    except LoraToolsError as error:
+        return error
+
+
+def _usual(candidates: Collection[Candidate]) -> tuple[Candidate, ...]:
+    """Return the candidates of which none is like another."""
+    names = {candidate.family.name for candidate in candidates}
+    return tuple(candidate for candidate in candidates if candidate.family.like not in names)
+
+
+def _named(candidates: Collection[Candidate], hints: Hints) -> tuple[Candidate, ...]:
+    """Return the candidates that the hints mean."""
+
+    def meant(family: Family) -> bool:
+        by_name = bool(family.named and re.search(family.named, hints.base.lower()))
+        return by_name or (bool(hints.type) and hints.type in family.types)
+
+    return tuple(candidate for candidate in candidates if meant(candidate.family))
+
+
+def detect(
+    modules: Mapping[str, Size | None], families: Iterable[Family] = FAMILIES
+) -> tuple[Component, ...]:
+    """Return the components of an adapter, by the names of its modules and their sizes.
+
+    A family is taken for all modules behind a prefix or for none: the one that knows the most of
+    them, by name, by rows per column and by number of blocks. Names that no family knows come
+    last, behind the prefix "".
+    """
+    return tuple(_components(dict(modules), tuple(families)))
+
+
+def _components(left: dict[str, Size | None], families: tuple[Family, ...]) -> Iterator[Component]:
+    covers = _covers(left, families)
+    while left:
+        sizes = {
+            (prefix, candidate): len(names)
+            for prefix, known in covers.items()
+            for candidate, names in known.items()
+        }
+        if not sizes:
+            yield Component("", {}, unmatched=tuple(left))
+            return
+        # Of equal covers the longest prefix: what it leaves are paths, not paths behind a word.
+        prefix, first = max(sizes, key=lambda pair: (sizes[pair], len(pair[0])))
+        paths = covers[prefix][first]
+        best = {c: own for c, own in covers[prefix].items() if own.keys() == paths.keys()}
+        behind = [name for name in left if name.startswith(prefix)]
+        if not prefix:  # where nothing stands before the paths, what is behind another prefix
+            others = tuple(p for p, known in covers.items() if p and known)
+            behind = [name for name in behind if not name.startswith(others)]
+        unmatched = tuple(name for name in behind if name not in paths)
+        likely = tuple(c for c, own in best.items() if _is_likely(c, own, left))
+        yield Component(prefix, best, likely, unmatched)
+        gone = {*paths, *unmatched}
+        left = {name: size for name, size in left.items() if name not in gone}
+        covers = {prefix: _without(known, gone) for prefix, known in covers.items()}
+
+
+def _without(
+    known: Mapping[Candidate, Mapping[str, str]], gone: Collection[str]
+) -> dict[Candidate, dict[str, str]]:
+    found = {
+        candidate: {name: path for name, path in paths.items() if name not in gone}
+        for candidate, paths in known.items()
+    }
+    return {candidate: paths for candidate, paths in found.items() if paths}
+
+
+def _covers(
+    modules: Mapping[str, Size | None], families: tuple[Family, ...]
+) -> dict[str, dict[Candidate, dict[str, str]]]:
+    """Return the paths that each family and dialect knows, by the prefix before them."""
+    found: dict[str, dict[Candidate, dict[str, str]]] = {}
+    for prefix, members in _prefixes(families).items():
+        flat = prefix.endswith("_")
+        for name, size in modules.items():
+            if not name.startswith(prefix) or (flat and "." in name):
+                continue
+            for candidate, match in everywhere(name[len(prefix) :], families, flat=flat):
+                family = candidate.family
+                if family in members and match.layout.fits(size) and _within(match, family):
+                    paths = found.setdefault(prefix, {}).setdefault(candidate, {})
+                    paths.setdefault(name, match.path)
+    return found
+
+
+@cache
+def _prefixes(families: tuple[Family, ...]) -> dict[str, set[Family]]:
+    """Return everything that may stand before the paths of a model, and the families it may be."""
+    found: dict[str, set[Family]] = {}
+    encoders = {encoder for family in families for encoder in family.encoders}
+    names = {encoder.family for encoder in encoders}
+    for family in families:
+        prefixes = {container.prefix for container in family.containers.values()}
+        if family.name in names:  # whichever place it has in a pipeline
+            prefixes |= {prefix for encoder in encoders for prefix in encoder.prefixes}
+        for prefix in prefixes:
+            found.setdefault(prefix, set()).add(family)
+    return found
+
+
+def known(path: str, size: Size | None, candidate: Candidate) -> Match | None:
+    """Return the rule of a module, by path, rows per column and number of blocks; None if none."""
+    for match in matches(path, candidate):
+        if match.layout.fits(size) and _within(match, candidate.family):
+            return match
+    return None
+
+
+def _within(match: Match, family: Family) -> bool:
+    """Whether a module's block is one of as many as the family's largest model has."""
+    block = _block(match)
+    return block is None or block[1] < max(family.blocks.get(block[0], (block[1] + 1,)))
+
+
+def _block(match: Match) -> tuple[str, int] | None:
+    """Return what is numbered in a fine path, and the number."""
+    stack, hash, _ = match.layout.parts[0].path.partition(".#")
+    return (stack, int(match.numbers[0])) if hash and match.numbers else None
+
+
+def _is_likely(
+    candidate: Candidate, paths: Mapping[str, str], sizes: Mapping[str, Size | None]
+) -> bool:
+    """Whether one of the family's models has as many blocks, and columns, as modules show."""
+    family, last = candidate.family, dict[str, int]()
+    for name, path in paths.items():
+        size = sizes[name]
+        match = known(path, size, candidate)
+        if match is None:
+            continue
+        if block := _block(match):
+            last[block[0]] = max(block[1], last.get(block[0], 0))
+        for ends, widths in family.columns.items():
+            fine = match.layout.parts[0].path
+            if size is not None and fine.endswith(expand(ends)) and size.inp not in widths:
+                return False
+    return all(last.get(stack, -1) + 1 in counts for stack, counts in family.blocks.items())

@@ -1,0 +1,34 @@
+"""BERT and RoBERTa."""
+
+from lora_tools.architectures.family import MODEL, Family, Tie
+from lora_tools.architectures.tables import Table, being, norm, one, same
+
+EMBEDDINGS = "embeddings.{word_embeddings,position_embeddings,token_type_embeddings}"
+NORMS = "embeddings.LayerNorm", "encoder.layer.#.{attention.output,output}.LayerNorm"
+LAYERS = (
+    "encoder.layer.#.attention.self.{query,key,value}",
+    "encoder.layer.#.{attention.output,intermediate,output}.dense",
+    "pooler.dense",
+)
+BODY: Table = {
+    **being("embedding", EMBEDDINGS),
+    **being("norm", *NORMS),
+    **same(*LAYERS),
+}
+HEADS: Table = {
+    "cls.predictions.decoder": one("cls.predictions.decoder", role="head"),
+    "cls.predictions.transform.dense": "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm": norm("cls.predictions.transform.LayerNorm"),
+    "classifier": "classifier",
+}
+
+BERT = Family(
+    "BERT",
+    hub="transformers",
+    containers=MODEL,
+    dialects={"bare": {"": ("bert.", BODY)}},
+    modules={"bert.": ("bert.", BODY), **HEADS},
+    named="bert",
+    types=("bert",),
+    tie=Tie("bert.embeddings.word_embeddings", "cls.predictions.decoder", always=True),
+)

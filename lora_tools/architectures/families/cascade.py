@@ -1,0 +1,16 @@
+"""Stable Cascade, of which no table is known: only what stands before its paths."""
+
+from lora_tools.architectures.family import Container, Encoder, Family
+
+HUB = ("diffusers",)
+
+CASCADE = Family(
+    "Stable Cascade",
+    hub="diffusers",
+    containers={
+        "diffusers": Container("prior.", HUB),
+        "kohya": Container("lora_prior_unet_", HUB),
+    },
+    named="cascade",
+    encoders=(Encoder("CLIP", "text_encoder", "clip_g", "lora_prior_te_"),),
+)

@@ -1,0 +1,27 @@
+"""Phi-3 and Phi-4: Llama with fused projections, everywhere."""
+
+from lora_tools.architectures.decoders import FUSED, GATE_UP, QKV, gguf
+from lora_tools.architectures.family import MODEL, Family, Tie
+from lora_tools.architectures.tables import norm
+
+PHI3 = Family(
+    "Phi-3",
+    hub="split",
+    containers=MODEL,
+    dialects={
+        "transformers": FUSED,
+        "gguf": gguf(
+            {
+                "attn_qkv": QKV,
+                "attn_output": "self_attn.o_proj",
+                "ffn_up": GATE_UP,
+                "ffn_down": "mlp.down_proj",
+                "ffn_norm": norm("post_attention_layernorm"),
+            }
+        ),
+    },
+    named=r"phi-?[34]",
+    types=("phi3",),
+    ids={"gguf": "phi3"},
+    tie=Tie("model.embed_tokens", "lm_head"),
+)

@@ -1,0 +1,151 @@
+"""Families of models, and everything about one that is a fact and not a computation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
+
+from lora_tools.architectures.layout import Layout, Part, Role
+from lora_tools.architectures.tables import Rule, Table, flat
+
+
+class Container(NamedTuple):
+    """How a kind of file has a model: what stands before its paths, in which dialects."""
+
+    prefix: str
+    dialects: tuple[str, ...] = ("original",)
+    """Those that are read there; the first is written, unless the paths are in another already."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether paths stand there with underscores for dots."""
+        return self.prefix.endswith("_")
+
+
+Containers: TypeAlias = Mapping[str, Container]
+
+HUB = ("diffusers",)
+DIT: Containers = MappingProxyType(
+    {
+        "original": Container(""),
+        "checkpoint": Container("model.diffusion_model."),
+        "comfyui": Container("diffusion_model."),
+        "diffusers": Container("transformer.", HUB),
+        "kohya": Container("lora_unet_"),
+        "onetrainer": Container("lora_transformer_", HUB),
+        "lycoris": Container("lycoris_", HUB),
+    }
+)
+UNET: Containers = MappingProxyType(
+    {
+        **DIT,
+        "diffusers": Container("unet.", HUB),
+        "kohya": Container("lora_unet_", ("diffusers", "original")),
+    }
+)
+MODEL: Containers = MappingProxyType({"transformers": Container("", ("transformers",))})
+"""A model by itself, as language models are."""
+
+
+class Encoder(NamedTuple):
+    """A text encoder of a pipeline: which family it is, and what its tools call it."""
+
+    family: str
+    folder: str
+    comfyui: str
+    kohya: str
+    checkpoint: str = ""
+    """What stands before its paths in a single file, where that is not ComfyUI's name."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What may stand before its paths in any file."""
+        comfyui = f"text_encoders.{self.comfyui}.transformer."
+        found = (f"{self.folder}.", comfyui, self.kohya, self.checkpoint)
+        return tuple(prefix for prefix in found if prefix)
+
+
+class Tie(NamedTuple):
+    """The embedding and the head that may be one tensor, by their fine paths."""
+
+    embedding: str
+    head: str
+    always: bool = False
+    """Whether they are one unless a configuration says otherwise."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Family:
+    """A family of models: what its modules are called, and how they lie, in every dialect.
+
+    The dialect ``hub`` has everything apart; each other dialect has one table, to the hub's paths.
+    """
+
+    name: str
+    hub: str
+    containers: Containers
+    dialects: Mapping[str, Table] = field(default_factory=dict)
+    modules: Table = field(default_factory=dict)
+    """Modules of the hub that no other dialect's table has."""
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """How many there are of what is numbered, by fine path, in each of its models."""
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Columns of fine modules in its published models, by the end of their paths."""
+    named: str = ""
+    """An expression for the names under which its models are published, in small letters."""
+    types: tuple[str, ...] = ()
+    """Its ``model_type`` in transformers, or its class in diffusers."""
+    like: str = ""
+    """The family that it is taken for where nothing tells them apart. All of its modules do."""
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """What a dialect's files call the family, as GGUF's ``general.architecture``."""
+    drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tensors of a dialect that the hub does without."""
+    encoders: tuple[Encoder, ...] = ()
+    tie: Tie | None = None
+
+    def dialect(self, container: str, source: str = "") -> str:
+        """Return the dialect that a container has the model in: the source's, if it reads that."""
+        read = self.containers[container].dialects
+        if source in read:
+            return source
+        return read[0] if read[0] in self.dialects else self.hub
+
+    def rules(self, dialect: str) -> tuple[Rule, ...]:
+        """Return the rules of a dialect; those of the hub say that a module is itself."""
+        return _rules(self, dialect)
+
+    def role(self, template: str) -> Role:
+        """Return what a fine module is, by its path with ``#`` for numbers.
+
+        >>> from lora_tools.architectures.families import family
+        >>> family("Llama").role("model.embed_tokens")
+        'embedding'
+        """
+        return _roles(self).get(template, "linear")
+
+
+@cache
+def _rules(family: Family, dialect: str) -> tuple[Rule, ...]:
+    if dialect != family.hub:
+        return tuple(flat(family.dialects[dialect]))
+    roles = _roles(family)
+    return tuple(Rule(path, Layout((Part(path),), role=roles.get(path))) for path in _fine(family))
+
+
+@cache
+def _roles(family: Family) -> dict[str, Role]:
+    return {path: role for path, role in _fine(family).items() if role is not None}
+
+
+@cache
+def _fine(family: Family) -> dict[str, Role | None]:
+    """Return every fine path, with its role where a table gives one."""
+    found: dict[str, Role | None] = {}
+    coarse = (rule for dialect in family.dialects for rule in _rules(family, dialect))
+    for rule in (*coarse, *flat(family.modules)):
+        for part in rule.layout.parts:
+            path = part.path.replace("*", "#")
+            found[path] = found.get(path) or rule.layout.role
+    return found

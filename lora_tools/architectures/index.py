@@ -1,0 +1,176 @@
+"""Which rule of which family a module's path falls under, dotted or flattened."""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from lora_tools.architectures.family import Family
+from lora_tools.architectures.layout import Layout, Size, fill
+from lora_tools.architectures.tables import Rule
+
+WILD = ("#", "*")
+FLAT = re.compile(r"(?<![^_])(?:[0-9]+|[#*])(?![^_])")
+DOTTED = re.compile(r"(?<![^.])(?:[0-9]+|[#*])(?![^.])")
+
+
+class Candidate(NamedTuple):
+    """A family, and the dialect of it in which modules are named."""
+
+    family: Family
+    dialect: str
+
+    def __str__(self) -> str:
+        return f"{self.family.name} ({self.dialect})"
+
+
+class Match(NamedTuple):
+    """A path under a rule: its numbers, and what follows it, which is a tensor's name."""
+
+    rule: Rule
+    numbers: tuple[str, ...]
+    rest: str = ""
+
+    @property
+    def path(self) -> str:
+        """The path itself, with its dots."""
+        return fill(self.rule.path, self.numbers)
+
+    @property
+    def layout(self) -> Layout:
+        """How its rows lie."""
+        return self.rule.layout
+
+
+class Entry(NamedTuple):
+    """A rule, with the numbers that its path fixes."""
+
+    rule: Rule
+    literal: tuple[str, ...]
+
+    def fits(self, words: Sequence[str]) -> bool:
+        """Whether a path's numbers are those that the rule fixes."""
+        pairs = zip(self.literal, words, strict=True)
+        return all(own in WILD or own == word for own, word in pairs)
+
+    def numbers(self, words: Sequence[str]) -> tuple[str, ...]:
+        """Return the numbers at ``#``."""
+        return tuple(w for own, w in zip(self.literal, words, strict=True) if own == "#")
+
+    def member(self, words: Sequence[str]) -> int:
+        """Return the number at ``*``: which matrix of a stack it is."""
+        pairs = zip(self.literal, words, strict=True)
+        return next((int(word) for own, word in pairs if own == "*"), 0)
+
+
+def matches(path: str, candidate: Candidate, *, flat: bool = False) -> Iterator[Match]:
+    """Yield the rules that a module's whole path falls under.
+
+    ``flat``: the path has underscores for dots. Several mean that its size decides.
+    """
+    key, words = template(path, flat=flat)
+    for entry in _entries(candidate, flat=flat).get(key, ()):
+        if entry.fits(words):
+            yield Match(entry.rule, entry.numbers(words))
+
+
+def everywhere(
+    path: str, families: tuple[Family, ...], *, flat: bool = False
+) -> Iterator[tuple[Candidate, Match]]:
+    """Yield the rules of all families and dialects that a module's whole path falls under."""
+    key, words = template(path, flat=flat)
+    for candidate, entry in _catalogue(families, flat=flat).get(key, ()):
+        if entry.fits(words):
+            yield candidate, Match(entry.rule, entry.numbers(words))
+
+
+def find(name: str, candidate: Candidate) -> Iterator[Match]:
+    """Yield the rules that a tensor's name falls under, by the longest path that it begins with."""
+    words = name.split(".")
+    for end in range(len(words), 0, -1):
+        rest = ".".join(words[end:])
+        found = [
+            match._replace(rest=rest)
+            for match in matches(".".join(words[:end]), candidate)
+            if not match.layout.tensors or rest in dict(match.layout.tensors)
+        ]
+        if found:
+            yield from found
+            return
+
+
+class Home(NamedTuple):
+    """Where a dialect has a fine module."""
+
+    rule: Rule
+    path: str
+    part: int
+    member: int
+    """Which matrix of a stack it is."""
+
+
+def homes(
+    path: str, size: Size | None, candidate: Candidate, tensor: str = "weight"
+) -> Iterator[Home]:
+    """Yield the modules of a dialect that a fine module is, or is a part of.
+
+    ``size`` is the fine module's, which tells layers apart that are called alike; ``tensor``: which
+    of its tensors is asked for, where the dialect has them in several places.
+    """
+    key, words = template(path)
+    for entry, part in _parts(candidate).get(key, ()):
+        layout = entry.rule.layout
+        if not layout.has(tensor) or not entry.fits(words):
+            continue
+        if len(layout.parts) > 1 or layout.fits(size):
+            numbers = entry.numbers(words)
+            member = entry.member(words)
+            yield Home(entry.rule, fill(entry.rule.path, numbers), part, member)
+
+
+@cache
+def _parts(candidate: Candidate) -> dict[str, list[tuple[Entry, int]]]:
+    """Return the rules of a dialect by each of their fine paths, numbers blanked."""
+    family, dialect = candidate
+    found: dict[str, list[tuple[Entry, int]]] = {}
+    for rule in family.rules(dialect):
+        for number, part in enumerate(rule.layout.parts):
+            key, literal = template(part.path)
+            found.setdefault(key, []).append((Entry(rule, literal), number))
+    return found
+
+
+@cache
+def _entries(candidate: Candidate, *, flat: bool) -> dict[str, list[Entry]]:
+    """Return the rules of a dialect by their path with its numbers blanked."""
+    family, dialect = candidate
+    found: dict[str, list[Entry]] = {}
+    for rule in family.rules(dialect):
+        key, literal = template(rule.path, flat=flat)
+        found.setdefault(key, []).append(Entry(rule, literal))
+    return found
+
+
+@cache
+def _catalogue(
+    families: tuple[Family, ...], *, flat: bool
+) -> dict[str, list[tuple[Candidate, Entry]]]:
+    found: dict[str, list[tuple[Candidate, Entry]]] = {}
+    for family in families:
+        for dialect in (family.hub, *family.dialects):
+            candidate = Candidate(family, dialect)
+            for key, entries in _entries(candidate, flat=flat).items():
+                found.setdefault(key, []).extend((candidate, entry) for entry in entries)
+    return found
+
+
+def template(path: str, *, flat: bool = False) -> tuple[str, tuple[str, ...]]:
+    """Return a path with its numbers blanked, and the numbers.
+
+    >>> template("blocks.12.linear_1"), template("blocks_12_linear_1", flat=True)
+    (('blocks.#.linear_1', ('12',)), ('blocks_#_linear_#', ('12', '1')))
+    """
+    if flat:
+        path = path.replace(".", "_")
+    expression = FLAT if flat else DOTTED
+    return expression.sub("#", path), tuple(expression.findall(path))

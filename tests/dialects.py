@@ -1,0 +1,81 @@
+"""Whole checkpoints in another dialect of their family, by the tables alone."""
+
+from collections import defaultdict
+from math import prod
+
+import numpy as np
+import torch
+
+from lora_tools.architectures.arrays import assemble, matrices, stored
+from lora_tools.architectures.index import Candidate, find
+from lora_tools.architectures.layout import Size
+from lora_tools.architectures.translation import translate
+
+
+def converted(tensors, family, source, target, numbers=None):
+    """Return a checkpoint of one dialect as another has it; KeyError for what no table has."""
+    drops = family.drops.get(source, ())
+    modules = {}  # by path: its tensors, each under its name in the hub
+    for name, array in tensors.items():
+        if name in drops:
+            continue
+        found = list(find(name, Candidate(family, source)))
+        if not found:
+            raise KeyError(f"{family.name} ({source}) has no {name}")
+        modules.setdefault(found[0].path, (found, {}))[1][found[0].rest] = array
+    kinds = defaultdict(dict)
+    for path, (found, arrays) in modules.items():
+        sizes = {rest: size(matrices(array, found[0].layout)) for rest, array in arrays.items()}
+        inp = max((each.inp for each in sizes.values()), default=0)
+        for rest, array in arrays.items():
+            of = sizes[rest]._replace(inp=inp)
+            match = next(match for match in found if match.layout.fits(of))
+            kind = dict(match.layout.tensors).get(rest, rest)
+            kinds[kind][path] = (of, matrices(array, match.layout))
+    result = {}
+    for kind, these in kinds.items():
+        sizes = {path: of for path, (of, _) in these.items()}
+        translation = translate(sizes, Candidate(family, source), target, numbers or {}, kind)
+        assert not translation.unmatched, translation.unmatched[:5]
+        arrays = {(p, i): a for p, (_, each) in these.items() for i, a in enumerate(each)}
+        for each in translation.targets:
+            assert each.is_whole, (each.path, "lacks rows")
+            name = f"{each.path}.{each.layout.named(kind)}".rstrip(".")
+            result[name] = stored(assemble(each, arrays), each.layout)
+    return result
+
+
+def size(arrays):
+    """Return the size of a module of these matrices; of vectors and scalars, without columns."""
+    shape = arrays[0].shape
+    return Size(shape[0] if shape else 1, prod(shape[1:]) if len(shape) > 1 else 0, len(arrays))
+
+
+def numbers_in(state):
+    """Return a model's tensors as numpy's."""
+    return {key: value.detach().float().numpy().copy() for key, value in state.items()}
+
+
+def tensors_of(arrays):
+    """Return numpy's arrays as torch's."""
+    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+
+
+def randomised(model):
+    """Return a model whose parameters are random, so that no two of them are equal."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return model
+
+
+def assert_equal(found, wanted):
+    """Compare names, shapes and every bit."""
+    assert set(found) == set(wanted), (
+        sorted(set(found) - set(wanted))[:5],
+        sorted(set(wanted) - set(found))[:5],
+    )
+    for key, array in wanted.items():
+        assert found[key].shape == array.shape, key
+        assert np.array_equal(found[key], array), key
