@@ -127,3 +127,8 @@ def test_a_page_shows_what_its_commands_print(name: str, tmp_path: Path) -> None
 def timeless(text: str) -> str:
     """Blank what no two runs have in common."""
     return re.sub(r"\d+\.\d s\b", "? s", text)
+
+
+def test_decisions_have_one_numbering():
+    for page in (DOCS / "decisions").glob("*.md"):
+        assert page.read_text(encoding="utf-8").startswith(f"# {int(page.name[:4])}. "), page.name
