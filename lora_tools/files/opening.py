@@ -80,7 +80,7 @@ def _file_in(folder: Path) -> Path:
 def _files(index: Path) -> dict[str, list[str]]:
     """Return the tensors that an index names, by the file that it says they are in."""
     fields = Fields(str(index), read_object(index), CheckpointError)
-    if "weight_map" not in fields.values:
+    if fields.values.get("weight_map") is None:
         raise CheckpointError(f"{index}: not an index of shards: it has no weight_map")
     files: dict[str, list[str]] = {}
     weights = fields.mapping("weight_map")

@@ -290,7 +290,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 def test_an_index_that_is_none_is_an_error(text, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(text)
-    with pytest.raises(CheckpointError, match=r"not an index of|missing shards") as caught:
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(index)
     assert str(caught.value).startswith(f"{index}: ")
 

@@ -204,5 +204,5 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     for name in ("../other.safetensors", "/etc/passwd"):
         index = folder / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"q.weight": name}}))
-        with pytest.raises(CheckpointError, match="shards outside of its folder"):
+        with pytest.raises(CheckpointError, match="shards outside its folder"):
             open_model(folder)
