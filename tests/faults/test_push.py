@@ -13,7 +13,10 @@ from hub_person import Person, make_adapter
 from hub_server import HubServer
 
 REPO = "alice/x"
-PUSH = ("push", "mine", REPO, "--public", "--license", "mit", "--no-picture", "--strip-metadata")
+PUSH = (
+    *("push", "mine", REPO, "--public", "--base-model", "org/tiny-base"),
+    *("--no-picture", "--strip-metadata"),
+)
 KINDS = ("die", *ERRORS, "SIGINT", "SIGTERM")
 
 
