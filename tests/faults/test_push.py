@@ -12,6 +12,8 @@ from faults.promises import REMOVES, STATUSES, check
 from hub_person import Person, make_adapter
 from hub_server import HubServer
 
+from lora_tools.storage.work import discard
+
 REPO = "alice/x"
 PUSH = (
     *("push", "mine", REPO, "--public", "--base-model", "org/tiny-base"),
@@ -53,7 +55,7 @@ class Stage:
         for path in self.hub.store.iterdir():
             path.unlink()
         for path in self.temporary.iterdir():
-            shutil.rmtree(path)
+            discard(path)
 
     def entries(self) -> set[tuple[str, str]] | None:
         """Return what the Hub shows: None before anything was published."""
