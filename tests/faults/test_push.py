@@ -12,7 +12,7 @@ from faults.promises import REMOVES, STATUSES, check
 from hub_person import Person, make_adapter
 from hub_server import HubServer
 
-from lora_tools.storage.work import discard
+from lora_tools.files.work import discard
 
 REPO = "alice/x"
 PUSH = (
