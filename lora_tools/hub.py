@@ -314,12 +314,18 @@ class Publisher:
             return send() if wish.create_pr else _patiently(send)
 
     def license(self, repo: str) -> dict[str, str] | None:
-        """Return what a repository's card says of its license; None if it cannot be asked."""
+        """Return what a repository's card says of its license; None if it may not be read.
+
+        Raises `HubError` if the Hub does not answer: the next call could return something else.
+        """
         try:
             with _explained(repo, token=self.token):
-                card = self._api.model_info(repo).card_data
-        except HubError:
-            return None
+                card = _patiently(lambda: self._api.model_info(repo)).card_data
+        except HubError as error:
+            if isinstance(error.__cause__, RepositoryNotFoundError):
+                return None
+            error.hint("Or pass --license ID: the Hub is not asked for it then.")
+            raise
         names = ("license", "license_name", "license_link")
         found = {name: getattr(card, name, None) for name in names}
         return {name: value for name, value in found.items() if isinstance(value, str)}

@@ -66,7 +66,7 @@ def complain(error: Exception, so: str = "") -> None:
     """Tell a person on stderr what is wrong, what that means, and what to do about it."""
     title, points = _words(error)
     start = _coloured("error:", COLOURS["error"])
-    shown = [f"{start} {message(f'{so}{title}')}", *(f"  {message(point)}" for point in points)]
+    shown = [f"{start} {so}{_file_first(title)}", *(f"  {message(point)}" for point in points)]
     _write(sys.stderr, "\n".join(shown))
     for note in getattr(error, "__notes__", ()):
         say(note, "hint")
@@ -91,6 +91,12 @@ def usage(error: click.ClickException) -> None:
 def ask(question: str, answers: Iterable[str]) -> str:
     """Return which of the answers a person gives on stderr's terminal."""
     return str(click.prompt(message(question), type=click.Choice(list(answers)), err=True))
+
+
+def _file_first(title: str) -> str:
+    """Return *file: what is wrong* as a line, with the file whole: a person may have to copy it."""
+    file, colon, wrong = title.partition(": ")
+    return f"{message(file, PATH)}{colon}{message(wrong)}" if colon else message(title)
 
 
 def _words(error: Exception) -> tuple[str, tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from lora_tools.adapter import REPORT
 from lora_tools.cli.console import ask, say, tell
 from lora_tools.files.sides import WEIGHTS
+from lora_tools.files.temporary import temporary_folder
 from lora_tools.report import size, table
 from lora_tools.text import json_text, label
 
@@ -117,8 +117,8 @@ def push(
         hub.hide_progress()
     if not dry_run:
         publisher.check()
-    with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
-        made = plan(folder, wish, publisher, Path(place))
+    with temporary_folder() as place:
+        made = plan(folder, wish, publisher, place)
         if not quiet:
             for note in made.package.notes:
                 say(f"note: {note}")

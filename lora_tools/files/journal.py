@@ -103,7 +103,7 @@ def journaled(
     `staged` does, and if what is there has another purpose and ``resume`` is "or refuse".
     """
     check_free(out, force=force)
-    with working(out) as work:
+    with working(out, kept=True) as work:
         journal = Journal(work, _resumed(work, purpose, resume))
         try:
             yield journal
@@ -112,10 +112,9 @@ def journaled(
             publish(work, force=force, sources=sources)
         except BaseException:
             journal.settle()
-            if not journal.done:
-                work.remove()
+            work.kept = bool(journal.done)
             raise
-        work.remove()
+        work.kept = False
 
 
 def begun(out: Path) -> int:

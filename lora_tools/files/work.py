@@ -25,7 +25,7 @@ NAME_MAX = 255
 ATTEMPTS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """A locked folder, readable by nobody else, in which an output is made."""
 
@@ -33,6 +33,10 @@ class Work:
     """The output as it was asked for, which messages name."""
     out: Path
     folder: Path
+    lock: int
+    """A descriptor of the lock."""
+    kept: bool
+    """Whether the folder stays at the end, for the next run to resume."""
 
     @property
     def place(self) -> Path:
@@ -58,31 +62,41 @@ class Work:
                 discard(path)
 
     def remove(self) -> None:
-        """Remove the folder as far as the system lets it; the next run takes over what stays."""
+        """Remove the folder as far as the system lets it; the next run takes over what stays.
+
+        Can be called again, wherever the first call was interrupted.
+        """
         for _ in range(ATTEMPTS):  # a thread that was not waited for may have made a file meanwhile
             with suppress(OSError):
-                self.clear()
-                (self.folder / LOCK).unlink()
+                if _is(self.lock, self.folder / LOCK):  # else the folder may be another's by now
+                    self.clear()
+                    (self.folder / LOCK).unlink()
                 self.folder.rmdir()
                 return
 
 
 @contextmanager
-def working(out: Path) -> Iterator[Work]:
-    """Yield the locked folder of an output; it stays unless it is removed.
+def working(out: Path, *, kept: bool = False) -> Iterator[Work]:
+    """Yield the locked folder of an output, and remove it at the end unless it is ``kept``.
 
     Raises `OutputError` while another process has it, or if it is not one of ours.
     """
     place = located(out)
     make_folder(place.parent)
-    folder = partial(place)
-    lock = _lock(folder, out)
+    work = _lock(out, place, kept=kept)
     try:
-        work = Work(out, place, folder)
         work.restore()
         yield work
     finally:
-        os.close(lock)
+        try:
+            if not work.kept:
+                work.remove()
+        except BaseException:  # a signal, which comes but once
+            if not work.kept:
+                work.remove()
+            raise
+        finally:
+            os.close(work.lock)
 
 
 def partial(out: Path) -> Path:
@@ -141,29 +155,48 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
-def _lock(folder: Path, out: Path) -> int:
-    """Make the folder if it is not there, and return a descriptor that holds its lock."""
+def _lock(out: Path, place: Path, *, kept: bool) -> Work:
+    """Make the folder of an output if it is not there, and lock it."""
+    folder = partial(place)
     while True:
+        lock = None
         try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            _check_ours(folder)
-        try:
-            lock, new = _opened(folder / LOCK)
-        except FileNotFoundError:
-            continue  # its owner has just removed it
-        except BaseException:
-            with suppress(OSError):
-                folder.rmdir()
-            raise
-        try:
+            try:
+                folder.mkdir(mode=0o700)
+            except FileExistsError:
+                _check_ours(folder)
+            try:
+                lock, new = _opened(folder / LOCK)
+            except FileNotFoundError:
+                continue  # its owner has just removed it
             _take(lock, folder, out, new=new)
             if _is(lock, folder / LOCK):
-                return lock
-        except BaseException:
-            os.close(lock)
+                return Work(out, place, folder, lock, kept)
+        except BaseException as error:
+            if lock is not None:
+                os.close(lock)
+            if not isinstance(error, OutputError):  # then it is somebody else's
+                _abandon(folder)
             raise
         os.close(lock)  # its owner has removed it before we had it
+
+
+def _abandon(folder: Path) -> None:
+    """Remove a folder that holds nothing but a lock that nobody has.
+
+    What was interrupted is not known: the folder, or its lock, may have been there before.
+    """
+    with suppress(OSError):
+        _check_ours(folder)
+        with suppress(FileNotFoundError):
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is(lock, folder / LOCK) and all(path.name == LOCK for path in folder.iterdir()):
+                    (folder / LOCK).unlink()
+            finally:
+                os.close(lock)
+        folder.rmdir()
 
 
 def _check_ours(folder: Path) -> None:

@@ -145,13 +145,10 @@ def staged(out: Path, *, force: Force = False, sources: Iterable[Path] = ()) -> 
     """
     check_free(out, force=force)
     with working(out) as work:
-        try:
-            work.clear()
-            work.place.mkdir()
-            yield work.place
-            publish(work, force=force, sources=sources)
-        finally:
-            work.remove()
+        work.clear()
+        work.place.mkdir()
+        yield work.place
+        publish(work, force=force, sources=sources)
 
 
 @contextmanager
@@ -164,12 +161,9 @@ def staged_file(
     """
     check_file(file, force=force)
     with working(file) as work:
-        try:
-            work.clear()
-            yield work.place
-            publish(work, force=force, sources=sources)
-        finally:
-            work.remove()
+        work.clear()
+        yield work.place
+        publish(work, force=force, sources=sources)
 
 
 def publish(work: Work, *, force: Force, sources: Iterable[Path] = ()) -> None:

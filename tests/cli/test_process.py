@@ -119,3 +119,11 @@ def test_an_error_of_the_system_names_the_file_first_and_no_number(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"error: {out}: File name too long"]
+
+
+def test_a_path_that_is_too_long_for_a_line_is_whole_in_an_error_of_ours(tmp_path):
+    out = tmp_path / ("x" * 200) / ("y" * 200)
+    out.mkdir(parents=True)
+    command = [sys.executable, "-m", "lora_tools", "shrink", str(PLAIN), str(out), "--rank", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[0] == f"error: {out}: exists already"

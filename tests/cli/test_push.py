@@ -147,6 +147,27 @@ def test_what_passes_is_tried_again(way, method, path, hub, alice, mine):
     assert len(hub.seen(method, path)) >= 2
 
 
+@pytest.mark.parametrize("fault", [{}, {"status": 400, "times": 9}], ids=["dropped", "refused"])
+def test_an_answer_that_is_lost_never_changes_what_is_published(fault, hub, alice, mine):
+    hub.create("alice/x")
+    push = ("push", mine, "alice/x", "--base-model", "org/tiny-base", "--dry-run")
+    meant = alice.does(*push)
+    assert "license: apache-2.0" in meant
+    paths = sorted({request.path.partition("?")[0] for request in hub.seen("GET", origin="hub")})
+    assert "/api/models/org/tiny-base" in paths
+    for path in paths:
+        hub.faults.clear()
+        hub.fail("GET", f"{re.escape(path)}($|[?])", **fault)
+        done = alice.run(*push)
+        assert (done.returncode == 1 and "error: " in done.stderr) or done.stdout == meant, path
+
+
+def test_the_license_of_a_base_that_may_not_be_read_is_left_out(alice, mine):
+    done = alice.does("push", mine, "alice/x", "--base-model", "org/none", "--dry-run")
+    assert "base_model: org/none" in done
+    assert "license" not in done
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_server_that_asks_to_wait_is_given_time(status, hub, alice, mine):
     hub.fail("POST", "/commit/", status, headers={"Retry-After": "3"})

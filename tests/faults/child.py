@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ def run(order: Order) -> NoReturn:
 
     if order.old_kernel:
         renames._renameat2 = lambda *_: False
+    tempfile.gettempdir()  # Python tries the folder out with a file: no step of the command
     Interposer(order).install()
     try:
         main()

@@ -12,8 +12,13 @@ from faults.promises import REMOVES, STATUSES, check
 from hub_person import Person, make_adapter
 from hub_server import HubServer
 
+from lora_tools.files.work import discard
+
 REPO = "alice/x"
-PUSH = ("push", "mine", REPO, "--public", "--license", "mit", "--no-picture", "--strip-metadata")
+PUSH = (
+    *("push", "mine", REPO, "--public", "--base-model", "org/tiny-base"),
+    *("--no-picture", "--strip-metadata"),
+)
 KINDS = ("die", *ERRORS, "SIGINT", "SIGTERM")
 
 
@@ -50,7 +55,7 @@ class Stage:
         for path in self.hub.store.iterdir():
             path.unlink()
         for path in self.temporary.iterdir():
-            shutil.rmtree(path)
+            discard(path)
 
     def entries(self) -> set[tuple[str, str]] | None:
         """Return what the Hub shows: None before anything was published."""

@@ -60,6 +60,21 @@ def test_after_a_failure_without_a_finished_file_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_after_the_last_step_leaves_the_output_and_nothing_else(tmp_path, monkeypatch):
+    real, times = Path.rmdir, []
+
+    def rmdir(self: Path) -> None:
+        times.append(self)
+        if len(times) == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    with pytest.raises(KeyboardInterrupt), journaled(tmp_path / "out", X) as journal:
+        write(journal, "a", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     "harm",
     [

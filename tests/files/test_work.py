@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ def test_a_name_too_long_is_cut_and_told_from_others_that_begin_so(tmp_path):
 
 HOLD = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from lora_tools.files.work import working
 with working(Path(sys.argv[1])) as work:
@@ -162,3 +165,81 @@ def test_links_on_the_way_are_followed_and_the_last_is_not(tmp_path):
     assert located(tmp_path / "link" / "out") == tmp_path / "folder" / "out"
     assert located(tmp_path / "link") == tmp_path / "link"
     assert located(Path("..")) == Path.cwd().parent
+
+
+CALLS = [
+    (Path, "mkdir"),
+    (module, "_opened"),
+    (fcntl, "flock"),
+    (module, "_is"),
+    (Path, "iterdir"),
+    (shutil, "rmtree"),
+    (Path, "unlink"),
+    (Path, "rmdir"),
+]
+
+
+def interrupt(monkeypatch, owner: object, name: str, *, after: bool) -> None:
+    """Let a signal come right before or after the next call of a function."""
+    real, times = getattr(owner, name), [0]
+
+    def call(*arguments: object, **options: object) -> object:
+        times[0] += 1
+        if times[0] > 1:
+            return real(*arguments, **options)
+        if after:
+            real(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name"), CALLS, ids=[name for _, name in CALLS])
+def test_a_signal_leaves_nothing_wherever_it_comes(tmp_path, monkeypatch, owner, name, after):
+    interrupt(monkeypatch, owner, name, after=after)
+    with pytest.raises(KeyboardInterrupt), working(tmp_path / "out") as work:
+        work.place.mkdir()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["_opened", "_is"])
+def test_a_signal_touches_nothing_that_another_process_or_an_earlier_run_has(
+    tmp_path, monkeypatch, name
+):
+    out = tmp_path / "out"
+    with working(out) as work:
+        interrupt(monkeypatch, module, name, after=False)
+        with pytest.raises((KeyboardInterrupt, OutputError)), working(out):
+            pytest.fail("entered")
+        assert (work.folder / "lock").is_file()
+        monkeypatch.undo()
+        (work.folder / "journal").touch()
+        work.kept = True
+    interrupt(monkeypatch, module, name, after=False)
+    with pytest.raises(KeyboardInterrupt), working(out, kept=True):
+        pytest.fail("entered")
+    assert {path.name for path in work.folder.iterdir()} == {"lock", "journal"}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_folder_that_another_takes_while_it_is_removed_is_theirs(
+    tmp_path, monkeypatch, interrupted
+):
+    out, real, others = tmp_path / "out", Path.rmdir, []
+
+    def rmdir(self: Path) -> None:
+        if not others:
+            others.append(working(out))
+            others[0].__enter__().place.mkdir()
+            if interrupted:
+                raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    with suppress(KeyboardInterrupt), working(out):
+        pass
+    folder = tmp_path / ".out.partial"
+    assert {path.name for path in folder.iterdir()} == {"lock", "out"}
+    others[0].__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 """lora-tools push: publish an adapter or a model on the Hub."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from lora_tools.cli.console import say, show, show_json
 from lora_tools.cli.options import dry_run_option, json_option, pattern_options, quiet_option
 from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
 from lora_tools.files.disk import write_text
+from lora_tools.files.temporary import temporary_folder
 from lora_tools.files.writer import staged_file
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def command(
 def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bool) -> None:
     from lora_tools.verbs.push import card_only
 
-    with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
-        text = card_only(folder, wish, publisher, Path(place))
+    with temporary_folder() as place:
+        text = card_only(folder, wish, publisher, place)
     card = folder / README
     with staged_file(card, force="any", sources=[card]) as part:
         write_text(part, text)
