@@ -27,7 +27,7 @@ from lora_tools.storage.ours import REPORT as OURS
 from lora_tools.storage.sides import SideFiles, carry, side_files
 from lora_tools.storage.stamp import blank, stamp
 from lora_tools.storage.writer import TensorWriter
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -189,7 +189,7 @@ def write(
                 file[key] = tensor
     stamp(target, manifest.specs, manifest.metadata)
     if format.config_file:
-        write_text(folder / format.config_file, json_text(manifest.config))
+        write_text(folder / format.config_file, config_text(manifest.config))
     for side in () if name else like.side_files().carried:
         if not (folder / side.name).exists():
             carry(side, folder / side.name)

@@ -15,7 +15,7 @@ from lora_tools.ops.extract.rows import Row
 from lora_tools.storage.disk import write_text
 from lora_tools.storage.layout import Layout, layout
 from lora_tools.storage.writer import TensorWriter
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 
 
 def describe(plan: Plan, items: Sequence[Item], rows: Sequence[Row]) -> Manifest:
@@ -61,7 +61,7 @@ def write(
                 b, a = fold(module, kept.arrays["b"], kept.arrays["a"])
                 file.put(module.parts["b"].key, _bytes(b))
                 file.put(module.parts["a"].key, _bytes(a))
-    write_text(folder / str(PEFT.config_file), json_text(manifest.config))
+    write_text(folder / str(PEFT.config_file), config_text(manifest.config))
     return manifest
 
 

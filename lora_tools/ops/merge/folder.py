@@ -17,7 +17,7 @@ from lora_tools.storage.fingerprint import fingerprint
 from lora_tools.storage.opening import INDEX
 from lora_tools.storage.place import Place
 from lora_tools.storage.sides import carry, side_files
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 
 TOKENIZER = (
     "tokenizer",
@@ -89,7 +89,7 @@ def _write_config(recipe: Recipe, folder: Path) -> None:
     if recipe.config == recipe.base.config:
         carry(source, folder / CONFIG)
         return
-    write_text(folder / CONFIG, json_text(recipe.config) + "\n")
+    write_text(folder / CONFIG, config_text(recipe.config) + "\n")
 
 
 def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from lora_tools.ops.push.texts import is_searchable
 from lora_tools.storage.inputs import read_input, read_text
 from lora_tools.storage.objects import json_object, read_object
 from lora_tools.storage.typed import Fields, shown
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 
 TAGS = ("lora", "lora-tools")
 
@@ -206,7 +206,7 @@ def _rename(made: Draft, config: str | None, old: str, new: str) -> None:
     if config is None or config not in made.files:
         return
     document = read_object(made.folder / config)
-    text = json_text(_replaced(document, old, new))
+    text = config_text(_replaced(document, old, new))
     made.files[config] = text.encode()
     made.notes.append(f"{config}: names {new} in place of {old}")
 
