@@ -114,9 +114,9 @@ def align(names: Sequence[str], others: Collection[str]) -> tuple[Prefix, ...]:
         key = frozenset(drops[drop]), frozenset(ends.items())
         if key not in winners:
             winners[key] = _winners(drops[drop], ends, adds)
-        if winners[key].count > most:
-            most, best = winners[key].count, []
-        if winners[key].count == most:
+        if winners[key].finds > most:
+            most, best = winners[key].finds, []
+        if winners[key].finds == most:
             best = [*best, *(Prefix(drop, add) for add in winners[key].adds)][:MANY]
     if not most:
         return ()
@@ -143,7 +143,7 @@ def _drops(names: Sequence[str], others: Set[str]) -> dict[str, set[str]]:
 class _Winners(NamedTuple):
     """What is best put before some ends, and how many of them it finds."""
 
-    count: int
+    finds: int
     adds: list[str]
 
 
