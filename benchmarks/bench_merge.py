@@ -166,11 +166,11 @@ def stages(folder: Path) -> Iterator[str]:
 
     prepare()  # as the command line does
     from lora_tools import read
+    from lora_tools.files import journal
     from lora_tools.linalg.apply import Host
+    from lora_tools.merging import strips
     from lora_tools.model import open_model
-    from lora_tools.ops.merge import Strong, merge, plan
-    from lora_tools.recipe import strips
-    from lora_tools.storage import journal
+    from lora_tools.verbs.merge import Strong, merge, plan
 
     spent = dict.fromkeys(("read", "load", "add", "write", "copy", "disk"), 0.0)
 
@@ -189,7 +189,7 @@ def stages(folder: Path) -> Iterator[str]:
         yield
         setattr(owner, name, real)
 
-    jobs = sys.modules["lora_tools.ops.merge.jobs"]
+    jobs = sys.modules["lora_tools.verbs.merge.jobs"]
     made = merge(plan(open_model(folder / "base"), [Strong(read(folder / "adapter"))]))
     began = time.perf_counter()
     with (

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands, and docs/engines.md from the tables of their rules.
+"""Write docs/cli.md from the commands, and docs/runtimes.md from the tables of their rules.
 
 With ``--check``, only say whether they are old.
 """
@@ -10,22 +10,22 @@ from pathlib import Path
 import click
 
 from lora_tools.cli import cli
-from lora_tools.consumers import CONSUMERS, to_markdown
+from lora_tools.runtimes import RUNTIMES, to_markdown
 
 PAGE = Path(__file__).parent / "cli.md"
-ENGINES = Path(__file__).parent / "engines.md"
+RUNTIMES_PAGE = Path(__file__).parent / "runtimes.md"
 WIDTH = 88
 HEAD = """\
 # Command line
 
 Written by `python docs/generate.py` from the commands themselves.
 """
-ENGINES_HEAD = """\
-# Engines
+RUNTIMES_HEAD = """\
+# Runtimes
 
-Written by `python docs/generate.py` from the tables in `lora_tools/consumers`.
+Written by `python docs/generate.py` from the tables in `lora_tools/runtimes`.
 
-What an engine makes of an adapter is one of four verdicts: it **loads**; it **loads at the wrong
+What a runtime makes of an adapter is one of four verdicts: it **loads**; it **loads at the wrong
 strength**, when some of its updates are multiplied by another factor than the one they were trained
 with, or are left out; it **loads and does nothing**; or it is **refused**. It is the worst of the
 rules below that the adapter breaks. A rule that only older versions have (*before*) makes a remark,
@@ -34,7 +34,7 @@ for an older version.
 
 Verdicts come from the names, shapes and alphas of the tensors, from the configuration and from the
 names of the files beside them. Whether the base model has modules of these names and shapes is not
-among them. The rules were read in the engines' own code, of the version that is named; the tests
+among them. The rules were read in the runtimes' own code, of the version that is named; the tests
 hold those of peft and diffusers against the real packages.
 
 Where `shrink` mends it, the command is `lora-tools shrink SRC OUT --rank R`, with R the largest
@@ -64,14 +64,14 @@ def page() -> str:
     return "\n".join([HEAD, *sections])
 
 
-def engines() -> str:
-    """Return the page that fits the engines' rules as they are."""
-    return "\n".join([ENGINES_HEAD, to_markdown(CONSUMERS)])
+def runtimes() -> str:
+    """Return the page that fits the runtimes' rules as they are."""
+    return "\n".join([RUNTIMES_HEAD, to_markdown(RUNTIMES)])
 
 
 def main() -> int:
     """Write or check the pages and return the exit status."""
-    for path, text in ((PAGE, page()), (ENGINES, engines())):
+    for path, text in ((PAGE, page()), (RUNTIMES_PAGE, runtimes())):
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:

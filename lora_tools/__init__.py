@@ -8,38 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora_tools.adapter import Adapter, read, write
-    from lora_tools.engine import Engine, Serial, Threads
     from lora_tools.errors import LoraToolsError
+    from lora_tools.executors import Executor, Serial, Threads
+    from lora_tools.files.writer import staged
     from lora_tools.formats.registry import format_named
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
     from lora_tools.model import Model, open_model
-    from lora_tools.ops.convert import convert, translate
-    from lora_tools.ops.diff import diff
-    from lora_tools.ops.inspect import inspect, look
-    from lora_tools.ops.shrink import VLLM, Options, shrink, survey
     from lora_tools.remote import locate
     from lora_tools.report import Report
-    from lora_tools.storage.writer import staged
     from lora_tools.update import Biased, DoRA, LowRank, Update
+    from lora_tools.verbs.convert import convert, translate
+    from lora_tools.verbs.diff import diff
+    from lora_tools.verbs.inspect import inspect, look
+    from lora_tools.verbs.shrink import VLLM, Options, shrink, survey
 
     __version__: str
 
 _HOMES = {
     "adapter": ("Adapter", "read", "write"),
-    "engine": ("Engine", "Serial", "Threads"),
+    "executors": ("Executor", "Serial", "Threads"),
     "errors": ("LoraToolsError",),
     "formats.registry": ("format_named",),
     "linalg.rank": ("Energy", "Fixed", "MaxBytes", "MaxError", "MaxParams", "RankPolicy"),
     "linalg.svd": ("SVD", "svd"),
     "model": ("Model", "open_model"),
-    "ops.diff": ("diff",),
-    "ops.convert": ("convert", "translate"),
-    "ops.inspect": ("inspect", "look"),
-    "ops.shrink": ("VLLM", "Options", "shrink", "survey"),
+    "verbs.diff": ("diff",),
+    "verbs.convert": ("convert", "translate"),
+    "verbs.inspect": ("inspect", "look"),
+    "verbs.shrink": ("VLLM", "Options", "shrink", "survey"),
     "remote": ("locate",),
     "report": ("Report",),
-    "storage.writer": ("staged",),
+    "files.writer": ("staged",),
     "update": ("Biased", "DoRA", "LowRank", "Update"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -51,7 +51,7 @@ __all__ = [
     "Biased",
     "DoRA",
     "Energy",
-    "Engine",
+    "Executor",
     "Fixed",
     "LoraToolsError",
     "LowRank",

@@ -13,20 +13,20 @@ from lora_tools.errors import (
     UnsupportedError,
     some,
 )
+from lora_tools.files.checkpoint import Checkpoint
+from lora_tools.files.disk import write_text
+from lora_tools.files.inputs import is_present
+from lora_tools.files.layout import Layout
+from lora_tools.files.objects import read_object
+from lora_tools.files.opening import INDEX, open_checkpoint
+from lora_tools.files.ours import REPORT as OURS
+from lora_tools.files.sides import SideFiles, carry, side_files
+from lora_tools.files.stamp import blank, stamp
+from lora_tools.files.writer import TensorWriter
 from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.formats.rotary import Paired
-from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.disk import write_text
-from lora_tools.storage.inputs import is_present
-from lora_tools.storage.layout import Layout
-from lora_tools.storage.objects import read_object
-from lora_tools.storage.opening import INDEX, open_checkpoint
-from lora_tools.storage.ours import REPORT as OURS
-from lora_tools.storage.sides import SideFiles, carry, side_files
-from lora_tools.storage.stamp import blank, stamp
-from lora_tools.storage.writer import TensorWriter
 from lora_tools.text import config_text
 
 if TYPE_CHECKING:

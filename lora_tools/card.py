@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import FormatError
-from lora_tools.storage.disk import naming
-from lora_tools.storage.objects import yaml_object
-from lora_tools.storage.sides import create, opened, why_not
+from lora_tools.files.disk import naming
+from lora_tools.files.objects import yaml_object
+from lora_tools.files.sides import create, opened, why_not
 
 BEGIN = "<!-- lora-tools: begin -->"
 END = "<!-- lora-tools: end -->"

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError
-from lora_tools.storage.checkpoint import Checkpoint
-from lora_tools.storage.inputs import is_present
-from lora_tools.storage.objects import read_object
-from lora_tools.storage.opening import INDEX, open_checkpoint
-from lora_tools.storage.typed import Fields
+from lora_tools.files.checkpoint import Checkpoint
+from lora_tools.files.inputs import is_present
+from lora_tools.files.objects import read_object
+from lora_tools.files.opening import INDEX, open_checkpoint
+from lora_tools.files.typed import Fields
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"

@@ -120,8 +120,8 @@ def full(names: Iterable[str], **options: Any) -> Document:
         ("mlx", "loads and does nothing", [finding | {"verdict": "loads and does nothing"}]),
     ]
     found["verdicts"] = [
-        {"engine": engine, "version": "1.2.3", "verdict": verdict, "findings": findings}
-        for engine, verdict, findings in said
+        {"executor": executor, "version": "1.2.3", "verdict": verdict, "findings": findings}
+        for executor, verdict, findings in said
     ]
     return found
 

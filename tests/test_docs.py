@@ -54,9 +54,9 @@ def test_the_commands_page_is_up_to_date() -> None:
     assert GENERATE["page"]() == CLI, "run `python docs/generate.py`"
 
 
-def test_the_engines_page_is_up_to_date() -> None:
-    page = (DOCS / "engines.md").read_text(encoding="utf-8")
-    assert GENERATE["engines"]() == page, "run `python docs/generate.py`"
+def test_the_runtimes_page_is_up_to_date() -> None:
+    page = (DOCS / "runtimes.md").read_text(encoding="utf-8")
+    assert GENERATE["runtimes"]() == page, "run `python docs/generate.py`"
 
 
 def test_check_tells_a_stale_page(
@@ -64,7 +64,7 @@ def test_check_tells_a_stale_page(
 ) -> None:
     page = tmp_path / "cli.md"
     monkeypatch.setitem(GENERATE["main"].__globals__, "PAGE", page)
-    monkeypatch.setitem(GENERATE["main"].__globals__, "ENGINES", tmp_path / "engines.md")
+    monkeypatch.setitem(GENERATE["main"].__globals__, "RUNTIMES_PAGE", tmp_path / "runtimes.md")
     monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
     assert GENERATE["main"]() == 1
     assert "stale" in capsys.readouterr().err

@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 
 from lora_tools import LoraToolsError, read
 from lora_tools.card import metadata, with_metadata
-from lora_tools.consumers import judge, named, subject
+from lora_tools.merging import Strong, plan
 from lora_tools.model import open_model
-from lora_tools.ops.inspect import look
-from lora_tools.ops.inspect.inspection import Inspection
-from lora_tools.ops.push.package import Wish, draft
 from lora_tools.quantised import check
-from lora_tools.recipe import Strong, plan
+from lora_tools.runtimes import judge, named, subject
+from lora_tools.verbs.inspect import look
+from lora_tools.verbs.inspect.inspection import Inspection
+from lora_tools.verbs.push.package import Wish, draft
 
 DEEP = "[" * 100_000 + "]" * 100_000
 VALUES = {
@@ -161,7 +161,7 @@ def attempt(run) -> None:
 
 def use(folder: Path) -> None:
     """Ask everything of an adapter that its configuration has a part in."""
-    attempt(lambda: [judge(subject(folder), engine).to_dict() for engine in named(["all"])])
+    attempt(lambda: [judge(subject(folder), executor).to_dict() for executor in named(["all"])])
     attempt(lambda: _inspected(folder))
     attempt(lambda: _rewritten(folder))
 

@@ -162,7 +162,7 @@ def test_norms_of_dora_no_longer_fit(tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in norms)
 
 
-# mergekit, extract_lora.py: what concerns extraction is in tests/ops/extract.
+# mergekit, extract_lora.py: what concerns extraction is in tests/verbs/extract.
 
 
 def test_biases_are_written_that_the_configuration_does_not_announce(tmp_path):

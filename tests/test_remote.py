@@ -8,9 +8,9 @@ import pytest
 from hub_person import ALICE, Person, make_adapter
 from hub_server import HubServer
 
+from lora_tools.files.header import Spec
+from lora_tools.files.layout import layout
 from lora_tools.remote import is_remote, locate
-from lora_tools.storage.header import Spec
-from lora_tools.storage.layout import layout
 
 LFS = {"HF_HUB_DISABLE_XET": "1"}
 LAYERS = 80
@@ -314,8 +314,8 @@ EVICT = """
 import os
 from pathlib import Path
 from lora_tools.remote import locate
-from lora_tools.storage.guests import Guests
-from lora_tools.storage.opening import open_checkpoint
+from lora_tools.files.guests import Guests
+from lora_tools.files.opening import open_checkpoint
 
 def disk():
     files = {f.resolve() for f in Path(os.environ["HF_HOME"]).rglob("*") if f.is_file()}

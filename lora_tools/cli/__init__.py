@@ -50,7 +50,7 @@ def cli(context: click.Context, debug: bool) -> None:
     or org/name[@revision] where there is no such path.
 
     Results go to stdout, everything else to stderr. Exit status: 0 done, 1 an error, 2 a wrong
-    command line, 3 a bound on rank, size or error that cannot be kept, 4 an engine that would not
+    command line, 3 a bound on rank, size or error that cannot be kept, 4 a runtime that would not
     load an adapter as it is meant. Of diff: 0 same, 1 different, 2 an error.
     """
     context.obj = debug

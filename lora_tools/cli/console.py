@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import click
 
 from lora_tools.cli.streams import Guarded
-from lora_tools.engine import Engine
-from lora_tools.engine.base import Job, Result
 from lora_tools.errors import LoraToolsError
+from lora_tools.executors import Executor
+from lora_tools.executors.base import Job, Result
 from lora_tools.text import PATH, ascii_json, json_text, message, result
 
 COLOURS = {"error": "red", "hint": "cyan", "warning": "yellow"}
@@ -23,18 +23,18 @@ COLOURS = {"error": "red", "hint": "cyan", "warning": "yellow"}
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """An engine with a bar on stderr for whatever takes it longer than a second."""
+    """An executor with a bar on stderr for whatever takes it longer than a second."""
 
-    engine: Engine
+    executor: Executor
 
     def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Yield what the engine yields."""
+        """Yield what the executor yields."""
         if not sys.stderr.isatty():
-            return self.engine.map(task, jobs)
+            return self.executor.map(task, jobs)
         from tqdm import tqdm  # only a terminal needs it
 
         known = tuple(jobs)
-        results = self.engine.map(task, known)
+        results = self.executor.map(task, known)
         name = task.__name__
         return iter(tqdm(results, total=len(known), desc=name, unit="module", delay=1, leave=False))
 

@@ -15,7 +15,7 @@ from lora_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lora_tools.ops.extract import Options
+    from lora_tools.verbs.extract import Options
 
 SELECTION = (
     pattern_options("Extract matching modules only.", "Leave matching modules out."),
@@ -82,16 +82,16 @@ def extraction_options(function: Command) -> Command:
     def command(*arguments: Any, **options: Any) -> Any:
         values = {name: options.pop(name) for name in NAMES}
         tolerance, exact = options.pop("tolerance"), options.pop("exact")
-        consumer = options.pop("consumer")
+        runtime = options.pop("runtime")
 
         def wanted(device: str) -> "Options":
-            from lora_tools.consumers import VLLM
-            from lora_tools.ops.extract import Options, Precision  # imports numpy
+            from lora_tools.runtimes import VLLM
+            from lora_tools.verbs.extract import Options, Precision  # imports numpy
 
             return Options(
                 **values,
                 precision=Precision(tolerance=tolerance, exact=exact),
-                consumer=VLLM if consumer else None,
+                runtime=VLLM if runtime else None,
                 device=device,
             )
 

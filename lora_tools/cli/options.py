@@ -11,7 +11,7 @@ from lora_tools.cli.types import POSITIVE, Device, LocalOrHub
 from lora_tools.errors import DeviceError, PolicyError
 
 if TYPE_CHECKING:
-    from lora_tools.engine import Engine
+    from lora_tools.executors import Executor
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
@@ -52,7 +52,7 @@ evict_option = click.option(
 )
 vllm_option = click.option(
     "--for",
-    "consumer",
+    "runtime",
     type=click.Choice(["vllm"]),
     help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
 )
@@ -195,9 +195,9 @@ device_option = click.option(
 engine_options = together(device_option, jobs_option("one per core; 1 on a GPU"))
 
 
-def make_engine(device: str, jobs: int | None) -> "Engine":
-    """Return the engine for a device that is there, or raise `DeviceError`."""
-    from lora_tools.engine import Serial, Threads
+def make_executor(device: str, jobs: int | None) -> "Executor":
+    """Return the executor for a device that is there, or raise `DeviceError`."""
+    from lora_tools.executors import Serial, Threads
 
     kind = device.partition(":")[0]
     if kind != "cpu":

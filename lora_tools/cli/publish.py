@@ -12,13 +12,13 @@ import click
 
 from lora_tools.adapter import REPORT
 from lora_tools.cli.console import ask, say, tell
+from lora_tools.files.sides import WEIGHTS
 from lora_tools.report import size, table
-from lora_tools.storage.sides import WEIGHTS
 from lora_tools.text import json_text, label
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
-    from lora_tools.ops.push import Plan, Pushed, Wish
+    from lora_tools.verbs.push import Plan, Pushed, Wish
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -97,7 +97,7 @@ class Publication:
     def run(self, folder: Path, inputs: Iterable[Path], *, quiet: bool) -> None:
         """Publish a folder, its inputs named in it; what there is to say goes to stderr."""
         from lora_tools.hub import Publisher
-        from lora_tools.ops.push import Wish, record
+        from lora_tools.verbs.push import Wish, record
 
         record(folder / REPORT, inputs)
 
@@ -111,7 +111,7 @@ def push(
 ) -> tuple["Plan", "Pushed | None"]:
     """Publish a folder unless it is a dry run, and return what was planned and done."""
     from lora_tools import hub
-    from lora_tools.ops.push import plan, publish
+    from lora_tools.verbs.push import plan, publish
 
     if quiet or not sys.stderr.isatty():
         hub.hide_progress()

@@ -18,7 +18,7 @@ from lora_tools.cli.types import POSITIVE, PatternRank, Share, Size
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.ops.shrink import Options
+    from lora_tools.verbs.shrink import Options
 
 
 class Sized(Protocol):
@@ -66,9 +66,9 @@ class Limits:
 
     def options(self, device: str) -> "Options":
         """Return the options of the library; imports torch."""
-        from lora_tools.ops.shrink import VLLM, Options
+        from lora_tools.verbs.shrink import VLLM, Options
 
-        return Options(**self.values, consumer=VLLM if self.vllm else None, device=device)
+        return Options(**self.values, runtime=VLLM if self.vllm else None, device=device)
 
 
 POLICIES = (
@@ -158,9 +158,9 @@ def limit_options(function: Command) -> Command:
     )
 
     @wraps(function)
-    def command(*arguments: Any, consumer: str | None, **options: Any) -> Any:
+    def command(*arguments: Any, runtime: str | None, **options: Any) -> Any:
         values = {name: options.pop(name) for name in names}
-        limits = Limits(values, vllm=consumer == "vllm")
+        limits = Limits(values, vllm=runtime == "vllm")
         return function(*arguments, limits=limits, **options)
 
     return together(*LIMITS)(command)

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError
+from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.folding import fold, unfold
 from lora_tools.formats.manifest import BESIDE, Module, Part, Role
 from lora_tools.formats.numbers import widened
 from lora_tools.formats.sites import Convolution, Linear, Site, columns
 from lora_tools.scaling import alpha_for, scale
-from lora_tools.storage.dtypes import FLOATS
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
@@ -214,7 +214,7 @@ def number(value: float, code: str) -> "Array":
     """Return a number as an array without dimensions."""
     import numpy as np
 
-    from lora_tools.storage.dtypes import numpy_dtype, torch_dtype
+    from lora_tools.files.dtypes import numpy_dtype, torch_dtype
 
     kind = numpy_dtype(code)
     if kind is not None:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from lora_tools.files.container import Container
+from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.storage.container import Container
-from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.header import Spec
+from lora_tools.files.objects import json_object
+from lora_tools.files.typed import Fields
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
@@ -16,10 +20,6 @@ from lora_tools.formats.patterns import Patterns, number, write_pattern
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 from lora_tools.scaling import alpha_for
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.header import Spec
-from lora_tools.storage.objects import json_object
-from lora_tools.storage.typed import Fields
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lora_tools.errors import FormatError
-from lora_tools.storage.typed import shown
+from lora_tools.files.typed import shown
 
 LONGEST = 65_536
 """Characters of an expression."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.typed import shown
 from lora_tools.formats.rotary import Heads, heads_of
-from lora_tools.storage.typed import shown
 
 LLAMAS = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 """Types of models with ``self_attn.q_proj`` and a gated ``mlp``, no layers fused."""

@@ -8,6 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.header import Spec
+from lora_tools.files.objects import json_object
+from lora_tools.files.stamp import BLANK
+from lora_tools.files.typed import Fields
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
@@ -15,11 +20,6 @@ from lora_tools.formats.manifest import Manifest, Module, Role
 from lora_tools.formats.paths import component_of, flatten, split, unflatten
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.header import Spec
-from lora_tools.storage.objects import json_object
-from lora_tools.storage.stamp import BLANK
-from lora_tools.storage.typed import Fields
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

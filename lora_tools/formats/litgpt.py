@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.header import Spec
+from lora_tools.files.typed import Fields
 from lora_tools.formats.base import Contents
 from lora_tools.formats.family import llama_heads
 from lora_tools.formats.fused import Share, blocks
@@ -13,8 +15,6 @@ from lora_tools.formats.plain import LITGPT, Pair, linear, pairs
 from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
-from lora_tools.storage.header import Spec
-from lora_tools.storage.typed import Fields
 
 CONFIG = "hyperparameters.yaml"
 LAYER = re.compile(r"transformer\.h\.(?P<number>\d+)\.(?P<name>.+)")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.fused import Diagonal
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module
@@ -12,7 +13,6 @@ from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.sites import Embedding, Linear, Site
 from lora_tools.formats.stated import stated_alpha
 from lora_tools.formats.tables import is_table
-from lora_tools.storage.header import Spec
 
 PREFIX = "base_model."
 """What PEFT puts before every path."""

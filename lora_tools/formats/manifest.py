@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
+from lora_tools.files.header import Spec
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.fused import Fused, Share
 from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.scaling import scale
-from lora_tools.storage.header import Spec
 
 Role: TypeAlias = Literal[
     "a",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_tools.errors import FormatError, some
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.family import llama_heads
 from lora_tools.formats.fused import Range, Share, blocks
@@ -13,7 +14,6 @@ from lora_tools.formats.plain import Pair, linear, pairs
 from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
-from lora_tools.storage.header import Spec
 
 IN, OUT = ".linear_in.weight", ".linear_out.weight"
 STEM = re.compile(

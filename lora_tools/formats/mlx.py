@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.header import Spec
+from lora_tools.files.typed import Fields, shown
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
@@ -14,10 +18,6 @@ from lora_tools.formats.sites import Embedding, Experts, Linear, Site
 from lora_tools.formats.tables import is_table
 from lora_tools.formats.uniform import at_one_rank, common_scale, scaled
 from lora_tools.scaling import alpha_for
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.dtypes import FLOATS
-from lora_tools.storage.header import Spec
-from lora_tools.storage.typed import Fields, shown
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

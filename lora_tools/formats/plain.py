@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import FormatError
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.header import Spec
 from lora_tools.formats.fused import Share
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.sites import Linear
-from lora_tools.storage.dtypes import FLOATS
-from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, LowRank

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from lora_tools.errors import UnsupportedError
+from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.formats.base import Names
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.plain import low_rank
-from lora_tools.storage.container import SAFETENSORS, Container
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
 from lora_tools.formats.diffusers import OMI, Diffusers
@@ -18,10 +19,9 @@ from lora_tools.formats.mlx import MLX
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.torchtune import Torchtune
 from lora_tools.formats.xlabs import XLabs
-from lora_tools.storage.header import Spec
 
 PEFT = Peft()
-"""What new adapters are written as: every consumer reads it."""
+"""What new adapters are written as: every runtime reads it."""
 FORMATS: tuple[Format, ...] = (
     PEFT,
     Kohya(),

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import describe
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.numbers import narrowest
 from lora_tools.formats.sites import Convolution
-from lora_tools.storage.header import Spec
 
 
 def described(

@@ -3,8 +3,8 @@
 from typing import Any
 
 from lora_tools.errors import FormatError
+from lora_tools.files.typed import is_number, shown
 from lora_tools.formats.base import Contents
-from lora_tools.storage.typed import is_number, shown
 
 
 def stated_alpha(contents: Contents, said: Any, where: str) -> float:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Extra, Part, Role
-from lora_tools.storage.header import Spec
 
 LYCORIS: tuple[Role, ...] = (
     "hada_w1_a",

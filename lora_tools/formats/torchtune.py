@@ -6,6 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.header import Spec
+from lora_tools.files.typed import Fields, shown
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.kinds import check_uniform
@@ -15,10 +19,6 @@ from lora_tools.formats.rotary import Paired, from_file, heads_of, paired, to_fi
 from lora_tools.formats.sites import Linear
 from lora_tools.formats.stated import stated_alpha
 from lora_tools.formats.uniform import at_one_rank, common_alpha
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.dtypes import FLOATS
-from lora_tools.storage.header import Spec
-from lora_tools.storage.typed import Fields, shown
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

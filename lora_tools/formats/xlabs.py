@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import describe, update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.fused import Share, blocks
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.plain import low_rank
 from lora_tools.formats.spelled import respelled
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

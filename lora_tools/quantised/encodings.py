@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
+from lora_tools.files.header import Spec
 from lora_tools.quantised.float8 import FLOAT8
-from lora_tools.storage.header import Spec
 
 Leaves: TypeAlias = Mapping[str, Spec]
 """The tensors of one module by the last part of their names."""

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.errors import UnsupportedError
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.header import Spec
 from lora_tools.model import Model
 from lora_tools.quantised.configured import block_of
 from lora_tools.shapes import Float
-from lora_tools.storage.dtypes import FLOATS
-from lora_tools.storage.header import Spec
 
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 """Types that are numbers of their own, or with a scale beside them."""

@@ -6,8 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lora_tools.files.disk import write_text
 from lora_tools.report.markdown import block, plain
-from lora_tools.storage.disk import write_text
 from lora_tools.text import json_text
 
 Item = TypeVar("Item")

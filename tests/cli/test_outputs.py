@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_tools.storage.work import working
+from lora_tools.files.work import working
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PLAIN = FIXTURES / "minilm-plain"

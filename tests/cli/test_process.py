@@ -15,7 +15,7 @@ PLAIN = FIXTURES / "minilm-plain"
 SHRINK = """
 import sys, time
 from lora_tools.cli import main
-from lora_tools.storage import writer
+from lora_tools.files import writer
 
 def publish(*arguments, **options):
     {block}
@@ -28,7 +28,7 @@ main()
 HERE = 'print("here", flush=True)'
 ASLEEP = f"{HERE}; time.sleep(60)"
 AT_WORK = f"""
-    from lora_tools.engine import Threads
+    from lora_tools.executors import Threads
 
     def work(number):
         {HERE}

@@ -28,7 +28,7 @@ def run(order: Order) -> NoReturn:
     sys.argv = ["lora-tools", *order.arguments]
     time.monotonic = lambda: 0.0  # reports say how long it took: the only bytes that may differ
     from lora_tools.cli import main
-    from lora_tools.storage import renames
+    from lora_tools.files import renames
 
     if order.old_kernel:
         renames._renameat2 = lambda *_: False

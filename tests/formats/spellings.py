@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
+from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Extra, Manifest, Module, Part
 from lora_tools.formats.sites import Convolution, Linear, columns
-from lora_tools.storage.header import Spec
 
 PATHS = {
     "unet": [
@@ -94,7 +94,7 @@ def filled(specs: dict[str, Spec], seed: int = 0) -> dict[str, np.ndarray]:
     """Return random numbers for tensors, and 8 for those of one element."""
     import torch
 
-    from lora_tools.storage.dtypes import torch_dtype
+    from lora_tools.files.dtypes import torch_dtype
 
     torch.manual_seed(seed)
     return {

@@ -10,10 +10,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lora_tools.files.header import Spec
 from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.manifest import Extra, Manifest, Module, Part
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
-from lora_tools.storage.header import Spec
 
 
 def module(site: Site, out: int, inp: int, rank: int, alpha: float | None = 8.0) -> Module:

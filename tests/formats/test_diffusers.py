@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, detected, format_named
-from lora_tools.ops.convert import convert
-from lora_tools.storage.header import Spec
+from lora_tools.verbs.convert import convert
 
 DIFFUSERS = format_named("diffusers")
 UNET = {

@@ -9,7 +9,7 @@ from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.flux import pieces
 from lora_tools.formats.registry import format_named
-from lora_tools.ops.convert import convert
+from lora_tools.verbs.convert import convert
 
 # What diffusers stacks to get the authors' weight (scripts/convert_flux_to_diffusers.py, inverted).
 LAYERS = {

@@ -12,9 +12,9 @@ from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Fixed
-from lora_tools.ops.convert import convert
-from lora_tools.ops.shrink import shrink
 from lora_tools.update import factors
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.shrink import shrink
 
 # Format, number of modules, and for each target None, a number of modules, or a refusal.
 LISTS = {

@@ -12,14 +12,14 @@ from torch import nn
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import format_named
 from lora_tools.formats.sites import Convolution
 from lora_tools.linalg.rank import Fixed
-from lora_tools.ops.convert import convert
-from lora_tools.ops.shrink import shrink
-from lora_tools.storage.header import Spec
 from lora_tools.update import DoRA, factors
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.shrink import shrink
 
 KOHYA = format_named("kohya")
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
-from lora_tools.ops.convert import convert
-from lora_tools.ops.inspect import Listing, look
-from lora_tools.storage.header import Spec
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.inspect import Listing, look
 
 LITGPT, PEFT = format_named("litgpt"), format_named("peft")
 BASE = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -9,12 +9,12 @@ from torch import nn
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.formats.sites import Embedding, Linear
-from lora_tools.ops.convert import convert
-from lora_tools.ops.inspect import inspect
-from lora_tools.storage.header import Spec
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.inspect import inspect
 
 LORALIB, PEFT = format_named("loralib"), format_named("peft")
 ALPHA = 6

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
-from lora_tools.ops.convert import convert
-from lora_tools.storage.header import Spec
+from lora_tools.verbs.convert import convert
 
 MEGATRON, PEFT = format_named("megatron"), format_named("peft")
 QUERIES, GROUPS, HEAD, HIDDEN, R, ALPHA = 6, 2, 3, 10, 2, 6

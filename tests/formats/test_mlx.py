@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import format_named
 from lora_tools.formats.sites import Experts
-from lora_tools.ops.convert import convert
-from lora_tools.storage.header import Spec
+from lora_tools.verbs.convert import convert
 
 MLX = format_named("mlx")
 TARGETS = {

@@ -23,10 +23,10 @@ from lora_tools.formats.rotary import (
     to_pairs,
 )
 from lora_tools.linalg.rank import Fixed
-from lora_tools.ops.convert import convert
-from lora_tools.ops.diff import diff
-from lora_tools.ops.merge import Strong, plan
-from lora_tools.ops.shrink import shrink
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.diff import diff
+from lora_tools.verbs.merge import Strong, plan
+from lora_tools.verbs.shrink import shrink
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 3))
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from spellings import alphas, filled, manifests, without_parts
 
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.dtypes import torch_dtype
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
-from lora_tools.storage.dtypes import torch_dtype
 from lora_tools.update import factors
 
 WRITES = [
@@ -103,7 +103,7 @@ def test_formats_that_write_have_kinds_and_names():
 
 def test_a_neighbours_configuration_does_not_decide():
     kohya = format_named("kohya")
-    from lora_tools.storage.header import Spec
+    from lora_tools.files.header import Spec
 
     specs = {
         "lora_unet_x.lora_down.weight": Spec("F32", (2, 3)),

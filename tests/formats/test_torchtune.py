@@ -12,13 +12,13 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.formats.rotary import Paired
 from lora_tools.linalg.rank import Fixed
-from lora_tools.ops.convert import convert
-from lora_tools.ops.shrink import shrink
-from lora_tools.storage.header import Spec
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.shrink import shrink
 
 TORCHTUNE, PEFT = format_named("torchtune"), format_named("peft")
 BASE = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}

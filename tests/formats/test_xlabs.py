@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.registry import format_named
-from lora_tools.ops.convert import convert
+from lora_tools.verbs.convert import convert
 
 WIDE = 8
 SHAPES = {"qkv": (3 * WIDE, WIDE), "proj": (WIDE, 5 * WIDE)}

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from lora_tools.storage.fields import Field, text_of
-from lora_tools.storage.gguf import layout
-from lora_tools.storage.header import spec_of
+from lora_tools.files.fields import Field, text_of
+from lora_tools.files.gguf import layout
+from lora_tools.files.header import spec_of
 
 RANK, WIDTH = 4, 8
 

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from lora_tools.adapter import read
-from lora_tools.engine import Serial
 from lora_tools.errors import LoraToolsError, UnsupportedError
+from lora_tools.executors import Serial
+from lora_tools.merging import Options, Strong, plan
 from lora_tools.model import open_model
-from lora_tools.ops.extract.options import Options as ExtractOptions
-from lora_tools.ops.extract.plan import make_plan
-from lora_tools.ops.inspect.comparison import compare
 from lora_tools.quantised import check
-from lora_tools.recipe import Options, Strong, plan
+from lora_tools.verbs.extract.options import Options as ExtractOptions
+from lora_tools.verbs.extract.plan import make_plan
+from lora_tools.verbs.inspect.comparison import compare
 
 N, K = 256, 256
 E4M3, E8M0 = torch.float8_e4m3fn, torch.float8_e8m0fnu

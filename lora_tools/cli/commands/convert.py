@@ -22,7 +22,7 @@ from lora_tools.cli.options import (
     format_option,
     jobs_option,
     json_option,
-    make_engine,
+    make_executor,
     out_argument,
     quiet_option,
     rank_limit_options,
@@ -30,18 +30,18 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, policy_options
-from lora_tools.engine import Engine
+from lora_tools.executors import Executor
+from lora_tools.files.ours import Force
+from lora_tools.files.sides import WEIGHTS
+from lora_tools.files.writer import check_output, staged, staged_file
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
-from lora_tools.storage.ours import Force
-from lora_tools.storage.sides import WEIGHTS
-from lora_tools.storage.writer import check_output, staged, staged_file
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
-    from lora_tools.ops.convert import Outcome, Translated
     from lora_tools.update import Update
+    from lora_tools.verbs.convert import Outcome, Translated
 
 
 @click.command(short_help="Spell an adapter in another tool's format.")
@@ -93,7 +93,7 @@ def command(
     same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full differences are LoRAs of a
     high rank. The error is that of the bytes written, against the updates of SOURCE.
     """
-    from lora_tools.ops.convert import translate  # imports numpy
+    from lora_tools.verbs.convert import translate  # imports numpy
 
     began = time.monotonic()
     if wish is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
@@ -113,12 +113,12 @@ def command(
     adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
-    engine = make_engine("cpu", jobs)
+    executor = make_executor("cpu", jobs)
     paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
-    translated = translate(adapter, format, engine, drop=drop, paths=paths)
+    translated = translate(adapter, format, executor, drop=drop, paths=paths)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
-    plan = _plan(translated, wish, limits, engine if quiet else Visible(engine), began)
+    plan = _plan(translated, wish, limits, executor if quiet else Visible(executor), began)
     outcome, rows = plan.outcome, plan.rows
     outcome.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
     if dry_run:
@@ -149,19 +149,19 @@ class Plan(NamedTuple):
 
 
 def _plan(
-    translated: "Translated", wish: Wish | None, limits: Limits, engine: Engine, began: float
+    translated: "Translated", wish: Wish | None, limits: Limits, executor: Executor, began: float
 ) -> Plan:
     """Keep every update or, if there is a wish, lower ranks on the way."""
-    from lora_tools.ops.convert import rewritten
-    from lora_tools.ops.shrink import shrink
+    from lora_tools.verbs.convert import rewritten
+    from lora_tools.verbs.shrink import shrink
 
     if wish is None:
-        converted = rewritten(translated, engine, dtype=limits.values["dtype"])
+        converted = rewritten(translated, executor, dtype=limits.values["dtype"])
         outcome = converted.outcome(began)
         return Plan(converted.manifest, outcome, outcome.watch(converted))
     policy = wish.policy(translated)
     # A module that keeps its rank keeps its bits, so the scale stays where it is.
-    shrunk = shrink(translated, policy, limits.options("cpu"), engine)
+    shrunk = shrink(translated, policy, limits.options("cpu"), executor)
     outcome = translated.outcome(shrunk.manifest, began, str(policy))
     rows = outcome.watch(translated.rows(shrunk, shrunk.manifest))
     return Plan(shrunk.manifest, outcome, rows)

@@ -14,7 +14,7 @@ from lora_tools.cli.options import (
     formats_option,
     full_option,
     json_option,
-    make_engine,
+    make_executor,
     pattern_options,
     quiet_option,
 )
@@ -68,14 +68,14 @@ def command(
 
     Exit status: 0 the same, 1 different, 2 an error.
     """
-    engine = make_engine(device, jobs)
+    executor = make_executor(device, jobs)
     config = open_model(base).config if base else None
     pairs = zip((a, b), each_format(owns, 2), strict=True)
     first, second = (read(*pair, base=config, alpha=alpha) for pair in pairs)
-    from lora_tools.ops.diff import Options, diff, text  # imports numpy
+    from lora_tools.verbs.diff import Options, diff, text  # imports numpy
 
     options = Options(tolerance, include, exclude, device)
-    found = diff(first, second, options, engine if quiet else Visible(engine))
+    found = diff(first, second, options, executor if quiet else Visible(executor))
     if as_json:
         show_json(found.to_dict())
     elif not quiet:

@@ -20,23 +20,23 @@ from lora_tools.cli.options import (
     evict_option,
     force_option,
     json_option,
-    make_engine,
+    make_executor,
     out_argument,
     quiet_option,
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Wish, policy_options
 from lora_tools.cli.types import LocalOrHub
+from lora_tools.files.ours import Force
+from lora_tools.files.writer import check_output
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
 from lora_tools.report import size, table
-from lora_tools.storage.ours import Force
-from lora_tools.storage.writer import check_output
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
-    from lora_tools.ops.extract import Options, Plan
-    from lora_tools.ops.extract.plan import Item
+    from lora_tools.verbs.extract import Options, Plan
+    from lora_tools.verbs.extract.plan import Item
 
 
 @click.command(short_help="Extract an adapter from a full fine-tune.")
@@ -86,8 +86,8 @@ def command(
     if not dry_run:
         check_output(out, {"base": base, "tuned model": tuned}, force=force)
     old, new = open_model(base), open_model(tuned)
-    engine = make_engine(device, jobs)
-    from lora_tools.ops.extract import extract, plan  # imports numpy
+    executor = make_executor(device, jobs)
+    from lora_tools.verbs.extract import extract, plan  # imports numpy
 
     found = plan(old, new, wanted(device))
     if dry_run:
@@ -97,7 +97,7 @@ def command(
     with _progress(found, quiet=quiet) as seen:
         policy, resume = wish.policy(old), not no_resume
         with extract(
-            found, policy, out, engine, resume=resume, force=force, seen=seen, evict=evict
+            found, policy, out, executor, resume=resume, force=force, seen=seen, evict=evict
         ) as extraction:
             report = extraction.run()
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
@@ -131,7 +131,7 @@ def _progress(plan: "Plan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]
 
 def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> None:
     """Show what would be extracted."""
-    from lora_tools.ops.extract.estimate import estimate  # imports numpy
+    from lora_tools.verbs.extract.estimate import estimate  # imports numpy
 
     rank = wish.value if wish and wish.name == "rank" else plan.options.max_rank
     lines = estimate(plan, rank)

@@ -16,20 +16,20 @@ from lora_tools.cli.options import (
     format_option,
     full_option,
     json_option,
-    make_engine,
+    make_executor,
     source_argument,
 )
 from lora_tools.cli.types import POSITIVE
-from lora_tools.consumers import Judgement, Verdict, named
-from lora_tools.consumers import to_text as verdicts_text
 from lora_tools.errors import UnsupportedError
+from lora_tools.files.disk import naming, write_text
+from lora_tools.files.ours import Force
+from lora_tools.files.writer import check_file, staged_file
 from lora_tools.model import open_model
-from lora_tools.ops.inspect import Listing, inspect, look
-from lora_tools.ops.inspect.text import listing_text, to_text
 from lora_tools.plot import FORMATS
-from lora_tools.storage.disk import naming, write_text
-from lora_tools.storage.ours import Force
-from lora_tools.storage.writer import check_file, staged_file
+from lora_tools.runtimes import Judgement, Verdict, named
+from lora_tools.runtimes import to_text as verdicts_text
+from lora_tools.verbs.inspect import Listing, inspect, look
+from lora_tools.verbs.inspect.text import listing_text, to_text
 
 
 class Picture(click.Path):
@@ -54,11 +54,11 @@ class Picture(click.Path):
 @base_option("Compare with the base model: a folder, an index or a file. Implies --spectrum.")
 @click.option(
     "--for",
-    "engines",
-    metavar="ENGINE",
+    "asked",
+    metavar="RUNTIME",
     multiple=True,
-    help="Say what an engine makes of it: peft, vllm, sglang, llama.cpp, diffusers, comfyui, mlx,"
-    " or all; ENGINE@VERSION for an older one. Repeatable.",
+    help="Say what a runtime makes of it: peft, vllm, sglang, llama.cpp, diffusers, comfyui, mlx,"
+    " or all; RUNTIME@VERSION for an older one. Repeatable.",
 )
 @click.option(
     "--max-lora-rank",
@@ -90,7 +90,7 @@ def command(
     spectrum: bool,
     alpha: float | None,
     base: Path | None,
-    engines: tuple[str, ...],
+    asked: tuple[str, ...],
     max_lora_rank: int,
     html: Path | None,
     plot: Path | None,
@@ -107,14 +107,14 @@ def command(
     trained it, and for each pattern of modules shape, rank, alpha, scale and element type. A
     checkpoint that is no adapter is listed by its tensors.
 
-    Exit status: 1 if the adapter has problems or is not understood; 4 if an engine asked for with
+    Exit status: 1 if the adapter has problems or is not understood; 4 if a runtime asked for with
     --for would refuse it, load it at the wrong strength, or load it and do nothing.
     """
     for file in filter(None, (html, plot)):
         check_file(file, force=force)
-    consumers = named(engines, max_lora_rank=max_lora_rank)
+    runtimes = named(asked, max_lora_rank=max_lora_rank)
     model = open_model(base) if base else None
-    found = look(source, consumers, own, model.config if model else None, alpha)
+    found = look(source, runtimes, own, model.config if model else None, alpha)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)
@@ -125,8 +125,8 @@ def command(
         found,
         spectrum=spectrum,
         base=model,
-        consumers=consumers,
-        engine=Visible(make_engine(device, jobs)) if wanted else None,
+        runtimes=runtimes,
+        executor=Visible(make_executor(device, jobs)) if wanted else None,
         device=device,
     )
     document = result.to_dict()
@@ -169,7 +169,7 @@ def _show(
 
 
 def _verdict(judgements: Sequence[Judgement]) -> int:
-    """Return the status of what the engines make of it: 4 if one does not load it as it is."""
+    """Return the status of what the runtimes make of it: 4 if one does not load it as it is."""
     return 0 if all(judgement.verdict is Verdict.LOADS for judgement in judgements) else 4
 
 

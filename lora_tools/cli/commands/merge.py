@@ -24,7 +24,7 @@ from lora_tools.cli.options import (
     force_option,
     formats_option,
     json_option,
-    make_engine,
+    make_executor,
     out_argument,
     quiet_option,
     untie_option,
@@ -33,9 +33,9 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.types import Size
 from lora_tools.errors import DeviceError, PolicyError
+from lora_tools.files.ours import Force
+from lora_tools.files.writer import check_output
 from lora_tools.model import CONFIG, open_model
-from lora_tools.storage.ours import Force
-from lora_tools.storage.writer import check_output
 from lora_tools.text import visible
 
 
@@ -100,8 +100,8 @@ def command(
     model = open_model(base)
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
     found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
-    engine = make_engine(device, jobs)
-    from lora_tools.ops.merge import Options, Strong, merge, plan  # imports numpy
+    executor = make_executor(device, jobs)
+    from lora_tools.verbs.merge import Options, Strong, merge, plan  # imports numpy
 
     strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
     recipe = plan(model, strong, Options(dtype, untie, allow_missing))
@@ -112,7 +112,7 @@ def command(
         with _progress(made.files.nbytes, quiet=quiet) as finished:
             arguments = shlex.join(["lora-tools", *sys.argv[1:]])
             report = made.write(
-                out, engine, force=force, arguments=arguments, finished=finished, evict=evict
+                out, executor, force=force, arguments=arguments, finished=finished, evict=evict
             )
     if as_json:
         show_json(report.to_json())

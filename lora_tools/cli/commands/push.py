@@ -10,12 +10,12 @@ from lora_tools.adapter import README
 from lora_tools.cli.console import say, show, show_json
 from lora_tools.cli.options import dry_run_option, json_option, pattern_options, quiet_option
 from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
-from lora_tools.storage.disk import write_text
-from lora_tools.storage.writer import staged_file
+from lora_tools.files.disk import write_text
+from lora_tools.files.writer import staged_file
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
-    from lora_tools.ops.push import Wish
+    from lora_tools.verbs.push import Wish
 
 
 @click.command(short_help="Publish an adapter or a model on the Hub.")
@@ -90,7 +90,7 @@ def command(
     replaced. Afterwards the Hub's checksums are compared with those here. Run it again to resume.
     """
     from lora_tools.hub import Publisher
-    from lora_tools.ops.push import Wish
+    from lora_tools.verbs.push import Wish
 
     if create_pr and revision not in (None, "main"):
         raise click.UsageError("--create-pr proposes changes to main: leave --revision out")
@@ -127,7 +127,7 @@ def command(
 
 
 def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bool) -> None:
-    from lora_tools.ops.push import card_only
+    from lora_tools.verbs.push import card_only
 
     with tempfile.TemporaryDirectory(prefix="lora-tools-") as place:
         text = card_only(folder, wish, publisher, Path(place))

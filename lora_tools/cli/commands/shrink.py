@@ -19,22 +19,22 @@ from lora_tools.cli.options import (
     force_option,
     format_option,
     json_option,
-    make_engine,
+    make_executor,
     out_argument,
     quiet_option,
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
-from lora_tools.engine import Engine
+from lora_tools.executors import Executor
+from lora_tools.files.ours import Force
+from lora_tools.files.writer import check_file, check_output, staged, staged_file
 from lora_tools.report import percent, size, table
-from lora_tools.storage.ours import Force
-from lora_tools.storage.writer import check_file, check_output, staged, staged_file
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.ops.shrink import Options, Survey
+    from lora_tools.verbs.shrink import Options, Survey
 
 
 @click.command(short_help="Lower the rank of an adapter.")
@@ -93,8 +93,10 @@ def command(
     if not dry_run:
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     policy = wish.policy(adapter) if wish else None
-    engine = make_engine(device, jobs)
-    survey = _survey(adapter, policy, limits.options(device), engine if quiet else Visible(engine))
+    executor = make_executor(device, jobs)
+    survey = _survey(
+        adapter, policy, limits.options(device), executor if quiet else Visible(executor)
+    )
     if policy is None:
         _show_ranks(survey, as_json=as_json, quiet=quiet)
         return
@@ -122,11 +124,11 @@ def command(
 
 
 def _survey(
-    adapter: Adapter, policy: "RankPolicy | None", options: "Options", engine: Engine
+    adapter: Adapter, policy: "RankPolicy | None", options: "Options", executor: Executor
 ) -> "Survey":
-    from lora_tools.ops.shrink import survey  # imports numpy
+    from lora_tools.verbs.shrink import survey  # imports numpy
 
-    return survey(adapter, options, engine, guess=policy)
+    return survey(adapter, options, executor, guess=policy)
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:

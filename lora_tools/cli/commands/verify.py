@@ -15,15 +15,15 @@ from lora_tools.cli.options import (
     engine_options,
     formats_option,
     json_option,
-    make_engine,
+    make_executor,
     quiet_option,
     untie_option,
     weight_option,
 )
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.errors import PolicyError
+from lora_tools.files.opening import open_partly
 from lora_tools.model import open_model
-from lora_tools.storage.opening import open_partly
 
 
 @click.command(short_help="Prove that a merged model is its base and its adapters.")
@@ -64,12 +64,12 @@ def command(
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
     found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
     result, missing = open_partly(merged)
-    engine = make_engine(device, jobs)
-    from lora_tools.ops.verify import Options, Strong, plan, verify  # imports numpy
+    executor = make_executor(device, jobs)
+    from lora_tools.verbs.verify import Options, Strong, plan, verify  # imports numpy
 
     strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
     recipe = plan(model, strong, Options(None, untie, allow_missing))
-    proof = verify(result, recipe, engine if quiet else Visible(engine), missing)
+    proof = verify(result, recipe, executor if quiet else Visible(executor), missing)
     if as_json:
         show_json(proof.to_json())
     elif not quiet:

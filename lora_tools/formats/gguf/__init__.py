@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.container import GGUF, Container
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.fields import Field, text_of
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.gguf.architectures import (
     HEAD,
@@ -28,10 +32,6 @@ from lora_tools.formats.gguf.header import (
 from lora_tools.formats.manifest import Extra, Manifest, Module, Part, Role
 from lora_tools.formats.rotary import Heads, Paired, from_file, heads_of, paired, to_file
 from lora_tools.formats.sites import Embedding, Linear
-from lora_tools.storage.container import GGUF, Container
-from lora_tools.storage.dtypes import FLOATS
-from lora_tools.storage.fields import Field, text_of
-from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

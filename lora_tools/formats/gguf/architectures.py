@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 from lora_tools.errors import FormatError, UnsupportedError
-from lora_tools.storage.gguf import package
-from lora_tools.storage.typed import shown
+from lora_tools.files.gguf import package
+from lora_tools.files.typed import shown
 
 SPLIT = (
     "self_attn.q_proj",

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.fields import Field, field_of, text_of
+from lora_tools.files.typed import is_number, shown
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.numbers import rounded
 from lora_tools.scaling import scale
-from lora_tools.storage.fields import Field, field_of, text_of
-from lora_tools.storage.typed import is_number, shown
 
 ARCHITECTURE = "general.architecture"
 TYPE = "general.type"

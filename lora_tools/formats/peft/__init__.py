@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import FormatError
+from lora_tools.files.container import SAFETENSORS, Container
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.kinds import check_uniform
@@ -33,8 +35,6 @@ from lora_tools.formats.peft.keys import (
 from lora_tools.formats.peft.modules import module_of, parameters
 from lora_tools.formats.sites import Embedding, Experts
 from lora_tools.scaling import alpha_for
-from lora_tools.storage.container import SAFETENSORS, Container
-from lora_tools.storage.header import Spec
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_tools.errors import FormatError, some
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.header import Spec
+from lora_tools.files.typed import is_count, shown
 from lora_tools.formats.base import Contents
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.peft.checks import check_types, check_variant
@@ -16,9 +19,6 @@ from lora_tools.formats.peft.extras import extra_of
 from lora_tools.formats.peft.keys import path_of
 from lora_tools.formats.sites import Linear
 from lora_tools.scaling import alpha_for
-from lora_tools.storage.dtypes import FLOATS
-from lora_tools.storage.header import Spec
-from lora_tools.storage.typed import is_count, shown
 
 # The adapter's name ends the keys of a plain dump of the state dict.
 KEY = re.compile(r"(?P<stem>.+)\.lora_(?P<part>[ABE])(?:\.(?!weight$|bias$)[^.]+)?")

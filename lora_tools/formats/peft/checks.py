@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_tools.errors import UnsupportedError, some
+from lora_tools.files.typed import Fields, is_count, is_number, shown
 from lora_tools.formats.expressions import Expression
 from lora_tools.formats.peft.config import DEFAULT_ALPHA, DEFAULT_RANK, PeftConfig
-from lora_tools.storage.typed import Fields, is_count, is_number, shown
 
 ALTERED_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 """Initialisations that change the base weights: the adapter is a difference from those."""

@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from lora_tools.errors import FormatError
+from lora_tools.files.typed import Fields, is_count, is_number, shown
 from lora_tools.formats.expressions import Clock, Expression, check_name
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.patterns import Patterns, Segments, Suffixes, number, write_pattern
 from lora_tools.formats.sites import Experts, Linear
-from lora_tools.storage.typed import Fields, is_count, is_number, shown
 
 CONFIG = "adapter_config.json"
 LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")

@@ -1,9 +1,9 @@
 """What a PEFT file holds besides factors, and which tensor of the base each of it stands for."""
 
+from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Extra
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.formats.peft.keys import base_name, path_of
-from lora_tools.storage.header import Spec
 
 
 def extra_of(key: str, spec: Spec, peft: PeftConfig) -> Extra:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lora_tools.errors import FormatError
+from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Part, Role
-from lora_tools.storage.header import Spec
 
 PREFIX = "base_model.model."
 WRAPPED = ".base_layer"

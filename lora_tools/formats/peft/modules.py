@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from lora_tools.errors import FormatError, some
+from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.expressions import suffixes
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED, Found, path_of
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
-from lora_tools.storage.dtypes import FLOATS
 
 # Where one module has several adapted parameters, PEFT wraps the first in the order of the
 # module's own parameters innermost; these are the orders of the models that stack experts.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import lora_tools.ops.diff
+import lora_tools.verbs.diff
 from lora_tools.cli import _run
 from lora_tools.cli.commands.diff import command
 
@@ -130,7 +130,7 @@ def test_a_defect_of_ours_is_not_a_difference(monkeypatch, capsys):
     def fails(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(lora_tools.ops.diff, "diff", fails)
+    monkeypatch.setattr(lora_tools.verbs.diff, "diff", fails)
     monkeypatch.setattr(sys, "argv", ["lora-tools", "diff", str(PLAIN), str(PLAIN)])
     assert _run() == 2
     assert "ZeroDivisionError: a defect" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_a_defect_of_ours_is_not_a_difference(monkeypatch, capsys):
 
 def test_the_tolerance_is_that_of_the_library():
     (option,) = [o for o in command.params if o.name == "tolerance"]
-    assert option.default == lora_tools.ops.diff.TOLERANCE
+    assert option.default == lora_tools.verbs.diff.TOLERANCE
 
 
 def test_help_imports_neither_numpy_nor_torch():

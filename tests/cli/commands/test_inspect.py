@@ -249,14 +249,14 @@ def test_an_engine_that_loads_it_is_no_error():
 def test_an_engine_that_is_none_is_a_wrong_command_line():
     done = run("minilm-plain", "--for", "nothing")
     assert done.returncode == 2
-    assert "'nothing' is no engine" in done.stderr
+    assert "'nothing' is no runtime" in done.stderr
 
 
 def test_files_of_unknown_spelling_are_judged(tmp_path):
     name = "mlx-qwen05b"
     done = run(f"{name}/adapters.safetensors", "--for", "mlx", "--json", cwd=real(name).parent)
     (verdict,) = json.loads(done.stdout)["verdicts"]
-    assert (verdict["engine"], verdict["verdict"]) == ("mlx", "loads")
+    assert (verdict["runtime"], verdict["verdict"]) == ("mlx", "loads")
 
 
 def test_what_shrink_mends_is_mended(tmp_path):

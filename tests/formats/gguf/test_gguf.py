@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, LoraToolsError, NonFiniteError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.manifest import Manifest, Module, Part
 from lora_tools.formats.registry import FORMATS, format_named
@@ -25,14 +26,13 @@ from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Embedding, Linear
 from lora_tools.linalg.rank import Energy, Fixed, MaxBytes
 from lora_tools.model import open_model
-from lora_tools.ops.convert import convert
-from lora_tools.ops.diff import diff
-from lora_tools.ops.inspect import inspect
-from lora_tools.ops.merge import Options, Strong, merge, plan
-from lora_tools.ops.shrink import shrink
-from lora_tools.ops.verify import verify
-from lora_tools.storage.header import Spec
 from lora_tools.update import factors
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.diff import diff
+from lora_tools.verbs.inspect import inspect
+from lora_tools.verbs.merge import Options, Strong, merge, plan
+from lora_tools.verbs.shrink import shrink
+from lora_tools.verbs.verify import verify
 
 gguf = judge("gguf")
 GGUF = format_named("gguf")
@@ -414,7 +414,7 @@ def test_what_is_written_is_read_again_bit_for_bit(tmp_path_factory, manifest, r
         for key, spec in written.specs.items()
     }
     plan = GGUF.container.layout(written.specs, written.metadata)
-    from lora_tools.storage.writer import TensorWriter
+    from lora_tools.files.writer import TensorWriter
 
     with TensorWriter(folder / "x.gguf", plan) as file:
         for key in random.sample(list(tensors), len(tensors)):

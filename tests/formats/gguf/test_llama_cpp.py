@@ -8,7 +8,7 @@ from llama_cpp import WORDS, log_probabilities, write_base
 
 from lora_tools.adapter import read, write
 from lora_tools.formats.registry import format_named
-from lora_tools.ops.convert import convert
+from lora_tools.verbs.convert import convert
 
 transformers, peft = judge("transformers"), judge("peft")
 judge("xllamacpp")

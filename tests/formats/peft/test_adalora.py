@@ -11,16 +11,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lora_tools.adapter import read, write
-from lora_tools.consumers import Verdict, judge, named, subject
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.registry import PEFT, detected
 from lora_tools.linalg.rank import Fixed
-from lora_tools.ops.convert import convert
-from lora_tools.ops.inspect import inspect
-from lora_tools.ops.shrink import shrink
-from lora_tools.storage.header import Spec
+from lora_tools.runtimes import Verdict, judge, named, subject
+from lora_tools.verbs.convert import convert
+from lora_tools.verbs.inspect import inspect
+from lora_tools.verbs.shrink import shrink
 
 FILE = "adapter_model.safetensors"
 MASKS = {"layers.0.q": [True, False, True, True], "layers.1.v": [False] * 4}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lora_tools.adapter import read, write
 from lora_tools.errors import UnsupportedError
 from lora_tools.linalg.rank import Fixed, MaxError
-from lora_tools.ops.inspect import inspect
-from lora_tools.ops.shrink import shrink
+from lora_tools.verbs.inspect import inspect
+from lora_tools.verbs.shrink import shrink
 
 R = 4
 

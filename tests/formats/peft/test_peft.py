@@ -19,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import MISFIT, Manifest, Module, Part
 from lora_tools.formats.peft import Peft
 from lora_tools.formats.peft.keys import LORA_KEY, PREFIX, SUFFIX
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
-from lora_tools.storage.header import Spec
 from lora_tools.update import Biased, DoRA, LowRank, factors
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"

@@ -1,0 +1,15 @@
+"""What an executor promises."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Maps a pure task over jobs. Tasks and jobs are picklable; results never depend on it."""
+
+    def map(self, task: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield results in the order of the jobs, with few in flight; the first error ends it."""
+        ...

@@ -1,0 +1,156 @@
+"""Checkpoints as lazy mappings: headers are read at once, a tensor when it is asked for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_tools.errors import CheckpointError
+from lora_tools.files.header import Spec
+from lora_tools.files.place import Place, expect, read_array, read_bytes, read_number, read_tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from lora_tools.update import Array
+
+
+class Checkpoint(Mapping[str, "Tensor"]):
+    """The tensors of one or more files, in file order.
+
+    Nothing is cached and nothing is mapped into memory: each access reads one tensor by position
+    into a buffer of its own, from any thread. Pickles cannot be read in parts and are held whole.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        places: Mapping[str, "Place | Tensor"],
+        specs: Mapping[str, Spec],
+        metadata: Mapping[str, str],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.path = path
+        self.specs = specs
+        self.metadata = metadata
+        self.notes = notes  # what a person should know of how they are stored, a sentence each
+        self._places = places
+
+    def __getitem__(self, name: str) -> "Tensor":
+        place = self._places[name]
+        return read_tensor(place) if isinstance(place, Place) else place
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def bytes_of(
+        self, name: str, start: int = 0, stop: int | None = None
+    ) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+        """Return a range of a tensor's bytes, in memory of its own; the whole by default."""
+        stop = self.specs[name].nbytes if stop is None else stop
+        place = self._places[name]
+        if isinstance(place, Place):
+            return read_bytes(place, start, stop)
+        import torch  # it is a tensor of torch's
+
+        flat = place.contiguous().reshape(-1).view(torch.uint8)[start:stop]
+        return flat.numpy()
+
+    def span(self, name: str, start: int, stop: int) -> "Array":
+        """Return some elements of a tensor in the order of the file, as a vector."""
+        place = self._places[name]
+        if isinstance(place, Place):
+            return read_array(place.span(start, stop))
+        return place.reshape(-1)[start:stop]
+
+    def expect(self, name: str) -> None:
+        """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
+        place = self._places[name]
+        if isinstance(place, Place):
+            expect(place)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold its tensors, each once, in order."""
+        places = self._places.values()
+        paths = dict.fromkeys(place.path for place in places if isinstance(place, Place))
+        return tuple(paths) or (self.path,)
+
+    def file(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        place = self._places[name]
+        return place.path if isinstance(place, Place) else self.path
+
+    def position(self, name: str) -> tuple[str, int]:
+        """Return what sorts tensors into the order of the files."""
+        place = self._places[name]
+        return (str(place.path), place.slot.start) if isinstance(place, Place) else ("", 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its files on disk, without an index."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def arrays(self) -> "Arrays":
+        """The same tensors as arrays of numpy, where numpy has their type: torch stays unloaded."""
+        return Arrays(self._places)
+
+    @property
+    def scalars(self) -> "Scalars":
+        """The tensors of one element, as numbers."""
+        return Scalars(self._places, self.specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays(Mapping[str, "Array"]):
+    """The tensors of a checkpoint, as arrays of numpy where numpy has their type."""
+
+    places: Mapping[str, "Place | Tensor"]
+
+    def __getitem__(self, name: str) -> "Array":
+        place = self.places[name]
+        return read_array(place) if isinstance(place, Place) else place
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars(Mapping[str, float]):
+    """The tensors of one element as numbers, read by position: neither numpy nor torch is loaded.
+
+    A name that is not there is a `KeyError`; a tensor of more elements is a `CheckpointError`.
+    """
+
+    places: Mapping[str, "Place | Tensor"]
+    specs: Mapping[str, Spec]
+
+    def __getitem__(self, name: str) -> float:
+        spec = self.specs[name]
+        if spec.numel != 1:
+            raise CheckpointError(f"{name} has the shape {list(spec.shape)}, and is no number")
+        place = self.places[name]
+        return read_number(place, name) if isinstance(place, Place) else float(place.item())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs and self.specs[str(name)].numel == 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.places if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -1,0 +1,127 @@
+"""Entries: what one tensor of the merged model is made of."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lora_tools.adapter import Adapter
+from lora_tools.files.header import Spec
+from lora_tools.files.place import Place
+from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.sites import Convolution
+from lora_tools.merging.pieces import Piece
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array
+
+Outcome = Literal["merged", "replaced", "cast", "copied"]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A low-rank update of some rows of a weight; or, with ``bias``, the bias that goes with it."""
+
+    adapter: Adapter
+    module: Module
+    piece: Piece
+    weight: float
+    """The strength that was asked for, beside the module's own scale."""
+    bias: bool = False
+
+    @property
+    def stop(self) -> int:
+        """The row of the weight after the last one that is changed."""
+        first, last = self.piece.rows
+        height = self.module.inp if self.piece.transposed and not self.bias else last - first
+        return self.piece.start + height
+
+    @property
+    def width(self) -> int:
+        """The columns of the weight."""
+        module = self.module
+        if self.bias:
+            return 1
+        if isinstance(module.site, Convolution):
+            return module.inp // module.site.groups
+        return module.out if self.piece.transposed else module.inp
+
+    @property
+    def dora(self) -> bool:
+        """Whether the merged rows are normalised, so that nothing else can be added to them."""
+        return "magnitude" in self.module.parts and not self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Rows of a tensor that an adapter replaces."""
+
+    adapter: Adapter
+    extra: Extra
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Which rows."""
+        return self.extra.rows or ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The values that a tensor has before anything is added to them."""
+
+    values: "Place | Array"
+    """Where they lie; a pickle's are in memory."""
+    spec: Spec
+    scale: Place | None = None
+    """What quantised values are multiplied with."""
+    block: tuple[int, int] | None = None
+    """The rows and columns that share an element of the scale; None: its shape says it."""
+    adapter: Adapter | None = None
+    """The adapter whose tensor it is; None: the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of the merged model."""
+
+    key: str
+    spec: Spec
+    source: Source
+    patches: tuple[Patch, ...] = ()
+    tokens: tuple[Tokens, ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """What becomes of it, in a word."""
+        if self.patches or self.tokens:
+            return "merged"
+        if self.source.adapter:
+            return "replaced"
+        return "copied" if self.plain else "cast"
+
+    @property
+    def plain(self) -> bool:
+        """Whether its bytes are those of its source."""
+        changed = self.patches or self.tokens or self.source.scale
+        return not changed and self.spec == self.source.spec
+
+    @property
+    def files(self) -> set[Path]:
+        """The files of the base that it is read from."""
+        source = self.source
+        places = () if source.adapter else (source.values, source.scale)
+        return {place.path for place in places if isinstance(place, Place)}
+
+    @property
+    def table(self) -> tuple[int, int]:
+        """Rows and columns of the matrix that patches are added to."""
+        width = self.patches[0].width if self.patches else 0
+        if not width:
+            width = math.prod(self.spec.shape[1:])
+        return (self.spec.numel // width if width else 0), width
+
+    @property
+    def modules(self) -> Mapping[str, float]:
+        """The modules added to it, and their scales with the strength that was asked for."""
+        return {patch.module.name: patch.module.scale * patch.weight for patch in self.patches}

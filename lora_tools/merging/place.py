@@ -1,0 +1,158 @@
+"""Place what an adapter holds on the tensors of a base, or say what has no home there."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_tools.adapter import Adapter
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.manifest import Extra, Module
+from lora_tools.merging.entry import Patch, Tokens
+from lora_tools.merging.grouped import reads_others
+from lora_tools.merging.pieces import Site, Specs
+from lora_tools.merging.sites import prefix_of, sites
+from lora_tools.merging.tied import EMBEDDINGS, HEADS, is_one_of
+from lora_tools.names import Prefix
+
+
+@dataclass(slots=True)
+class Placed:
+    """What one adapter does to the tensors of a base."""
+
+    patches: dict[str, list[Patch]] = field(default_factory=dict)
+    tokens: dict[str, list[Tokens]] = field(default_factory=dict)
+    replaced: dict[str, Extra] = field(default_factory=dict)
+    homeless: dict[str, str] = field(default_factory=dict)
+    """Names of the adapter that have no home, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strong:
+    """An adapter and the strength it is to be merged with."""
+
+    adapter: Adapter
+    weight: float = 1.0
+
+
+def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
+    """Find the home of everything that an adapter holds; ``config`` is the base's.
+
+    Raises `FormatError` if it fits in several places equally well, and `UnsupportedError` for what
+    no base weight can hold.
+    """
+    adapter, placed = strong.adapter, Placed()
+    manifest = adapter.manifest
+    adapter.check_order()
+    if manifest.config.get("layer_replication"):
+        raise UnsupportedError(
+            f"{adapter.path}: layer_replication is set: its model has layers that the base shares"
+        ).hint("Write the base out with its layers repeated, and point the adapter at that.")
+    sideways = [module.name for module in manifest.modules if "columns" in module.parts]
+    if sideways:
+        raise UnsupportedError(
+            f"{adapter.path}: DoRA by input column, of which a merge is not defined as PEFT's is:"
+            f" {some(sideways)}"
+        ).hint("Merge it with the tool that trained it.")
+    prefix = prefix_of(adapter, specs)
+    for extra in manifest.extras:
+        _place_extra(strong, extra, prefix, specs, placed)
+    # A saved embedding may have more rows than the base's; what is added to it has to fit it.
+    grown = dict(specs) | {key: extra.spec for key, extra in placed.replaced.items()}
+    found = sites(adapter, prefix, grown, config)
+    for module in manifest.modules:
+        site = found[module.name]
+        if site is None or site.misfit:
+            placed.homeless[module.name] = _why(module, site, grown)
+            continue
+        if reads_others(adapter, module):
+            placed.homeless[module.name] = (
+                "a convolution with groups, each of which reads all channels: its weight has no"
+                " place for those of other groups"
+            )
+            continue
+        _place_module(strong, module, site, prefix, grown, placed)
+    return placed
+
+
+def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
+    """Raise `FormatError`, with the names of both sides, if anything has no home."""
+    if not placed.homeless:
+        return
+    lines = [f"{name}: {why}" for name, why in placed.homeless.items()]
+    error = FormatError(f"{adapter.path}: {len(lines)} entries have no home in the base:")
+    error.listing(lines, most=5).hint(f"The base has {some(specs)}.")
+    raise error.hint(
+        "Check that it is the base of this adapter, or pass --allow-missing to go on without."
+    )
+
+
+def _place_module(
+    strong: Strong, module: Module, site: Site, prefix: Prefix, specs: Specs, placed: Placed
+) -> None:
+    adapter, weight = strong.adapter, strong.weight
+    if "bias" in module.parts:
+        key = _bias_of(site.pieces[0].key)
+        rows = (0, module.parts["bias"].spec.numel)
+        if len(site.pieces) > 1 or key not in specs or specs[key].shape != (rows[1],):
+            placed.homeless[f"{module.name}.bias"] = "the base layer has no bias to add it to"
+            return
+        piece = site.pieces[0]._replace(key=key, rows=rows, start=0, transposed=False)
+        patch = Patch(adapter, module, piece, weight, bias=True)
+        placed.patches.setdefault(key, []).append(patch)
+    for piece in site.pieces:
+        placed.patches.setdefault(piece.key, []).append(Patch(adapter, module, piece, weight))
+
+
+def _bias_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"
+
+
+def _place_extra(
+    strong: Strong, extra: Extra, prefix: Prefix, specs: Specs, placed: Placed
+) -> None:
+    name = extra.name or extra.key
+    key = next((k for k in _keys(name, prefix) if k in specs), None)
+    if key is None:
+        placed.homeless[name] = f"no such tensor for its {extra.kind}"
+        return
+    spec = specs[key]
+    if extra.rows is not None:
+        if len(extra.rows) != extra.spec.shape[0] or extra.spec.shape[1:] != spec.shape[1:]:
+            raise FormatError(
+                f"{strong.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
+                f" {len(extra.rows)} rows of {key}, which has {list(spec.shape)}"
+            )
+        beyond = [row for row in extra.rows if not 0 <= row < spec.shape[0]]
+        if beyond:
+            raise FormatError(
+                f"{strong.adapter.path}: tokens {some(beyond)} of {key}, which has only"
+                f" {spec.shape[0]} rows"
+            ).hint("Resize the base's embeddings first, as was done for the training.")
+        placed.tokens.setdefault(key, []).append(Tokens(strong.adapter, extra))
+        return
+    if spec.shape != extra.spec.shape and not _grows(key, spec.shape, extra.spec.shape):
+        placed.homeless[name] = (
+            f"has the shape {list(extra.spec.shape)}, the base's {key} {list(spec.shape)}"
+        )
+        return
+    placed.replaced[key] = extra
+
+
+def _keys(name: str, prefix: Prefix) -> Iterable[str]:
+    for spelled in (name, name.replace(".mlp.", ".block_sparse_moe.")):
+        if (key := prefix(spelled)) is not None:
+            yield key
+
+
+def _grows(key: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether a tensor may have another number of rows: those that a vocabulary counts."""
+    stem = _bias_of(key).removesuffix("bias") + "weight"
+    return is_one_of(stem, (*EMBEDDINGS, *HEADS)) and before[1:] == after[1:]
+
+
+def _why(module: Module, site: Site | None, specs: Specs) -> str:
+    if site is None or site.misfit is None:
+        return "no such weight"
+    spec = specs.get(site.misfit)
+    has = list(spec.shape) if spec else "none"
+    return f"an update of shape {list(module.shape)} for {site.misfit}, which has {has}"

@@ -1,0 +1,199 @@
+"""Strips: a tensor's rows with what is added to them, in pieces that stay in a cache."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_tools.errors import NonFiniteError
+from lora_tools.files.inputs import input_descriptor
+from lora_tools.files.place import Place, read_array
+from lora_tools.files.transfer import get
+from lora_tools.linalg.apply import Gain, column_norms, narrowed
+from lora_tools.linalg.stored import WIDTH, widen
+from lora_tools.merging.entry import Entry, Patch, Source
+from lora_tools.merging.factors import Loaded, load, side_by_side, wide
+from lora_tools.quantised import spread
+from lora_tools.shapes import Float
+from lora_tools.update import Update
+
+STRIP = 1 << 18
+"""Elements of a strip: with its copies it stays in the second or third level of a cache."""
+
+
+class Strip(NamedTuple):
+    """Some rows of a tensor: their bytes, good until the next strip, and what is added."""
+
+    first: int
+    last: int
+    raw: np.ndarray
+    scale: Float[np.ndarray, "m k"] | None
+    """What quantised values are multiplied with."""
+    left: Float[np.ndarray, "m r"] | None
+    right: Float[np.ndarray, "r k"] | None
+    gain: Gain | None
+
+
+def height(entry: Entry) -> int:
+    """Return the rows of a strip."""
+    return max(1, STRIP // max(entry.table[1], 1))
+
+
+def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) -> Iterator[Strip]:
+    """Yield rows of an entry in order, with factors of type ``kind``, or float64 if they need it.
+
+    Raises `NonFiniteError` if a factor holds NaN or Inf, or its update has no square in float64.
+    """
+    step, updates = height(entry), dict[tuple[int, str], Update]()
+    with _Reader(entry) as reader:
+        for first, last, patches in bands(entry, rows):
+            joined, gain = _joined(entry, patches, (first, last), updates)
+            left = right = None
+            if joined:
+                try:
+                    left, right = narrowed(joined.left, joined.right, kind)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{entry.key}: its update: {error}") from error
+            for low in range(first, last, step):
+                high = min(low + step, last)
+                part = None if left is None else left[low - first : high - first]
+                its = gain
+                if gain and not gain.columns:
+                    its = Gain(gain.magnitude[low - first : high - first], columns=False)
+                yield Strip(
+                    low, high, reader.raw(low, high), reader.scale(low, high), part, right, its
+                )
+
+
+def bands(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple[Patch, ...]]]:
+    """Yield ranges of rows that the same patches change."""
+    first, last = rows
+    edges = {first, last}
+    for patch in entry.patches:
+        edges |= {edge for edge in (patch.piece.start, patch.stop) if first < edge < last}
+    for low, high in pairwise(sorted(edges)):
+        yield (
+            low,
+            high,
+            tuple(
+                patch for patch in entry.patches if patch.piece.start <= low and high <= patch.stop
+            ),
+        )
+
+
+def tokens(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, Float[np.ndarray, "k"]]]:
+    """Yield the rows that adapters replace, by number and in float64."""
+    for each in entry.tokens:
+        values = wide(each.adapter.tensors.arrays[each.extra.key])
+        for row, value in zip(each.rows, values, strict=True):
+            if rows[0] <= row < rows[1]:
+                yield row, value
+
+
+def by_columns(entry: Entry) -> bool:
+    """Whether DoRA normalises the columns of what is stored, which takes all rows at once."""
+    return any(patch.dora and patch.piece.transposed for patch in entry.patches)
+
+
+def _joined(
+    entry: Entry,
+    patches: tuple[Patch, ...],
+    rows: tuple[int, int],
+    updates: dict[tuple[int, str], Update],
+) -> tuple[Loaded | None, Gain | None]:
+    if not patches:
+        return None, None
+    parts = {}
+    gain = None
+    for number, patch in enumerate(patches):
+        loaded = load(patch, updates)
+        window = slice(rows[0] - patch.piece.start, rows[1] - patch.piece.start)
+        if loaded.magnitude is not None:
+            gain = (
+                Gain(_column_factor(entry, loaded), columns=True)
+                if patch.piece.transposed
+                else Gain(loaded.magnitude[slice(*patch.piece.rows)][window], columns=False)
+            )
+        parts[number] = loaded._replace(left=loaded.left[window])
+    return side_by_side(parts), gain
+
+
+def _column_factor(entry: Entry, loaded: Loaded) -> Float[np.ndarray, "k"]:
+    """Return what DoRA multiplies the columns of a transposed weight with; reads it once."""
+    height_, width = entry.table
+    total = np.zeros(width)
+    step = height(entry)
+    with _Reader(entry) as reader:
+        for low in range(0, height_, step):
+            high = min(low + step, height_)
+            values = reader.wide(low, high)
+            total += column_norms(values, loaded.left[low:high], loaded.right)
+    assert loaded.magnitude is not None
+    factor: Float[np.ndarray, k] = loaded.magnitude / np.sqrt(total)
+    return factor
+
+
+class _Reader:
+    """Reads the rows of a source, each time into the same buffer."""
+
+    def __init__(self, entry: Entry) -> None:
+        source = entry.source
+        self._source = source
+        self._width = entry.table[1] * WIDTH.get(source.spec.dtype, 1)
+        self._columns = entry.table[1]
+        self._buffer = np.empty(0, np.uint8)
+        self._scale = _scale(source)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Reader":
+        values = self._source.values
+        if isinstance(values, Place):
+            self._descriptor = self._stack.enter_context(input_descriptor(values.path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def raw(self, low: int, high: int) -> np.ndarray:
+        """Return the bytes of rows, good until the next call."""
+        start, stop = low * self._width, high * self._width
+        values = self._source.values
+        if not isinstance(values, Place):
+            return as_bytes(values)[start:stop]
+        if self._buffer.size < stop - start:
+            self._buffer = np.empty(stop - start, np.uint8)
+        part = self._buffer[: stop - start]
+        get(self._descriptor, part, values.slot.start + start)
+        return part
+
+    def scale(self, low: int, high: int) -> Float[np.ndarray, "m k"] | None:
+        """Return what each element of rows is multiplied with."""
+        if self._scale is None:
+            return None
+        return spread(self._scale, self._source.block, (low, high), self._columns)
+
+    def wide(self, low: int, high: int) -> Float[np.ndarray, "m k"]:
+        """Return rows in float64."""
+        raw = self.raw(low, high)
+        out = np.empty((high - low) * self._columns)
+        widen(raw, self._source.spec.dtype, out)
+        table: np.ndarray = out.reshape(high - low, -1)
+        factor = self.scale(low, high)
+        return table if factor is None else table * factor
+
+
+def _scale(source: Source) -> Float[np.ndarray, "..."] | None:
+    return None if source.scale is None else wide(read_array(source.scale))
+
+
+def as_bytes(values: object) -> np.ndarray:
+    """Return the bytes of an array of numpy or torch."""
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    import torch  # a pickle's tensor
+
+    assert isinstance(values, torch.Tensor)
+    result: np.ndarray = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return result

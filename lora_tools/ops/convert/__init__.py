@@ -1,8 +1,0 @@
-"""Convert: spell an adapter in another format, with the same updates."""
-
-from lora_tools.ops.convert.convert import Converted, convert, rewritten
-from lora_tools.ops.convert.outcome import Outcome, Row
-from lora_tools.ops.convert.translate import translate
-from lora_tools.ops.convert.translated import Translated
-
-__all__ = ["Converted", "Outcome", "Row", "Translated", "convert", "rewritten", "translate"]

@@ -1,0 +1,164 @@
+"""ComfyUI: an alpha beside each pair, or scale 1; names that map to nothing do nothing."""
+
+from lora_tools.errors import some
+from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
+from lora_tools.runtimes.checks import breach
+from lora_tools.runtimes.keys import PREFIX, Pair
+from lora_tools.runtimes.mends import even
+from lora_tools.runtimes.scales import read_at
+
+OTHERS = (".lokr_", ".hada_", ".oft_", ".diff", ".set_weight", "_norm", ".a1.weight", ".b1.weight")
+"""Marks of what it loads beside pairs of factors."""
+SPELLINGS = ("peft", "loralib", "kohya", "processor", "diffusers", "text encoder")
+# The first names within the models that take PEFT's prefix: SD3, PixArt and HunyuanDiT.
+TOPS = frozenset(
+    {
+        "transformer_blocks",
+        "pos_embed",
+        "context_embedder",
+        "time_text_embed",
+        "norm_out",
+        "proj_out",
+        "adaln_single",
+        "caption_projection",
+        "blocks",
+        "x_embedder",
+        "t_embedder",
+        "mlp_t5",
+        "extra_embedder",
+        "final_layer",
+        "pooler",
+        "style_embedder",
+    }
+)
+
+
+def _nothing_known(subject: Subject) -> Breach | None:
+    if subject.pairs or any(mark in key for key in subject.specs for mark in OTHERS):
+        return None
+    return Breach(f"no tensor is named as it knows them: they are {some(subject.specs, 3)}")
+
+
+def _spelled(subject: Subject) -> Breach | None:
+    lost = [pair.stem for pair in subject.pairs if not _reads(pair)]
+    if not lost:
+        return None
+    key = next(key for pair in subject.pairs if pair.stem == lost[0] for key in pair.keys)
+    return Breach(
+        f"{len(lost)} of {len(subject.pairs)} pairs are spelled as it does not read them: {key}",
+        lost,
+    )
+
+
+def _reads(pair: Pair) -> bool:
+    named = pair.spelling == "peft, named" and all(".default." in key for key in pair.keys)
+    return pair.spelling in SPELLINGS or named
+
+
+def _peft_names(subject: Subject) -> Breach | None:
+    """Find names with PEFT's prefix, unless all are of models for which it is in the table."""
+    prefixed = [pair for pair in subject.pairs if pair.stem.startswith(PREFIX)]
+    strange = [p for p in prefixed if p.stem.removeprefix(PREFIX).partition(".")[0] not in TOPS]
+    if not strange:
+        return None
+    return Breach(
+        f"{len(prefixed)} names begin with {PREFIX!r}, which only SD3, PixArt and HunyuanDiT have"
+        f" in the table, and these are not theirs",
+        [pair.stem for pair in prefixed],
+    )
+
+
+def _unet_names(subject: Subject) -> Breach | None:
+    lost = [
+        pair.stem
+        for pair in subject.pairs
+        if pair.stem.startswith("unet.") and ".to_" in pair.stem and ".processor." not in pair.stem
+    ]
+    return breach(
+        lost,
+        f"{len(lost)} names of attention lack `.processor`, as newer diffusers writes them, which"
+        " ComfyUI does not know",
+    )
+
+
+def _incomplete(subject: Subject) -> Breach | None:
+    lone = [p.stem for p in subject.pairs if p.down is None and p.up is not None]
+    return breach(lone, f"{len(lone)} pairs lack the first factor: a KeyError")
+
+
+def _half(subject: Subject) -> Breach | None:
+    lone = [p.stem for p in subject.pairs if p.up is None]
+    return breach(lone, f"{len(lone)} pairs lack the second factor and are passed over")
+
+
+def _magnitude(subject: Subject) -> Breach | None:
+    vectors = [key for key in subject.specs if "lora_magnitude_vector" in key]
+    return breach(
+        vectors, f"{len(vectors)} magnitude vectors are not read, the rest is loaded as LoRA"
+    )
+
+
+def _scale(subject: Subject, pair: Pair) -> float | None:
+    if pair.alpha is None:
+        return 1.0
+    return subject.scalars[pair.alpha] / pair.rank if pair.rank else None
+
+
+COMFYUI = Runtime(
+    "comfyui",
+    "0.38.1",
+    "comfy/lora.py, comfy/weight_adapter/lora.py",
+    (
+        Rule(
+            "no-factors",
+            Verdict.NOTHING,
+            "A file without any tensor that it knows patches nothing.",
+            _nothing_known,
+        ),
+        Rule("incomplete", Verdict.REFUSED, "A second factor needs its first one.", _incomplete),
+        Rule(
+            "half",
+            Verdict.WRONG,
+            "A first factor without its second one is passed over.",
+            _half,
+            whole=Verdict.NOTHING,
+        ),
+        Rule(
+            "spelling",
+            Verdict.WRONG,
+            "Tensors are looked for under six spellings; others are passed over with a warning.",
+            _spelled,
+            whole=Verdict.NOTHING,
+        ),
+        Rule(
+            "peft-names",
+            Verdict.WRONG,
+            "PEFT's prefix is known for SD3, PixArt and HunyuanDiT alone; other names with it map"
+            " to nothing.",
+            _peft_names,
+            whole=Verdict.NOTHING,
+        ),
+        Rule(
+            "unet-names",
+            Verdict.WRONG,
+            "Attention of a UNet is known as `unet.….processor.to_q` or in kohya's names; the newer"
+            " `unet.….to_q` of diffusers maps to nothing.",
+            _unet_names,
+            whole=Verdict.NOTHING,
+        ),
+        Rule(
+            "magnitude",
+            Verdict.WRONG,
+            "DoRA is read from dora_scale, not from PEFT's magnitude vectors.",
+            _magnitude,
+        ),
+        Rule(
+            "alpha",
+            Verdict.WRONG,
+            "The scale is alpha / rank with an alpha beside the pair, and 1 without:"
+            " adapter_config.json and the header are not read.",
+            read_at("comfyui", _scale, "reads an alpha beside each pair, or takes scale 1"),
+            even,
+        ),
+    ),
+)

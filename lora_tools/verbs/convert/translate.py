@@ -1,0 +1,117 @@
+"""Put an adapter into another format's words; what that cannot say is refused, or dropped."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from lora_tools.adapter import Adapter
+from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
+from lora_tools.executors import Executor, Serial
+from lora_tools.formats.base import Format
+from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
+from lora_tools.formats.kohya import unflattened
+from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.verbs.convert.measured import measured
+from lora_tools.verbs.convert.naming import steps
+from lora_tools.verbs.convert.translated import Origin, Translated
+
+BOUND = (
+    "lora_adapter_metadata",
+    "lora_tools.names",
+    "sshs_",
+    "general.",
+    "adapter.type",
+    "adapter.lora.alpha",
+)
+"""How fields of a header begin that describe the spelling of their own file."""
+
+
+def translate(
+    adapter: Adapter,
+    format: Format,
+    executor: Executor | None = None,
+    *,
+    drop: Collection[str] = (),
+    paths: Collection[str] = (),
+) -> Translated:
+    """Put an adapter into another format's words.
+
+    Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
+    ``drop`` names `KINDS` to go on without; ``paths`` are the modules of the base model, by which
+    names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
+    what the format cannot say.
+    """
+    manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
+    kept, dropped = _without(manifest, drop)
+    _check(adapter, kept, format)
+    same = format.name == adapter.format.name
+    try:
+        plan = steps(kept, format)
+    except LoraToolsError as error:
+        raise error.located(adapter.path) from error
+    fresh = replace(
+        kept,
+        modules=tuple(_bare(step.new, new=not same) for step in plan),
+        config=kept.config if same else {},
+        metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
+    )
+    # Those of the file: names and parts of the plan's may be others.
+    names = [module.name for module in manifest.modules]
+    originals = dict(zip(names, adapter.manifest.modules, strict=True))
+    origins = {
+        step.new.name: Origin(
+            tuple(originals[old.name] for old in step.olds), step.rows, step.starts
+        )
+        for step in plan
+    }
+    return measured(Translated(adapter, format, fresh, origins, dropped), executor or Serial())
+
+
+def _without(
+    manifest: Manifest, drop: Collection[str]
+) -> tuple[Manifest, dict[str, tuple[str, ...]]]:
+    """Return a manifest without what is to be dropped, and what that was."""
+    if unknown := [kind for kind in drop if kind not in KINDS]:
+        raise PolicyError(f"there is no kind {some(unknown)}").hint(f"Kinds: {', '.join(KINDS)}.")
+    modules: list[Module] = []
+    for module in manifest.modules:
+        gone = {PARTS[kind] for kind in kinds_of(module) if kind in drop and kind in PARTS}
+        if any(kind in drop and kind not in PARTS for kind in kinds_of(module)):
+            continue
+        parts = {role: part for role, part in module.parts.items() if role not in gone}
+        modules.append(replace(module, parts=parts) if gone else module)
+    extras = tuple(extra for extra in manifest.extras if extra.kind not in drop)
+    found = kinds(manifest)
+    dropped = {kind: tuple(found[kind]) for kind in drop if kind in found}
+    if not modules:
+        raise UnsupportedError("nothing is left to convert")
+    return replace(manifest, modules=tuple(modules), extras=extras), dropped
+
+
+def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
+    """Raise `UnsupportedError`, with a list, for what a format cannot say."""
+    if format.expresses is None:
+        raise UnsupportedError(f"{format.name} is read, not written")
+    if format.name == adapter.format.name:
+        return
+    adapter.check_order()
+    blind = [m.name for m in manifest.modules if not m.is_pair and is_blind(m)]
+    if blind:
+        raise UnsupportedError(
+            f"{adapter.path}: convolutions whose tensors do not say their kernel: {some(blind)}"
+        )
+    found = kinds(manifest)
+    tensors = {extra.kind for extra in manifest.extras}  # each format names those in its own way
+    beyond = [kind for kind in found if kind not in format.expresses or kind in tensors]
+    if beyond:
+        lines = [f"{kind}: {some(found[kind], most=2)}" for kind in beyond]
+        drops = " ".join(f"--drop {kind!r}" for kind in beyond)
+        error = UnsupportedError(f"{adapter.path}: {format.name} cannot say")
+        raise error.listing(lines).hint(f"Go on without: {drops}")
+
+
+def _bare(module: Module, *, new: bool) -> Module:
+    """Return a module as a pair of factors, without the spelling of the format it comes from."""
+    pair = module.resized(module.r)
+    if pair.alpha is None and (new or not module.is_pair):  # LyCORIS reads no file without one
+        pair = replace(pair, alpha=float(pair.r))
+    return replace(pair, stem=pair.name, owner=pair.name, rows=None) if new else pair

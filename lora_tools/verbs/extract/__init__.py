@@ -1,0 +1,250 @@
+"""Extract: the best adapter of a full fine-tune, with a certificate of how good it can be."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from lora_tools.errors import BoundError, FormatError
+from lora_tools.executors import Executor, Serial
+from lora_tools.executors.ahead import ahead
+from lora_tools.files.guests import Guests
+from lora_tools.files.journal import Journal, Resume, journaled
+from lora_tools.files.ours import Force
+from lora_tools.linalg.krylov import Precision
+from lora_tools.linalg.rank import Fixed, MaxError, RankPolicy, Rest
+from lora_tools.model import CONFIG, Model, open_model
+from lora_tools.report import total
+from lora_tools.verbs.extract import output
+from lora_tools.verbs.extract.keep import Keep, identity, note, open_keep
+from lora_tools.verbs.extract.options import Options
+from lora_tools.verbs.extract.plan import Item, Plan, make_plan
+from lora_tools.verbs.extract.ranks import Chosen, choose, fixed, headroom
+from lora_tools.verbs.extract.rows import Report, Row
+from lora_tools.verbs.extract.tasks import (
+    Job,
+    Loaded,
+    Spectrum,
+    Stage,
+    extract_one,
+    finish,
+    load,
+    survey,
+    survey_one,
+)
+
+__all__ = ["Extraction", "Options", "Plan", "Precision", "Report", "Row", "extract", "plan"]
+
+Result = TypeVar("Result", Row, Spectrum)
+
+ATTEMPTS = 8
+"""How often ranks are raised for what rounding adds to an error that was promised."""
+
+
+def plan(
+    base: str | Path | Model, tuned: str | Path | Model, options: Options | None = None
+) -> Plan:
+    """Decide what becomes of each tensor, from headers alone. Raises what `make_plan` does."""
+    models = [m if isinstance(m, Model) else open_model(m) for m in (base, tuned)]
+    return make_plan(models[0], models[1], options or Options())
+
+
+class Done(NamedTuple):
+    """An item that is done with: what its results are kept under, and its row."""
+
+    name: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """An extraction that resumes where it stopped."""
+
+    plan: Plan
+    policy: RankPolicy
+    journal: Journal
+    """Of a folder beside OUT, where results are kept."""
+    keep: Keep
+    executor: Executor
+    seen: Callable[[Item], None]
+    """Told of each item that is done with, for progress."""
+    evict: bool = False
+    """Whether files that were fetched are removed after their last use."""
+
+    @property
+    def place(self) -> Path:
+        """The folder that becomes OUT."""
+        return self.journal.place
+
+    def run(self) -> Report:
+        """Extract everything that is not yet done, and fill the folder that becomes OUT.
+
+        Raises `BoundError` if a bound cannot be kept, `NonFiniteError` for NaN and Inf, and
+        `FormatError` if nothing changed.
+        """
+        done = self._at_fixed(self.policy) if isinstance(self.policy, Fixed) else self._by_spectra()
+        items = sorted(self.plan.items, key=lambda item: item.number)
+        ordered = [done[item.number].row for item in items]
+        kept = [done[item.number].name for item in items]
+        if not any(row.outcome in ("extracted", "full") for row in ordered):
+            raise FormatError(
+                f"{self.plan.tuned.path}: no tensor that was to be extracted differs from"
+                f" {self.plan.base.path}"
+            )
+        manifest = output.write(self.place, self.plan, items, ordered, kept, self.keep)
+        return Report(
+            base=str(self.plan.base.path),
+            tuned=str(self.plan.tuned.path),
+            policy=str(self.policy),
+            tolerance=self.plan.options.precision.tolerance,
+            chance=self.plan.options.precision.chance,
+            rows=_as_in_base(self.plan, items, ordered),
+            params=sum(spec.numel for spec in manifest.specs.values()),
+            nbytes=output.plan_file(manifest).size,
+            notes=(*self.plan.pairs.notes, *_notes(self.plan, ordered)),
+            only_base=self.plan.pairs.only_base,
+            only_tuned=self.plan.pairs.only_tuned,
+        )
+
+    def _at_fixed(self, policy: Fixed) -> dict[int, Done]:
+        """Write at ranks that need no spectrum, in one pass over the files."""
+        jobs = self._jobs(self.plan.items, fixed(self.plan, policy, self.plan.items), "both")
+        rows = self._map(extract_one, finish, jobs)
+        return {job.item.number: Done(job.name, row) for job, row in zip(jobs, rows, strict=True)}
+
+    def _by_spectra(self) -> dict[int, Done]:
+        """Survey first, then write at the ranks that the policy chooses: two passes or more."""
+        tops = [headroom(item, self.plan.options.max_rank) for item in self.plan.items]
+        jobs = self._jobs(self.plan.items, Chosen(tuple(tops)), "survey")
+        pairs = list(zip(jobs, self._map(survey_one, survey, jobs), strict=True))
+        live = [(job.item, one) for job, one in pairs if one.row.outcome == "extracted"]
+        aside = {
+            job.item.number: Done(job.name, one.row)
+            for job, one in pairs
+            if one.row.outcome != "extracted"
+        }
+        return aside | self._within(live, aside) if live else aside
+
+    def _within(
+        self, live: Sequence[tuple[Item, Spectrum]], aside: Mapping[int, Done]
+    ) -> dict[int, Done]:
+        """Write at the chosen ranks; where rounding breaks a bound on the error, aim lower."""
+        policy, items, found = self.policy, [i for i, _ in live], [one for _, one in live]
+        rest = self._rest(items, found, aside)
+        for _ in range(ATTEMPTS):
+            jobs = self._jobs(items, choose(self.plan, policy, items, found, rest), "write")
+            rows = list(self._map(extract_one, finish, jobs))
+            excess = _excess(self.policy, rows) if isinstance(self.policy, MaxError) else 0.0
+            if not isinstance(policy, MaxError) or excess <= 1:
+                pairs = zip(jobs, rows, strict=True)
+                return {job.item.number: Done(job.name, row) for job, row in pairs}
+            policy = replace(policy, bound=policy.bound / max(excess, 1 + 1e-6) * 0.9999)
+        raise BoundError(
+            f"{self.policy} cannot be kept: rounding to the stored type costs more"
+        ).hint("Store a wider type (--dtype float32) or allow a larger error.")
+
+    def _jobs(self, items: Sequence[Item], chosen: Chosen, stage: Stage) -> list[Job]:
+        return [
+            Job(self.plan, item, self.keep, rank, stage, chosen.stored)
+            for item, rank in zip(items, chosen.ranks, strict=True)
+        ]
+
+    def _map(
+        self,
+        whole: Callable[[Job], Result],
+        second: Callable[[Loaded], Result],
+        jobs: Sequence[Job],
+    ) -> Iterator[Result]:
+        """Map jobs: whole ones side by side on the host; on a device with the next one read."""
+        uses = (path for job in jobs for path in self.plan.files(job.item))
+        guests = Guests(uses if self.evict else ())
+        if self.plan.options.device == "cpu":
+            results = self.executor.map(whole, _expected(jobs))
+        else:
+            results = Serial().map(second, ahead(load, jobs))
+        for job, result in zip(jobs, results, strict=True):
+            note(self.journal, job.name)
+            if self.evict and result.outcome == "full":
+                note(self.journal, output.save_whole(self.plan, job.item, self.keep))
+            for path in self.plan.files(job.item):
+                guests.done(path)
+            self.seen(job.item)
+            yield result
+
+    def _rest(self, items: list[Item], found: list[Spectrum], aside: Mapping[int, Done]) -> Rest:
+        """Return what the file will hold besides factors, with the longest header possible."""
+        members = [(item, one.row) for item, one in zip(items, found, strict=True)]
+        members += [(i, aside[i.number].row) for i in self.plan.items if i.number in aside]
+        manifest = output.describe(self.plan, [i for i, _ in members], [r for _, r in members])
+        extras = [extra.spec for extra in manifest.extras]
+        header = len(output.plan_file(manifest).header)
+        return Rest(sum(s.numel for s in extras), sum(s.nbytes for s in extras), header)
+
+
+@contextmanager
+def extract(
+    plan: Plan,
+    policy: RankPolicy,
+    out: Path,
+    executor: Executor | None = None,
+    *,
+    resume: bool = True,
+    force: Force = False,
+    seen: Callable[[Item], None] = lambda item: None,
+    evict: bool = False,
+) -> Iterator[Extraction]:
+    """Yield an extraction whose folder becomes ``out`` when the block succeeds.
+
+    What an interrupted run of the same extraction has finished is not computed again; with
+    ``resume`` False it is removed. With ``evict``, each file that has to be fetched from the Hub is
+    removed after it was last used. Raises `OutputError` if ``out`` is taken, is being written by
+    another process, or was begun with other inputs, options or versions.
+    """
+    settings = {**plan.options.describe(), "policy": str(policy)}
+    decided = identity(plan.base, plan.tuned, settings)
+    how: Resume = "or refuse" if resume else "never"
+    private = [
+        path
+        for model in (plan.base, plan.tuned)
+        for path in (*model.tensors.files, model.tensors.path.parent / CONFIG)
+    ]
+    with journaled(out, decided, force=force, resume=how, sources=private) as journal:
+        keep = open_keep(journal)
+        yield Extraction(plan, policy, journal, keep, executor or Serial(), seen, evict)
+
+
+def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Pass jobs on to an executor, which takes them ahead of time: their weights are read ahead."""
+    for job in jobs:
+        pair = job.item.pair
+        job.plan.base.tensors.expect(pair.base)
+        job.plan.tuned.tensors.expect(pair.tuned)
+        yield job
+
+
+def _excess(policy: MaxError, rows: Sequence[Row]) -> float:
+    """Return by which factor written errors exceed a bound."""
+    if policy.per_module:
+        return max((row.error for row in rows), default=0.0) / policy.bound
+    return total((row.norm, row.error) for row in rows) / policy.bound
+
+
+def _as_in_base(plan: Plan, items: Sequence[Item], rows: Sequence[Row]) -> list[Row]:
+    order = {pair.name: number for number, pair in enumerate(plan.pairs.both)}
+    pairs = sorted(zip(items, rows, strict=True), key=lambda both: order[both[0].pair.name])
+    return [row for _, row in pairs]
+
+
+def _notes(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    for item in plan.items:
+        if item.pair.grown:
+            before, after = item.pair.spec.shape[0], item.pair.tuned_spec.shape[0]
+            yield (
+                f"{item.name} has {before:,} rows in the base and {after:,} in the tuned model;"
+                " only those that both have are compared."
+            )
+    if plan.options.base_model is None:
+        yield "The adapter does not name its base; --base-model ID does."
+    if any(row.outcome == "extracted" and row.rank * 2 >= min(row.shape[:2]) for row in rows):
+        yield "Some ranks are half of a full one or more: those modules are no smaller than ΔW."

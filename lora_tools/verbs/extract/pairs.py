@@ -1,0 +1,144 @@
+"""Which tensor of the tuned model is which of the base, or why they do not fit together."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lora_tools.errors import FormatError, some
+from lora_tools.files.header import Spec
+from lora_tools.model import Model
+from lora_tools.names import Prefix, align
+from lora_tools.quantised import READABLE, is_scale
+from lora_tools.verbs.extract.sites import EMBEDDINGS, HEADS, WEIGHT, Place, by_token, place
+
+
+class Pair(NamedTuple):
+    """A weight on both sides."""
+
+    name: str
+    """As the base calls it; an output layer that only the tuned model has keeps its own name."""
+    base: str
+    """The base's tensor."""
+    tuned: str
+    spec: Spec
+    """Of the base's tensor."""
+    tuned_spec: Spec
+    place: Place | None
+    """None: no LoRA can hold its update."""
+
+    @property
+    def grown(self) -> bool:
+        """Whether a vocabulary has other sizes on the two sides."""
+        return self.spec.shape != self.tuned_spec.shape
+
+    @property
+    def nbytes(self) -> int:
+        """What both sides of it weigh on disk."""
+        return self.spec.nbytes + self.tuned_spec.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Everything that both models hold, and what only one does."""
+
+    both: tuple[Pair, ...]
+    only_base: tuple[str, ...] = ()
+    only_tuned: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def match(base: Model, tuned: Model) -> Pairs:
+    """Pair the tensors of two models, whatever prefix stands before either's names.
+
+    Raises `FormatError` if the models are of different architectures or shapes.
+    """
+    ours = [key for key in base.tensors if not is_scale(key, base.tensors)]
+    theirs = [key for key in tuned.tensors if not is_scale(key, tuned.tensors)]
+    prefixes = align(theirs, ours)
+    if len(prefixes) != 1:
+        reason = "fit in several places" if prefixes else "share no name"
+        raise FormatError(
+            f"{tuned.path} and {base.path} are of different architectures: their tensors {reason}"
+        ).hint(f"Tuned: {some(theirs, 3)}. Base: {some(ours, 3)}.")
+    where = {prefixes[0](key) or f"{key} (of the tuned model)": key for key in theirs}
+    notes = list(_prefix_notes(prefixes[0]))
+    links = [(key, key, where[key]) for key in ours if key in where]
+    links += _tied(base, tuned, where, notes)
+    paired = {tuned_key for _, _, tuned_key in links}
+    both = tuple(_pair(base, tuned, *link) for link in links)
+    _check_shapes(base, tuned, both)
+    named = {base_key for name, base_key, _ in links if name == base_key} | {n for n, _, _ in links}
+    only_base = tuple(key for key in ours if key not in named)
+    only_tuned = tuple(key for key in theirs if key not in paired)
+    _check_overlap(base, tuned, both, only_base)
+    return Pairs(both, only_base, only_tuned, tuple(notes))
+
+
+def _pair(base: Model, tuned: Model, name: str, base_key: str, tuned_key: str) -> Pair:
+    spec, other = base.tensors.specs[base_key], tuned.tensors.specs[tuned_key]
+    readable = spec.dtype in READABLE and other.dtype in READABLE
+    return Pair(
+        name, base_key, tuned_key, spec, other, place(name, spec, base) if readable else None
+    )
+
+
+def _tied(
+    base: Model, tuned: Model, where: dict[str, str], notes: list[str]
+) -> list[tuple[str, str, str]]:
+    """Pair an output layer that one side ties to its embedding with that embedding."""
+    table = next((key for key in base.tensors if _leaf(key) in EMBEDDINGS and key in where), None)
+    if table is None:
+        return []
+    links = []
+    heads = {key for key in [*base.tensors, *where] if _leaf(key) in HEADS}
+    for head in sorted(heads):
+        name = head.removesuffix(" (of the tuned model)")
+        if head in base.tensors and head not in where and tuned.tied:
+            links.append((name, head, where[table]))
+            notes.append(f"{name} is tied to {where[table]} in the tuned model.")
+        elif head in where and head not in base.tensors and name not in base.tensors:
+            same = base.tensors.specs[table].shape[1:] == tuned.tensors.specs[where[head]].shape[1:]
+            if same and (base.tied or not base.config):
+                links.append((name, table, where[head]))
+                notes.append(f"{name} is tied to {table} in the base.")
+    return links
+
+
+def _check_shapes(base: Model, tuned: Model, both: tuple[Pair, ...]) -> None:
+    wrong = [
+        f"{pair.name} {list(pair.spec.shape)} and {list(pair.tuned_spec.shape)}"
+        for pair in both
+        if pair.grown
+        and not (
+            pair.place and by_token(pair.place) and pair.spec.shape[1:] == pair.tuned_spec.shape[1:]
+        )
+    ]
+    if wrong:
+        raise FormatError(
+            f"{tuned.path} does not fit {base.path}: {len(wrong)} shapes differ: {some(wrong)}"
+        ).hint("Extract from the very base that was fine-tuned.")
+
+
+def _check_overlap(
+    base: Model, tuned: Model, both: tuple[Pair, ...], only_base: tuple[str, ...]
+) -> None:
+    """Refuse two models that merely share a few names."""
+    matrices = [key for key in only_base if len(base.tensors.specs[key].shape) > 1]
+    shared = sum(len(pair.spec.shape) > 1 for pair in both)
+    if not shared or len(matrices) > shared:
+        raise FormatError(
+            f"{tuned.path} does not fit {base.path}: it lacks {len(matrices)} of the base's"
+            f" matrices: {some(matrices)}"
+        ).hint("Are they of the same architecture, and both complete?")
+
+
+def _prefix_notes(prefix: Prefix) -> list[str]:
+    if prefix == Prefix():
+        return []
+    return [
+        f"The tuned model's names begin with {prefix.drop!r} where the base's begin with"
+        f" {prefix.add!r}; modules are named as in the base."
+    ]
+
+
+def _leaf(key: str) -> str:
+    return key.removesuffix(" (of the tuned model)").removesuffix(WEIGHT).rpartition(".")[2]

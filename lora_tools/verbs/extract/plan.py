@@ -1,0 +1,174 @@
+"""What will be done with each tensor, from the headers of both models alone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_tools.errors import PolicyError, UnsupportedError, some
+from lora_tools.files.dtypes import FLOATS
+from lora_tools.files.header import Spec
+from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.manifest import Module, Part
+from lora_tools.linalg.krylov import Precision
+from lora_tools.model import Model
+from lora_tools.names import matches
+from lora_tools.quantised import check, scale_of
+from lora_tools.verbs.extract.options import Options, Treatment
+from lora_tools.verbs.extract.pairs import Pair, Pairs, match
+from lora_tools.verbs.extract.sites import WEIGHT, Place
+
+BIAS = ".bias"
+
+
+class Item(NamedTuple):
+    """A pair of tensors and what becomes of it if they differ."""
+
+    number: int
+    pair: Pair
+    treatment: Treatment
+    reason: str
+    """Why it is left out, if it is."""
+
+    @property
+    def name(self) -> str:
+        """The module's name, or the tensor's where no LoRA can hold it."""
+        return self.pair.place.module if self.pair.place else self.pair.name
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Both models, paired, and what is to be done."""
+
+    base: Model
+    tuned: Model
+    pairs: Pairs
+    items: tuple[Item, ...]
+    """In the order of the tuned model's files."""
+    options: Options
+
+    @property
+    def nbytes(self) -> int:
+        """How much will be read at least once."""
+        return sum(item.pair.nbytes for item in self.items)
+
+    def files(self, item: Item) -> set[Path]:
+        """Return the files that an item is read from."""
+        found = set()
+        sides = (self.base.tensors, item.pair.base), (self.tuned.tensors, item.pair.tuned)
+        for tensors, key in sides:
+            found |= {tensors.file(name) for name in (key, scale_of(key, tensors.specs)) if name}
+        return found
+
+    @property
+    def precision(self) -> Precision:
+        """What each matrix has to show, for the chance of failure to hold for all together."""
+        stacks = (
+            item.pair.place.stack
+            for item in self.items
+            if item.treatment == "lora" and item.pair.place
+        )
+        precision = self.options.precision
+        return replace(precision, chance=precision.chance / max(sum(stacks), 1))
+
+    def dtype(self, item: Item) -> str:
+        """Return the element type of a module's factors."""
+        own = item.pair.tuned_spec.dtype
+        return self.options.dtype or (own if own in FLOATS else "BF16")
+
+    def module(self, item: Item, rank: int) -> Module:
+        """Return the adapter's module for an item."""
+        place = _placed(item)
+        site = place.site
+        bare = Module(
+            name=place.module,
+            site=site,
+            out=place.out,
+            inp=place.inp,
+            rank=rank,
+            alpha=float(rank),
+            rslora=False,
+            parts={},
+            stem="",
+            owner=place.module,
+        )
+        b, a = factor_shapes(bare)
+        code = self.dtype(item)
+        return replace(bare, parts={"a": Part("", Spec(code, a)), "b": Part("", Spec(code, b))})
+
+    @property
+    def bystanders(self) -> set[str]:
+        """Every module of the base that has tensors, and those that hold them."""
+        names: set[str] = set()
+        for key in self.base.tensors:
+            parts = key.split(".")[:-1]
+            names |= {".".join(parts[:stop]) for stop in range(1, len(parts) + 1)}
+        return names
+
+
+def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
+    """Pair the tensors and decide what becomes of each. Reads headers only.
+
+    Raises `UnsupportedError` for quantised checkpoints, `FormatError` for models that do not fit
+    together, and `PolicyError` for a vocabulary that grew and patterns that match nothing.
+    """
+    for model in (base, tuned):
+        check(
+            model,
+            "A difference of quantised weights is mostly quantisation. Give the checkpoint that was"
+            " quantised, in bfloat16, float16 or float32.",
+        )
+    pairs = match(base, tuned)
+    ordered = sorted(pairs.both, key=lambda pair: tuned.tensors.position(pair.tuned))
+    items = tuple(_item(number, pair, options) for number, pair in enumerate(ordered))
+    _check_patterns(items, tuned, options)
+    grown = [item for item in items if item.pair.grown and item.treatment == "lora"]
+    if grown:
+        sizes = [
+            f"{item.name} {item.pair.spec.shape[0]} → {item.pair.tuned_spec.shape[0]}"
+            for item in grown
+        ]
+        raise PolicyError(f"{tuned.path}: the vocabulary grew: {some(sizes)}").hint(
+            "A LoRA cannot add rows: --embeddings full stores the tables whole, skip leaves them."
+        )
+    refused = [
+        item.name for item in items if item.treatment == "lora" and options.refused(item.pair)
+    ]
+    if refused and options.runtime:
+        raise UnsupportedError(
+            f"{options.runtime.name} does not load a LoRA of embeddings: {some(refused)}"
+        ).hint("Pass --embeddings skip.")
+    return Plan(base, tuned, pairs, items, options)
+
+
+def _item(number: int, pair: Pair, options: Options) -> Item:
+    treatment = options.treatment(pair)
+    name = pair.place.module if pair.place else pair.name
+    if treatment == "full" and not _storable(pair):
+        return Item(number, pair, "skip", "PEFT cannot store it whole")
+    if treatment == "skip":
+        reason = "--include, --exclude"
+        if options.selects(name):
+            reason = "--embeddings skip" if pair.place else "no LoRA can hold it: --small skip"
+        return Item(number, pair, "skip", reason)
+    return Item(number, pair, treatment, "")
+
+
+def _storable(pair: Pair) -> bool:
+    module, _, _ = pair.name.rpartition(".")
+    return pair.name.endswith((WEIGHT, BIAS)) and bool(module)
+
+
+def _check_patterns(items: tuple[Item, ...], tuned: Model, options: Options) -> None:
+    names = [item.name for item in items]
+    patterns = [*options.include, *options.exclude]
+    idle = [p for p in patterns if not any(matches(p, name) for name in names)]
+    if idle:
+        raise PolicyError(f"{tuned.path}: no module matches {some(idle)}").hint(
+            f"Its modules are {some(names)}."
+        )
+
+
+def _placed(item: Item) -> Place:
+    if item.pair.place is None:
+        raise ValueError(f"{item.name} has no place")
+    return item.pair.place

@@ -1,0 +1,123 @@
+"""Listings: the tensors of a checkpoint that is no adapter, or of one that is not understood."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_tools.adapter import Adapter, read
+from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, UnsupportedError
+from lora_tools.files.header import Spec
+from lora_tools.formats.registry import STRANGERS, format_named
+from lora_tools.model import Model, open_model
+from lora_tools.names import collapse, template
+from lora_tools.runtimes import Judgement, Runtime, judge, subject
+
+SCHEMA = "lora-tools/tensors/1"
+
+# What tools call the factors of low-rank updates, and of their relatives.
+ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|dora_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """Tensors of one type and shape whose names differ in numbers only."""
+
+    names: tuple[str, ...]
+    spec: Spec
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tensors as plain data."""
+        return {
+            "pattern": collapse(self.names),
+            "count": len(self.names),
+            "dtype": self.spec.dtype,
+            "shape": list(self.spec.shape),
+            "params": self.spec.numel * len(self.names),
+            "bytes": self.spec.nbytes * len(self.names),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The tensors of a checkpoint, as its headers describe them."""
+
+    model: Model
+    reason: LoraToolsError
+    """Why it was not read as an adapter."""
+    judgements: tuple[Judgement, ...] = ()
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the names say that it is an adapter all the same."""
+        tensors = self.model.tensors
+        refused = isinstance(self.reason, UnsupportedError) or self.stranger is not None
+        return refused or any(ADAPTER.search(name) for name in tensors)
+
+    @property
+    def stranger(self) -> str | None:
+        """What its names leave out, if it is one of the spellings that leave out too much."""
+        for pattern, statement in STRANGERS:
+            if any(pattern.search(name) for name in self.model.tensors):
+                return statement
+        return None
+
+    @property
+    def kin(self) -> list[Kin]:
+        """The tensors in groups, in the order of the first of each."""
+        found: dict[tuple[str, Spec], list[str]] = {}
+        for name, spec in self.model.tensors.specs.items():
+            found.setdefault((template(name), spec), []).append(name)
+        return [Kin(tuple(names), spec) for (_, spec), names in found.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the listing in the schema that `docs/report.md` describes."""
+        specs = self.model.tensors.specs.values()
+        dtypes = Counter(spec.dtype for spec in specs)
+        return {
+            "schema": SCHEMA,
+            "source": str(self.model.path),
+            "architecture": self.model.architecture,
+            "is_adapter": self.is_adapter,
+            "reason": self.stranger or str(self.reason),
+            "totals": {
+                "tensors": len(specs),
+                "params": sum(spec.numel for spec in specs),
+                "bytes": self.model.tensors.nbytes,
+                "dtypes": dict(dtypes),
+            },
+            "groups": [kin.to_dict() for kin in self.kin],
+            "verdicts": [judgement.to_dict() for judgement in self.judgements],
+            "metadata": dict(self.model.tensors.metadata),
+        }
+
+
+def look(
+    path: str | Path,
+    runtimes: Sequence[Runtime] = (),
+    format: str | None = None,
+    base: Mapping[str, Any] | None = None,
+    alpha: float | None = None,
+) -> Adapter | Listing:
+    """Read an adapter, contradictions and all; list the tensors of anything else.
+
+    ``runtimes`` are the runtimes whose verdicts on what is listed are wanted; ``format`` is the
+    name of the format, where it is not to be recognised; ``base`` is the base model's
+    configuration, and ``alpha`` the adapter's alpha, for files that do not say enough.
+
+    Raises `CheckpointError` for what is missing or damaged.
+    """
+    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
+    if format:
+        format_named(format)  # a name that is none is no property of the file
+    try:
+        return read(path, format, strict=False, base=base, alpha=alpha)
+    except (FormatError, UnsupportedError) as error:
+        about = subject(path) if runtimes else None
+        judgements = tuple(judge(about, runtime) for runtime in runtimes if about)
+        try:
+            return Listing(open_model(path), error, judgements)
+        except CheckpointError:
+            raise error from None  # no checkpoint by itself: why it is no adapter, says more

@@ -1,0 +1,160 @@
+"""Merge: adapters into the weights of their base, rounded once, with a report of what that took."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_tools.errors import OutputError
+from lora_tools.executors import Executor, Serial
+from lora_tools.files.guests import Guests
+from lora_tools.files.journal import Journal, begun, journaled
+from lora_tools.files.ours import Force
+from lora_tools.files.transfer import begin
+from lora_tools.linalg.apply import Tally
+from lora_tools.merging import Entry, Options, Recipe, Strong, plan
+from lora_tools.names import collapse, template
+from lora_tools.report import size, table
+from lora_tools.verbs.merge.folder import complete, purpose, sources
+from lora_tools.verbs.merge.jobs import Job, jobs, merge_rows
+from lora_tools.verbs.merge.outcome import Merged, Row, row
+from lora_tools.verbs.merge.shards import Shard, Shards, shards
+
+__all__ = ["Merge", "Merged", "Options", "Row", "Strong", "merge", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A merge before it is computed: every file and every offset is known."""
+
+    recipe: Recipe
+    files: Shards
+    device: str = "cpu"
+
+    @property
+    def report(self) -> Merged:
+        """The report, with all that is known before it is computed."""
+        recipe = self.recipe
+        adapters = tuple((str(each.adapter.path), each.weight) for each in recipe.adapters)
+        return Merged(
+            str(recipe.base.path),
+            adapters,
+            copied=sum(not _counts(entry) for entry in recipe.entries.values()),
+            nbytes=self.files.nbytes,
+            shards=len(self.files.shards),
+            left_out=dict(recipe.left_out),
+            notes=recipe.notes,
+        )
+
+    def to_text(self) -> str:
+        """Return the plan as a table for a terminal."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for entry in self.recipe.entries.values():
+            if _counts(entry):
+                about = (template(entry.key), entry.outcome, entry.source.spec.dtype)
+                more = (entry.spec.dtype, "×".join(map(str, entry.spec.shape)))
+                groups.setdefault((*about, *more), []).append(entry.key)
+        lines = [
+            (collapse(keys), shape, old if old == new else f"{old} → {new}", outcome, len(keys))
+            for (_, outcome, old, new, shape), keys in groups.items()
+        ]
+        headers = ("tensor", "shape", "dtype", "", "count")
+        return f"{table(lines, headers)}\n\n{self.report.plan()}"
+
+    def write(
+        self,
+        out: Path,
+        executor: Executor | None = None,
+        *,
+        force: Force = False,
+        arguments: str = "",
+        finished: Callable[[int], None] = lambda nbytes: None,
+        evict: bool = False,
+    ) -> Merged:
+        """Write the merged model to the folder ``out`` and return what was done.
+
+        ``out`` appears when it is complete. What a failed or killed call has finished is not
+        computed again. ``finished`` hears of the bytes of each piece that is done; with ``evict``,
+        files of the base that had to be fetched are removed after their last use. Raises
+        `OutputError` if the disk has too little room, before the first byte is written.
+        """
+        began = time.monotonic()
+        _check_room(out, self.files.nbytes)
+        report = self.report
+        report.arguments = arguments
+        decided, private = purpose(self.recipe, self.files), sources(self.recipe)
+        with journaled(out, decided, force=force, sources=private) as journal:
+            report.resumed = len(journal.done)
+            self._write(journal, executor or Serial(), finished, evict=evict)
+            for shard in self.files.shards:
+                report.rows += [_row(line) for line in journal.done[_name(journal, shard)]]
+            report.seconds = time.monotonic() - began
+            complete(self.recipe, self.files, report, journal.place)
+        return report
+
+    def _write(
+        self, journal: Journal, executor: Executor, finished: Callable[[int], None], *, evict: bool
+    ) -> None:
+        todo = {
+            shard.name: shard
+            for shard in self.files.shards
+            if _name(journal, shard) not in journal.done
+        }
+        tallies: dict[str, dict[str, Tally]] = {name: {} for name in todo}
+        ahead = (job for shard in todo.values() for job in jobs(shard, journal.place, self.device))
+        guests = Guests(path for job in ahead for path in job.entry.files if evict)
+        before: str | None = None
+        for done in executor.map(merge_rows, self._jobs(todo.values(), journal)):
+            if before is not None and before != done.shard:
+                _close(journal, todo[before], tallies[before])
+            before, of = done.shard, tallies[done.shard]
+            of[done.entry.key] = of.get(done.entry.key, Tally()) + done.tally
+            for path in done.entry.files:
+                guests.done(path)
+            finished(done.nbytes)
+        if before is not None:
+            _close(journal, todo[before], tallies[before])
+
+    def _jobs(self, todo: Iterable[Shard], journal: Journal) -> Iterator[Job]:
+        for shard in todo:
+            path = journal.path(_name(journal, shard))
+            begin(path, shard.layout)
+            yield from jobs(shard, path, self.device)
+
+
+def merge(recipe: Recipe, *, most: int | None = None, device: str = "cpu") -> Merge:
+    """Lay a merge out: its files as the base's, or of at most ``most`` bytes each.
+
+    Nothing is computed before the result's `Merge.write`.
+    """
+    return Merge(recipe, shards(recipe, most), device)
+
+
+def _close(journal: Journal, shard: Shard, tallies: dict[str, Tally]) -> None:
+    rows = [row(entry, tallies[entry.key]) for entry in shard.entries if _counts(entry)]
+    journal.finish(_name(journal, shard), [asdict(each) for each in rows])
+
+
+def _name(journal: Journal, shard: Shard) -> str:
+    """Return what a journal calls a shard."""
+    return f"{journal.place.name}/{shard.name}"
+
+
+def _row(line: dict[str, Any]) -> Row:
+    return Row(**line | {"shape": tuple(line["shape"])})  # JSON has no tuples
+
+
+def _counts(entry: Entry) -> bool:
+    """Whether an entry has a row in the report: all but plain copies of the base's do."""
+    return not entry.plain or entry.source.adapter is not None
+
+
+def _check_room(out: Path, nbytes: int) -> None:
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free, needed = shutil.disk_usage(parent).free, nbytes - begun(out)
+    if needed > free:
+        raise OutputError(
+            f"{out}: needs {size(needed)} of disk space, and {parent} has {size(free)}"
+        ).hint("Choose an output path on another disk.")

@@ -1,0 +1,195 @@
+"""What a merge did: per tensor, in total, in words, and as data."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_tools.linalg.apply import Tally
+from lora_tools.merging import Entry, Outcome
+from lora_tools.names import collapse, template
+from lora_tools.report import Document, code, grouped, percent, section, size, table, total
+from lora_tools.text import joined, label
+
+SCHEMA = "lora-tools/merge/1"
+
+WORRYING = 0.05
+"""The share of an update's norm that rounding may take before it is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor that is not a copy of the base's."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    outcome: Outcome
+    modules: Mapping[str, float]
+    """What was added, and the scale times the weight that was asked for."""
+    norm: float
+    """``||dW||_F``."""
+    error: float
+    """``||(W' - W) - dW||_F / ||dW||_F``: what rounding to the stored type took."""
+    moved: int
+    """Elements whose update is not zero."""
+    swallowed: float
+    """The share of them that kept their value, because the update was below half a step."""
+
+
+def row(entry: Entry, tally: Tally) -> Row:
+    """Return the row of an entry."""
+    norm = math.sqrt(tally.update)
+    return Row(
+        entry.key,
+        entry.spec.shape,
+        entry.spec.dtype,
+        entry.outcome,
+        dict(entry.modules),
+        norm,
+        math.sqrt(tally.error) / norm if norm else 0.0,
+        tally.moved,
+        tally.swallowed / tally.moved if tally.moved else 0.0,
+    )
+
+
+@dataclass(slots=True)
+class Merged(Document):
+    """The report of a merge."""
+
+    base: str
+    adapters: tuple[tuple[str, float], ...]
+    """Paths and weights."""
+    rows: list[Row] = field(default_factory=list)
+    copied: int = 0
+    """Tensors whose bytes are the base's."""
+    nbytes: int = 0
+    """Size of the weights written."""
+    shards: int = 0
+    resumed: int = 0
+    """Shards that an earlier, interrupted call had finished."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    arguments: str = ""
+    seconds: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """The share of the norm of all updates that rounding took."""
+        return total((row.norm, row.error) for row in self.rows)
+
+    @property
+    def swallowed(self) -> float:
+        """The share of all elements with an update that kept their value."""
+        return _swallowed(self.rows)
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should hear if rounding took a good part of the update."""
+        if self.error <= WORRYING:
+            return None
+        kinds = ", ".join(sorted({row.dtype for row in self.rows if row.norm}))
+        return (
+            f"rounding to {kinds} took {percent(self.error)} of the update, and"
+            f" {percent(self.swallowed)} of its elements changed nothing: the update is fine"
+            " compared with the steps of the type. Write a wider one (--dtype float32), or serve"
+            " the adapter unmerged."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, in the schema that `docs/report.md` describes."""
+        return {
+            "schema": SCHEMA,
+            "command": "merge",
+            "base": self.base,
+            "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
+            "arguments": self.arguments,
+            "totals": {
+                "tensors": len(self.rows) + self.copied,
+                "copied": self.copied,
+                "merged": sum(row.outcome == "merged" for row in self.rows),
+                "replaced": sum(row.outcome == "replaced" for row in self.rows),
+                "cast": sum(row.outcome == "cast" for row in self.rows),
+                "error": self.error,
+                "swallowed": self.swallowed,
+                "bytes": self.nbytes,
+                "shards": self.shards,
+                "resumed_shards": self.resumed,
+                "seconds": round(self.seconds, 3),
+            },
+            "warning": self.warning,
+            "tensors": [asdict(row) for row in self.rows],
+            "left_out": dict(self.left_out),
+            "notes": list(self.notes),
+        }
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown, a section of a model card."""
+        names = ", ".join(f"{code(Path(path).name)} × {weight:g}" for path, weight in self.adapters)
+        title = f"{code(Path(self.base).name)} with {names} merged into it by `lora-tools merge`."
+        return section(title, self.arguments, self.summary(), self.table("pipe"))
+
+    def table(self, style: str) -> str:
+        """Return the tensors as a table, repeated layers in one line."""
+        rows = [row for row in self.rows if row.outcome != "cast"]
+        groups = grouped(rows, _key)
+        lines = [_line(collapse([row.tensor for row in group]), group) for group in groups]
+        lines.append(_line(f"total of {len(rows)} tensors", rows))
+        lines[-1][1:4] = ["", "", ""]
+        headers = ("tensor", "shape", "dtype", "", "scale", "lost to rounding", "swallowed")
+        return table(lines, headers, style)
+
+    def summary(self) -> str:
+        """Return the totals in sentences."""
+        cast = sum(row.outcome == "cast" for row in self.rows)
+        rest = f", {cast} others rounded to another type" if cast else ""
+        lines = [
+            f"rounding took {percent(self.error)} of the update;"
+            f" {percent(self.swallowed)} of its elements changed nothing",
+            f"{len(self.rows) - cast} tensors changed, {self.copied} copied byte for byte{rest}",
+            f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s",
+        ]
+        return joined([*lines, *self._remarks()])
+
+    def to_text(self) -> str:
+        """Return it for a terminal. The card does not say how often a merge was started."""
+        resumed = f"\n{self.resumed} files were finished before" if self.resumed else ""
+        return f"{Document.to_text(self)}{resumed}"
+
+    def plan(self) -> str:
+        """Return what is known before anything is computed, in sentences."""
+        lines = [
+            f"{self.copied} tensors copied byte for byte;"
+            f" {size(self.nbytes)} in {self.shards} files"
+        ]
+        return joined([*lines, *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        lines = [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def _line(title: str, rows: list[Row]) -> list[str]:
+    scales = sorted({scale for row in rows for scale in row.modules.values()})
+    shown = [f"{scale:.4g}" for scale in scales]
+    return [
+        title,
+        "×".join(map(str, rows[0].shape)) if rows else "",
+        rows[0].dtype if rows else "",
+        rows[0].outcome if rows else "",
+        shown[0] if len(shown) == 1 else f"{shown[0]}–{shown[-1]}" if shown else "–",
+        percent(total((row.norm, row.error) for row in rows))
+        if any(row.norm for row in rows)
+        else "–",
+        percent(_swallowed(rows)) if any(row.moved for row in rows) else "–",
+    ]
+
+
+def _key(row: Row) -> tuple[str, tuple[int, ...], str, str]:
+    return template(row.tensor), row.shape, row.dtype, row.outcome
+
+
+def _swallowed(rows: list[Row]) -> float:
+    moved = sum(row.moved for row in rows)
+    return math.fsum(row.moved * row.swallowed for row in rows) / moved if moved else 0.0

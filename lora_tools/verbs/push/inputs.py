@@ -1,0 +1,52 @@
+"""What a published result was made from, by the sha256 of its inputs."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lora_tools.files.disk import write_text
+from lora_tools.files.objects import read_object
+from lora_tools.files.typed import Fields
+from lora_tools.files.writer import staged_file
+from lora_tools.remote import RemotePath
+from lora_tools.text import json_text
+from lora_tools.verbs.push.files import WEIGHTS_AND_CONFIGS, digest
+
+
+def record(report: Path, inputs: Iterable[Path]) -> None:
+    """Add the checksums of the inputs of a command to the report that it has written.
+
+    Reads local inputs once; those on the Hub are known there, so that none is downloaded for it.
+    """
+    document = read_object(report)
+    document["inputs"] = [
+        {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
+        for path in inputs
+    ]
+    with staged_file(report, force="any", sources=[report]) as place:
+        write_text(place, json_text(document) + "\n")
+
+
+def listed(report: Fields) -> list[tuple[str, str, str]]:
+    """Return the inputs that a report records: path, file and sha256."""
+    return [
+        (each.text("path") or "", name, files.text(name) or "")
+        for each in report.objects("inputs")
+        for files in (each.mapping("files"),)
+        for name in files.values
+    ]
+
+
+def sha256(file: Path) -> str:
+    """Return the sha256 of a file; of a large one on the Hub without fetching it."""
+    known = file.snapshot.files[file.file].sha256 if isinstance(file, RemotePath) else None
+    return known or digest(file).sha256
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Yield the files that decide what is computed from a path."""
+    if not path.is_dir():
+        yield path
+        return
+    for file in sorted(path.iterdir(), key=lambda file: file.name):
+        if file.is_file() and WEIGHTS_AND_CONFIGS.fullmatch(file.name):
+            yield file

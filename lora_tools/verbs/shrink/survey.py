@@ -1,0 +1,208 @@
+"""A survey of an adapter: every spectrum, and from it every way to shrink the adapter."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lora_tools.errors import BoundError
+from lora_tools.executors import Executor
+from lora_tools.linalg.rank import (
+    Fixed,
+    MaxBytes,
+    MaxError,
+    MaxParams,
+    RankPolicy,
+    Rest,
+    Spectrum,
+    uniform,
+)
+from lora_tools.report import Report, Row
+from lora_tools.verbs.shrink.options import Options
+from lora_tools.verbs.shrink.shrunk import Shrunk
+from lora_tools.verbs.shrink.source import Source
+from lora_tools.verbs.shrink.tasks import Goal, Job, Rewrite
+from lora_tools.verbs.shrink.units import Unit
+
+ATTEMPTS = 32
+"""How often ranks are raised for what rounding adds to an error that was promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The rank that each unit keeps, and the one that all are padded to, if any."""
+
+    kept: tuple[int, ...]
+    padded: int | None = None
+
+
+class Offer(NamedTuple):
+    """What a uniform rank would cost. Errors are relative, and the least possible ones."""
+
+    rank: int
+    bytes: int
+    error: float
+    allocated_error: float
+    """With the same number of parameters, shared out among the modules as `MaxParams` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The spectra of an adapter, by the units that a rank can be chosen for."""
+
+    adapter: Source
+    options: Options
+    executor: Executor
+    units: tuple[Unit, ...]
+
+    def shrink(self, policy: RankPolicy) -> Shrunk:
+        """Return the adapter at the ranks that a policy chooses.
+
+        An error bound holds for the factors as they will be stored: where rounding breaks it,
+        ranks are raised until it is kept. Raises `BoundError` where no ranks keep a bound.
+        """
+        if not isinstance(policy, MaxError):
+            return _paid(self.at(self._ranks(policy)), policy)
+        return self._each_within(policy) if policy.per_module else self._within(policy)
+
+    def at(self, ranks: Ranks) -> Shrunk:
+        """Return the adapter at these ranks."""
+        members = [
+            (module, found, r)
+            for unit, r in zip(self.units, ranks.kept, strict=True)
+            for module, found in zip(unit.modules, unit.found, strict=True)
+        ]
+        targets = tuple(self.options.target(module, r, ranks.padded) for module, _, r in members)
+        manifest = self.adapter.spelled(replace(self.adapter.manifest, modules=targets))
+        jobs = tuple(
+            Rewrite(Job(self.adapter, module, self.options.device), Goal(r, target), found)
+            for (module, found, r), target in zip(members, manifest.modules, strict=True)
+        )
+        return Shrunk(self.adapter, manifest, jobs, self.executor)
+
+    def table(self) -> list[Offer]:
+        """Return what uniform ranks to choose from would cost, up to the adapter's own.
+
+        Beside each stands what its parameters can do if they are shared out optimally.
+        """
+        offers = []
+        top = max(unit.head.r for unit in self.units)
+        runtime = self.options.runtime
+        steps = runtime.ranks if runtime else tuple(2**i for i in range(top.bit_length()))
+        for rank in sorted({top} | {step for step in steps if step < top}):
+            try:
+                ranks = self._ranks(Fixed(rank))
+            except BoundError:
+                continue  # a grouped convolution or a limit needs more
+            error, plan = self._error(ranks), self.at(ranks)
+            params = sum(spec.numel for spec in plan.manifest.specs.values())
+            allocated = error if runtime else self._error(self._ranks(MaxParams(params)))
+            offers.append(Offer(rank, plan.layout.size, error, min(allocated, error)))
+        return offers
+
+    def _error(self, ranks: Ranks) -> float:
+        """Return the least relative error of the whole adapter at these ranks."""
+        views = self._views()
+        whole = math.fsum(view.tail[0] for view in views)
+        kept = zip(views, ranks.kept, strict=True)
+        lost = math.fsum(view.tail[r // view.groups] for view, r in kept)
+        return math.sqrt(lost / whole) if whole else 0.0
+
+    def _ranks(self, policy: RankPolicy, least: Sequence[int] | None = None) -> Ranks:
+        views = self._views(least)
+        if self.options.runtime:
+            sizes = [size for size in self.options.runtime.ranks if size >= max(least or [1])]
+            padded, kept = uniform(policy, views, sizes, self._rest(views))
+            return Ranks(tuple(kept), padded)
+        if policy.pointwise:
+            free = [unit.is_free(self.options) for unit in self.units]
+            chosen = iter(policy.ranks([v for v, its in zip(views, free, strict=True) if its]))
+            pairs = zip(views, free, strict=True)
+            return Ranks(tuple(next(chosen) if its else view.choices[0] for view, its in pairs))
+        kept = policy.ranks(views, self._rest(views))
+        if isinstance(policy, MaxBytes):
+            kept = self._refined(policy, views, kept)
+        return Ranks(tuple(kept))
+
+    def _within(self, policy: MaxError) -> Shrunk:
+        """Keep a bound on the whole adapter: aim lower by what rounding was seen to add."""
+        aim = policy.bound
+        for _ in range(ATTEMPTS):
+            result = self.at(self._ranks(MaxError(aim)))
+            trial = Report("shrink", rows=_rows(result))
+            if trial.error <= policy.bound:
+                return result
+            rounding = trial.error**2 - trial.optimal_error**2
+            left = min(policy.bound**2 - 1.01 * rounding, 0.9999 * aim**2)
+            if left <= 0:
+                break
+            aim = math.sqrt(left)
+        raise _lost_to_rounding(policy)
+
+    def _each_within(self, policy: MaxError) -> Shrunk:
+        """Keep a bound on every module: raise the ranks of those that rounding put above it."""
+        least = [1] * len(self.units)
+        for _ in range(max(unit.head.r for unit in self.units)):
+            ranks = self._ranks(policy, least)
+            result = self.at(ranks)
+            over = {row.module for row in _rows(result) if row.error > policy.bound}
+            if not over:
+                return result
+            high = [any(m.name in over for m in unit.modules) for unit in self.units]
+            full = [r == unit.head.r for unit, r in zip(self.units, ranks.kept, strict=True)]
+            if any(above and whole for above, whole in zip(high, full, strict=True)):
+                break
+            least = [
+                r + 1 if above else floor
+                for r, above, floor in zip(ranks.kept, high, least, strict=True)
+            ]
+        raise _lost_to_rounding(policy)
+
+    def _refined(self, policy: MaxBytes, views: Sequence[Spectrum], kept: list[int]) -> list[int]:
+        """Spend what a header that is shorter than was feared leaves over."""
+        header = self.at(Ranks(tuple(kept))).layout.overhead
+        again = policy.ranks(views, self._rest(views)._replace(header=header))
+        fits = self.at(Ranks(tuple(again))).layout.size <= policy.count
+        return again if fits else kept
+
+    def _rest(self, views: Sequence[Spectrum]) -> Rest:
+        """Return what the file will hold besides factors, with the longest header possible."""
+        largest = self.at(Ranks(tuple(view.choices[-1] for view in views)))
+        specs = largest.manifest.specs.values()
+        factors = [view.choices[-1] * view.cost for view in views]
+        nbytes = sum(count * view.width for count, view in zip(factors, views, strict=True))
+        return Rest(
+            sum(spec.numel for spec in specs) - round(sum(factors)),
+            sum(spec.nbytes for spec in specs) - round(nbytes),
+            largest.layout.overhead,
+        )
+
+    def _views(self, least: Sequence[int] | None = None) -> list[Spectrum]:
+        floors = least or [1] * len(self.units)
+        pairs = zip(self.units, floors, strict=True)
+        return [unit.spectrum(self.options, floor) for unit, floor in pairs]
+
+
+def _rows(result: Shrunk) -> list[Row]:
+    return [change.row for change in result]
+
+
+def _paid(result: Shrunk, policy: RankPolicy) -> Shrunk:
+    """Return a result that keeps its budget: a format with one rank for all adds zeros to it."""
+    params = sum(spec.numel for spec in result.manifest.specs.values())
+    match policy:
+        case MaxParams(count) if params > count:
+            found = f"{params:,} parameters"
+        case MaxBytes(count) if result.layout.size > count:
+            found = f"{result.layout.size:,} bytes"
+        case _:
+            return result
+    raise BoundError(
+        f"{policy} cannot be kept: filled up to one rank for all, the file has {found}"
+    ).hint("Ask for a --rank, or write a format in which ranks differ.")
+
+
+def _lost_to_rounding(policy: MaxError) -> BoundError:
+    return BoundError(f"{policy} cannot be kept: rounding to the stored type costs more").hint(
+        "Store a wider type (--dtype float32) or allow a larger error."
+    )

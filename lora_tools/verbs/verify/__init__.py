@@ -1,0 +1,158 @@
+"""Verify: prove that a merged model is its base and its adapters, whoever merged them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lora_tools.executors import Executor, Serial
+from lora_tools.files.checkpoint import Checkpoint
+from lora_tools.files.header import Spec
+from lora_tools.linalg.stored import DIGITS
+from lora_tools.merging import Entry, Options, Recipe, Strong, plan
+from lora_tools.names import Prefix, align, collapse, template
+from lora_tools.report import Document, grouped, table
+from lora_tools.text import joined, label
+from lora_tools.verbs.verify.evidence import Evidence, Job, chunks, coarsest, examine
+from lora_tools.verbs.verify.verdict import Verdict, Word, judge
+
+__all__ = ["Options", "Proof", "Strong", "Verdict", "plan", "verify"]
+
+SCHEMA = "lora-tools/verify/1"
+
+
+@dataclass(slots=True)
+class Proof(Document):
+    """The verdicts on all tensors of a merged model."""
+
+    merged: str
+    base: str
+    adapters: tuple[tuple[str, float], ...]
+    verdicts: list[Verdict] = field(default_factory=list)
+    missing_files: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    """Tensors of the merged model that its base does not have."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every tensor is what a merge may make of it."""
+        return all(verdict.passed for verdict in self.verdicts) and not self.missing_files
+
+    @property
+    def counts(self) -> dict[Word, int]:
+        """How many tensors have each verdict."""
+        words = [verdict.word for verdict in self.verdicts]
+        return {word: words.count(word) for word in dict.fromkeys(words)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the proof as plain data, in the schema that `docs/report.md` describes."""
+        return {
+            "schema": SCHEMA,
+            "merged": self.merged,
+            "base": self.base,
+            "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
+            "passed": self.passed,
+            "counts": self.counts,
+            "tensors": [asdict(v) for v in self.verdicts if v.word != "copied"],
+            "missing_files": list(self.missing_files),
+            "extra": list(self.extra),
+            "left_out": dict(self.left_out),
+        }
+
+    def table(self, style: str) -> str:
+        """Return the verdicts as a table, what failed first."""
+        lines = [
+            (collapse([v.tensor for v in group]), len(group), group[0].word, _detail(group))
+            for group in grouped((v for v in self.verdicts if v.word != "copied"), _key)
+        ]
+        headers = ("tensor", "count", "verdict", "")
+        return table(lines, headers, style)
+
+    def summary(self) -> str:
+        """Return how many tensors have each verdict, and what is missing or too many."""
+        counts = ", ".join(f"{count} {word}" for word, count in self.counts.items())
+        end = [f"{'passed' if self.passed else 'FAILED'}: {counts}"]
+        end += [f"missing file: {label(name)}" for name in self.missing_files]
+        if self.extra:
+            names = ", ".join(map(label, self.extra[:5]))
+            end.append(f"not in the base: {names} ({len(self.extra)} in all)")
+        end += [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
+        return joined(end)
+
+
+def verify(
+    merged: Checkpoint,
+    recipe: Recipe,
+    executor: Executor | None = None,
+    missing_files: Iterable[str] = (),
+) -> Proof:
+    """Compare every tensor of a merged model with what its recipe makes.
+
+    Sums are formed in float64. A model that was stored in another type is compared with the sums
+    rounded to that one.
+    """
+    adapters = tuple((str(each.adapter.path), each.weight) for each in recipe.adapters)
+    proof = Proof(
+        str(merged.path),
+        str(recipe.base.path),
+        adapters,
+        missing_files=tuple(missing_files),
+        left_out=recipe.left_out,
+    )
+    prefix = _prefix(recipe, merged)
+    found: dict[str, Entry] = {}
+    for key, entry in recipe.entries.items():
+        name = prefix(key) or key
+        spec = merged.specs.get(name)
+        if spec is None:
+            proof.verdicts.append(Verdict(key, "missing"))
+        elif spec.shape != entry.spec.shape or not _comparable(spec, entry.spec):
+            said = f"{spec.dtype} {list(spec.shape)} instead of {entry.spec.dtype}"
+            word: Word = "untouched changed" if entry.plain else "different"
+            proof.verdicts.append(Verdict(key, word, f"{said} {list(entry.spec.shape)}"))
+        else:
+            found[key] = replace(entry, spec=spec) if spec != entry.spec else entry
+    jobs = _jobs(found, merged, prefix)
+    total: dict[str, Evidence] = {}
+    for each in (executor or Serial()).map(examine, jobs):
+        total[each.key] = total.get(each.key, Evidence()) + each.evidence
+    proof.verdicts += [judge(found[key], e, _cast(found[key])) for key, e in total.items()]
+    known = {prefix(key) or key for key in recipe.entries}
+    proof.extra = tuple(key for key in merged.specs if key not in known)
+    return proof
+
+
+def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefix) -> Iterator[Job]:
+    places = merged.arrays.places
+    for key, entry in found.items():
+        name = prefix(key) or key
+        for rows in chunks(entry):
+            yield Job(entry, rows, places[name], merged.specs[name], _cast(entry))
+
+
+def _cast(entry: Entry) -> str:
+    """Return the coarsest type in which an update may have been before it was added."""
+    kinds = {patch.module.dtype for patch in entry.patches}
+    return coarsest(entry.spec.dtype, *kinds) if kinds else entry.spec.dtype
+
+
+def _comparable(spec: Spec, wanted: Spec) -> bool:
+    return spec.dtype == wanted.dtype or (spec.dtype in DIGITS and wanted.dtype in DIGITS)
+
+
+def _prefix(recipe: Recipe, merged: Checkpoint) -> Prefix:
+    """Return what other tools put before the names of a base's tensors."""
+    keys = list(recipe.entries)
+    if any(key in merged.specs for key in keys):
+        return Prefix()
+    prefixes = align(keys, merged.specs.keys())
+    return prefixes[0] if len(prefixes) == 1 else Prefix()
+
+
+def _key(verdict: Verdict) -> tuple[bool, str, str]:
+    return verdict.passed, verdict.word, template(verdict.tensor)
+
+
+def _detail(group: list[Verdict]) -> str:
+    details = list(dict.fromkeys(verdict.detail for verdict in group))
+    return details[0] if len(details) == 1 else f"{details[0]} and others"

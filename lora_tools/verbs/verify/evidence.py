@@ -1,0 +1,226 @@
+"""Evidence: a merged tensor beside the sum that it should be, element by element."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_tools.files.header import Spec
+from lora_tools.files.inputs import input_descriptor
+from lora_tools.files.place import Place
+from lora_tools.files.transfer import get
+from lora_tools.linalg.apply import normalise
+from lora_tools.linalg.exact import exact
+from lora_tools.linalg.rounding import round_into
+from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
+from lora_tools.merging import Entry
+from lora_tools.merging.strips import Strip, as_bytes, by_columns, height, strips, tokens
+from lora_tools.shapes import Float
+
+CHUNK = 1 << 23
+"""Elements of a job."""
+
+FEW = 0.01
+"""The share of elements that are worth a look of their own."""
+
+SLACK = 2.0**-21
+"""What float32 sums of products may be off by, relative to their terms."""
+
+
+class Evidence(NamedTuple):
+    """Counts and sums over the elements of a tensor, or of a part of it."""
+
+    elements: int = 0
+    equal: int = 0
+    """Elements that are the correctly rounded sum."""
+    close: int = 0
+    """Others that float32 sums of products may have rounded the other way."""
+    near: int = 0
+    """Others within one step of the sum, or what rounding dW before it was added explains."""
+    early: int = 0
+    """Elements that are W + round(dW), rounded: the cast before the sum."""
+    base: int = 0
+    """Elements that the base has, too."""
+    due: int = 0
+    """Elements that should differ from the base's."""
+    dot: float = 0.0
+    """``<M - W, dW>``, over the parts that are not all equal; the next three likewise."""
+    update: float = 0.0
+    """``||dW||_F ** 2``."""
+    change: float = 0.0
+    """``||M - W||_F ** 2``."""
+    floor: float = 0.0
+    """The sum of squared steps: 12 times what rounding alone leaves."""
+    broken: int = 0
+    """Elements that are NaN or Inf."""
+
+    def __add__(self, other: object) -> "Evidence":
+        """Return the evidence of both."""
+        if not isinstance(other, Evidence):
+            return NotImplemented
+        pairs: list[Any] = [mine + its for mine, its in zip(self, other, strict=True)]
+        return Evidence(*pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Rows of an entry to compare with the tensor that claims to be it."""
+
+    entry: Entry
+    rows: tuple[int, int]
+    values: Any
+    """Where the merged tensor lies; a pickle's is in memory."""
+    spec: Spec
+    cast: str
+    """The coarsest type that an update may have been rounded to before it was added."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a job found."""
+
+    key: str
+    evidence: Evidence
+
+
+@exact()
+def examine(job: Job) -> Found:
+    """Compare the rows of a job."""
+    entry = job.entry
+    if entry.plain and job.spec == entry.spec:
+        return Found(entry.key, _bytes(job))
+    total = Evidence()
+    code, width = job.spec.dtype, entry.table[1] * WIDTH[job.spec.dtype]
+    trained = dict(tokens(entry, job.rows))
+    merged = _Merged(job)
+    for strip in strips(entry, job.rows, np.float64):
+        shape = (strip.last - strip.first, entry.table[1])
+        base, delta = _sides(entry, strip, shape)
+        for row in range(strip.first, strip.last) if trained else ():
+            if row in trained:
+                delta.reshape(shape)[row - strip.first] = (
+                    trained[row] - base.reshape(shape)[row - strip.first]
+                )
+        raw = merged.read(strip.first * width, strip.last * width)
+        total += _weigh(base, delta, _terms(strip), raw, code, job.cast)
+    return Found(entry.key, total)
+
+
+def chunks(entry: Entry) -> list[tuple[int, int]]:
+    """Return the ranges of rows that an entry is examined in."""
+    rows, width = entry.table
+    if by_columns(entry) or entry.plain or not rows:
+        return [(0, rows)]
+    step = max(height(entry), CHUNK // max(width, 1) // height(entry) * height(entry))
+    return [(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def _sides(
+    entry: Entry, strip: Strip, shape: tuple[int, int]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Return W and dW in float64, dequantised and normalised."""
+    base = np.empty(shape[0] * shape[1])
+    widen(strip.raw, entry.source.spec.dtype, base)
+    if strip.scale is not None:
+        base.reshape(shape)[...] *= strip.scale
+    delta = np.zeros_like(base)
+    if strip.left is not None and strip.right is not None:
+        np.matmul(strip.left, strip.right, out=delta.reshape(shape))
+        if strip.gain:
+            normalise(base, delta, strip.gain, shape[0])
+    return base, delta
+
+
+def _weigh(
+    base: Float[np.ndarray, "n"],
+    delta: Float[np.ndarray, "n"],
+    terms: Float[np.ndarray, "n"] | None,
+    raw: np.ndarray,
+    code: str,
+    cast: str,
+) -> Evidence:
+    total = base + delta
+    merged, right = np.empty_like(base), np.empty_like(base)
+    widen(raw, code, merged)
+    round_into(total, code, np.empty(base.size * WIDTH[code], np.uint8), right)
+    equal = merged == right
+    due, kept = int(np.count_nonzero(right != base)), int(np.count_nonzero(merged == base))
+    same = int(np.count_nonzero(equal))
+    if same == base.size:
+        return Evidence(base.size, same, early=same, base=kept, due=due)
+    if same > base.size * (1 - FEW):  # the others are looked at alone
+        some = np.flatnonzero(~equal)
+        base, delta, total, merged = base[some], delta[some], total[some], merged[some]
+        terms = None if terms is None else terms[some]
+        equal, early_too = equal[some], same
+    else:
+        early_too = 0
+    step = spacing(total, code)
+    off = np.abs(merged - total)
+    slack = SLACK * (np.abs(base) + (np.abs(delta) if terms is None else terms))
+    close = ~equal & (off <= step / 2 + slack)
+    before = spacing(delta, cast)
+    # Rounded after dW was: half a step of the sum, and half of dW's, which may be the larger one.
+    near = ~equal & ~close & (off <= np.maximum(step, (step + before) / 2) + slack)
+    early, scratch = np.empty_like(base), np.empty_like(base)
+    round_into(delta, cast, np.empty(base.size * WIDTH[cast], np.uint8), scratch)
+    scratch += base
+    round_into(scratch, code, np.empty(base.size * WIDTH[code], np.uint8), early)
+    change = merged - base
+    broken = ~np.isfinite(change)
+    change[broken] = 0
+    return Evidence(
+        right.size,
+        same,
+        int(np.count_nonzero(close)),
+        int(np.count_nonzero(near)),
+        early_too + int(np.count_nonzero(merged == early)),
+        kept,
+        due,
+        float(change @ delta),
+        float(delta @ delta),
+        float(change @ change),
+        float(step @ step),
+        int(np.count_nonzero(broken)),
+    )
+
+
+def _terms(strip: Strip) -> Float[np.ndarray, "n"] | None:
+    """Return a bound on the sums of |terms| that make dW: by Cauchy and Schwarz, from norms."""
+    if strip.left is None or strip.right is None or strip.gain:
+        return None
+    rows = np.sqrt(np.square(strip.left).sum(1))
+    bound: Float[np.ndarray, n] = np.outer(rows, np.sqrt(np.square(strip.right).sum(0)))
+    return bound.reshape(-1)
+
+
+def _bytes(job: Job) -> Evidence:
+    """Compare a tensor that should be a copy, byte by byte."""
+    merged = _Merged(job)
+    source = _Merged(Job(job.entry, job.rows, job.entry.source.values, job.spec, job.cast))
+    same, nbytes = 0, job.spec.nbytes
+    for start in range(0, nbytes, CHUNK):
+        stop = min(start + CHUNK, nbytes)
+        same += int(np.count_nonzero(merged.read(start, stop) == source.read(start, stop)))
+    return Evidence(nbytes, same)
+
+
+class _Merged:
+    """The bytes of a tensor, by position."""
+
+    def __init__(self, job: Job) -> None:
+        self._values = job.values
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return bytes of the tensor."""
+        if not isinstance(self._values, Place):
+            return as_bytes(self._values)[start:stop]
+        part = np.empty(stop - start, np.uint8)
+        with input_descriptor(self._values.path) as descriptor:
+            get(descriptor, part, self._values.slot.start + start)
+        return part
+
+
+def coarsest(*codes: str) -> str:
+    """Return the type with the fewest digits."""
+    return min(codes, key=lambda code: DIGITS[code])

@@ -1,0 +1,98 @@
+"""Verdicts: what the evidence says of a merged tensor, in a word and in a sentence."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lora_tools.merging import Entry
+from lora_tools.verbs.verify.evidence import FEW, Evidence
+
+Word = Literal[
+    "copied",
+    "exact",
+    "rounding",
+    "not merged",
+    "wrong strength",
+    "different",
+    "untouched changed",
+    "missing",
+]
+PASSED: frozenset[Word] = frozenset({"copied", "exact", "rounding"})
+
+MOSTLY = 1 - 1e-4
+"""The share of elements that have to agree with an explanation: float32 sums round a few away."""
+
+SURE = 5.0
+"""By how many standard deviations a strength has to differ from the one expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one tensor."""
+
+    tensor: str
+    word: Word
+    detail: str = ""
+    factor: float | None = None
+    """The strength that fits best, as a multiple of the one expected."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tensor is what a merge may make of it."""
+        return self.word in PASSED
+
+
+def judge(entry: Entry, evidence: Evidence, cast: str) -> Verdict:
+    """Return the verdict on a tensor."""
+    key, e = entry.key, evidence
+    if entry.plain:
+        return _copy(entry, e)
+    if e.equal + e.close == e.elements:
+        return Verdict(key, "exact")
+    if e.equal + e.close + e.near == e.elements:
+        early = e.early >= MOSTLY * e.elements
+        how = f"the update was rounded to {cast} before it was added, as PEFT does" if early else ""
+        off = e.elements - e.equal - e.close
+        return Verdict(key, "rounding", how or f"{off:,} of {e.elements:,} elements a step away")
+    if e.base == e.elements and e.due:
+        return Verdict(key, "not merged", "it is the base's", 0.0)
+    off = e.elements - e.equal - e.close - e.near
+    return _strength(entry, e) or Verdict(
+        key, "different", f"{off:,} of {e.elements:,} elements are more than rounding away"
+    )
+
+
+def _copy(entry: Entry, e: Evidence) -> Verdict:
+    if e.equal == e.elements:
+        return Verdict(entry.key, "exact" if entry.source.adapter else "copied")
+    word: Word = "different" if entry.source.adapter else "untouched changed"
+    return Verdict(entry.key, word, f"{e.elements - e.equal:,} of {e.elements:,} bytes differ")
+
+
+def _strength(entry: Entry, e: Evidence) -> Verdict | None:
+    """Say with which strength an update was added, if any explains the tensor.
+
+    The least-squares factor f minimises ``||(M - W) - f dW||``. What is left has to be rounding: at
+    most half a step before and half a step after the sum, of variance step**2 / 12 each.
+    """
+    off = e.elements - e.equal - e.close - e.near
+    few = off < FEW * e.elements  # too few for a strength: somebody changed single numbers
+    dora = any(patch.dora for patch in entry.patches)
+    if few or dora or e.broken or not e.update or not e.floor:
+        return None
+    if not all(map(math.isfinite, (e.dot, e.update, e.change, e.floor))):
+        return None  # squares that float64 cannot hold say nothing of a strength
+    factor = e.dot / e.update
+    rest = max(e.change - factor * e.dot, 0.0)
+    noise = e.floor / 12
+    if rest > 4 * noise + 1e-9 * e.change:
+        return None
+    if abs(factor - 1) < SURE * math.sqrt(noise / e.update):
+        return None
+    scales = set(entry.modules.values())
+    if len(scales) == 1:
+        scale = scales.pop()
+        seen = f"looks like scale {scale * factor:.4g} instead of {scale:.4g}"
+    else:
+        seen = f"looks like {factor:.4g} times what was asked for"
+    return Verdict(entry.key, "wrong strength", seen, factor)
