@@ -27,7 +27,7 @@ from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named
 from lora_tools.formats.rotary import Paired
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
@@ -217,7 +217,7 @@ def write(
                 file[key] = tensor
     stamp(target, manifest.specs, manifest.metadata)
     if format.config_file:
-        write_text(folder / format.config_file, json_text(manifest.config))
+        write_text(folder / format.config_file, config_text(manifest.config))
     for side in () if name else like.side_files().carried:
         if not (folder / side.name).exists():
             carry(side, folder / side.name)

@@ -6,7 +6,7 @@ read, but to be obeyed, is shown as Python writes it: ``\x1b``, ``\u202e``.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -87,13 +87,29 @@ def json_text(data: Any, indent: int | None = 2) -> str:
     >>> print(json_text("é\x9b\ud800", indent=None))
     "é\u009b\ud800"
     """
-    text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
-    return _unseen("\n").sub(lambda found: _in_json(ord(found[0])), text)
+    return _seen(json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return a configuration that was read as JSON again, as Python writes it.
+
+    Unlike `json_text` it keeps NaN and Infinity: transformers writes ``Infinity`` for Mamba-2's
+    ``time_step_limit``, and whoever reads such files reads it.
+
+    >>> config_text({"time_step_limit": float("inf")}).split()[1:3]
+    ['"time_step_limit":', 'Infinity']
+    """
+    return _seen(json.dumps(config, indent=2, ensure_ascii=False))
 
 
 def ascii_json(text: str) -> str:
     """Return JSON in ASCII, for where nothing else can be written."""
     return re.sub(r"[^\x00-\x7f]", lambda found: _in_json(ord(found[0])), text)
+
+
+def _seen(text: str) -> str:
+    """Return JSON with an escape for whatever is not seen."""
+    return _unseen("\n").sub(lambda found: _in_json(ord(found[0])), text)
 
 
 @lru_cache

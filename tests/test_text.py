@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_tools.text import LONGEST, ascii_json, cut, joined, json_text, label, message, visible
+from lora_tools.text import (
+    LONGEST,
+    ascii_json,
+    config_text,
+    cut,
+    joined,
+    json_text,
+    label,
+    message,
+    visible,
+)
 
 SEEN = {0x70F, 0x6DD, 0x890, 0x891, 0x8E2, *range(0x600, 0x606), 0x110BD, 0x110CD}
 """Of the class of formats, but drawn: signs that enclose numbers."""
@@ -45,6 +55,7 @@ def test_done_twice_it_is_done_once(text):
 )
 def test_json_loses_nothing(data):
     text = json_text(data)
+    assert config_text(data) == text
     assert hostile.unseen(text) == []
     assert json.loads(text) == json.loads(ascii_json(text)) == data
     assert ascii_json(text).isascii()

@@ -12,13 +12,35 @@ from typing import TYPE_CHECKING, Any
 from lora_tools.errors import FormatError
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.folding import fold, unfold
-from lora_tools.formats.manifest import Module, Part, Role
+from lora_tools.formats.manifest import BESIDE, Module, Part, Role
 from lora_tools.formats.numbers import widened
 from lora_tools.formats.sites import Convolution, Linear, Site, columns
 from lora_tools.scaling import alpha_for, scale
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
+
+HADAMARD: frozenset[Role] = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+FIRST: tuple[frozenset[Role], ...] = (
+    frozenset({"lokr_w1"}),
+    frozenset({"lokr_w1_a", "lokr_w1_b"}),
+)
+SECOND: tuple[frozenset[Role], ...] = (
+    frozenset({"lokr_w2"}),
+    frozenset({"lokr_w2_a", "lokr_w2_b"}),
+    frozenset({"lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
+)
+WHOLE: frozenset[frozenset[Role]] = frozenset(
+    {
+        frozenset({"a", "b"}),
+        frozenset({"a", "b", "mid"}),
+        frozenset({"diff"}),
+        HADAMARD,
+        HADAMARD | {"hada_t1", "hada_t2"},
+        *(first | second for first in FIRST for second in SECOND),
+    }
+)
+"""Tensors that make one update together. With one more, two updates would claim the module."""
 
 
 def describe(name: str, stem: str, parts: Mapping[Role, Part], alpha: float | None) -> Module:
@@ -31,6 +53,8 @@ def describe(name: str, stem: str, parts: Mapping[Role, Part], alpha: float | No
             raise FormatError(f"{part.key} has elements of type {part.spec.dtype}")
     shapes = {role: part.spec.shape for role, part in parts.items()}
     try:
+        if parts.keys() - BESIDE not in WHOLE:
+            raise ValueError("not the tensors of one update")
         site, out, inp, rank, divisor = _form(shapes)
     except (KeyError, ValueError, IndexError) as error:
         listed = ", ".join(f"{role} {list(shape)}" for role, shape in shapes.items())

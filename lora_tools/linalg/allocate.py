@@ -40,16 +40,29 @@ def minimise(options: Sequence[Options], budget: float) -> list[int]:
     Costs O(n log n) for the threshold; the search is bounded by `MOST_STATES` per module. The
     first choices must fit together.
     """
+    # Of choices that weigh the same, the last is the best: steps between them have no rate.
+    worth = [np.flatnonzero(np.append(np.diff(weight) > 0, True)) for _, weight in options]
+    pairs = zip(options, worth, strict=True)
+    steps = [Options(value[few], weight[few]) for (value, weight), few in pairs]
+    picks = _minimise(steps, budget)
+    return [int(few[pick]) for few, pick in zip(worth, picks, strict=True)]
+
+
+def _minimise(options: Sequence[Options], budget: float) -> list[int]:
+    """Pick as `minimise` does, where every choice weighs more than the one before it."""
     picks, rate = _greedy(options, budget)
     if rate is None:
         return picks
-    penalties = [value + rate * weight for value, weight in options]
-    floor = [penalty.min() for penalty in penalties]
-    relaxed = sum(floor) - rate * budget
-    best = sum(option.value[pick] for option, pick in zip(options, picks, strict=True))
-    # Penalties are differences of sums: below this they are rounding.
-    noise = 1e-12 * (abs(best) + rate * abs(budget))
-    gap = max(best - relaxed, 0.0) + noise
+    with np.errstate(over="ignore", invalid="ignore"):
+        penalties = [value + rate * weight for value, weight in options]
+        floor = [penalty.min() for penalty in penalties]
+        relaxed = sum(floor) - rate * budget
+        best = sum(option.value[pick] for option, pick in zip(options, picks, strict=True))
+        # Penalties are differences of sums: below this they are rounding.
+        noise = 1e-12 * (abs(best) + rate * abs(budget))
+        gap = max(best - relaxed, 0.0) + noise
+    if not np.isfinite(gap):  # modules too far apart in size for sums over all of them
+        return picks
     candidates = [
         np.flatnonzero(penalty - low <= gap) for penalty, low in zip(penalties, floor, strict=True)
     ]
@@ -85,8 +98,7 @@ def _greedy(options: Sequence[Options], budget: float) -> tuple[list[int], float
 
 def _rate(option: Options, choice: int) -> float:
     gain = float(option.value[choice] - option.value[choice + 1])
-    weight = float(option.weight[choice + 1] - option.weight[choice])
-    return gain / weight if weight > 0 else float("inf")
+    return gain / float(option.weight[choice + 1] - option.weight[choice])
 
 
 def _search(

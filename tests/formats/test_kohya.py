@@ -398,3 +398,44 @@ def test_a_convolution_that_does_not_say_its_kernel_is_not_converted(tmp_path):
     assert "do not say their kernel" in adapter.manifest.notes[-1]
     with pytest.raises(UnsupportedError, match=r"kernel: unet\.mid_block\.resnets\.0\.conv1"):
         convert(adapter, format_named("diffusers"))
+
+
+SHAPES = {
+    "lora_down.weight": (2, 8),
+    "lora_up.weight": (8, 2),
+    "lora_mid.weight": (2, 2),
+    "diff": (8, 8),
+    **{f"hada_w{n}_{end}": shape for n in "12" for end, shape in (("a", (8, 2)), ("b", (2, 8)))},
+    "hada_t1": (2, 2),
+    "hada_t2": (2, 2),
+    "lokr_w1": (2, 2),
+    "lokr_w1_a": (2, 2),
+    "lokr_w1_b": (2, 2),
+    "lokr_w2": (4, 4),
+    "lokr_w2_a": (4, 2),
+    "lokr_w2_b": (2, 4),
+    "lokr_t2": (2, 2),
+}
+UPDATES = [
+    {"lora_down.weight", "lora_up.weight"},
+    {"diff"},
+    {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
+    {"lokr_w1", "lokr_w2"},
+    {"lokr_w1", "lokr_w2_a", "lokr_w2_b"},
+    {"lokr_w1_a", "lokr_w1_b", "lokr_w2"},
+    {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"},
+]
+
+
+@pytest.mark.parametrize("names", UPDATES, ids=" ".join)
+def test_a_tensor_that_an_update_has_no_use_for_is_not_dropped(names):
+    """Of a full difference and a LoKr of one module, either would be the whole update."""
+
+    def read_with(*more: str):
+        specs = {f"{Q}.{name}": Spec("F32", SHAPES[name]) for name in (*sorted(names), *more)}
+        return KOHYA.read(Contents(specs, None, {}, {}))
+
+    assert len(read_with().modules) == 1
+    for name in SHAPES.keys() - names - {"lora_mid.weight", "lokr_t2"}:
+        with pytest.raises(FormatError, match="make no update"):
+            read_with(name)

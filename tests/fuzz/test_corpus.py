@@ -13,9 +13,10 @@ import torch
 from fuzz import cases
 from fuzz.cases import BASES, COMMANDS, Case, make, run
 from fuzz.mutations import packed
-from fuzz.seeds import LAYERS, PEFT, numbers, seeds
+from fuzz.seeds import LAYERS, PEFT, factors, numbers, seeds
 from safetensors.numpy import save
 
+NAN, INFINITE = float("nan"), float("inf")
 HUGE = struct.pack("<Q", 2**40)
 
 
@@ -38,6 +39,15 @@ def negative_offset() -> bytes:
     data = bytearray(seeds()["npz"].files["adapters.npz"])
     struct.pack_into("<I", data, data.index(b"PK\5\6") + 16, 2**31)
     return bytes(data)
+
+
+def unlike(name: str) -> dict[str, bytes]:
+    """Return an adapter whose modules have names that repeat no other's."""
+    words = (
+        str(number).translate(str.maketrans("0123456789", "abcdefghij")) for number in range(1000)
+    )
+    tensors = factors(tuple(map(name.format, words)), ".lora_A.weight", ".lora_B.weight")
+    return {"adapter_model.safetensors": save(tensors), **CONFIG}
 
 
 HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
@@ -102,6 +112,28 @@ PAST: dict[str, Callable[[], dict[str, bytes]]] = {
     "metadata of half a surrogate pair": lambda: {
         "x.safetensors": packed({"__metadata__": {"a": "\ud800"}}, b"")
     },
+    "a full difference and a LoKr of one module": lambda: {
+        "x.safetensors": save(
+            {
+                "lora_unet_down_blocks_0_attentions_0_proj_in.diff": numbers(2, 2),
+                "lora_unet_down_blocks_0_attentions_0_proj_in.lokr_w1": numbers(2, 2),
+                "lora_unet_down_blocks_0_attentions_0_proj_in.lokr_w2": numbers(4, 4),
+            }
+        )
+    },
+    "an alpha beyond measure": lambda: {
+        "adapter_model.safetensors": seeds()["peft"].files["adapter_model.safetensors"],
+        "adapter_config.json": json.dumps(PEFT | {"lora_alpha": 1e308}).encode(),
+    },
+    "a configuration of NaN and Infinity": lambda: {
+        "adapter_model.safetensors": seeds()["peft"].files["adapter_model.safetensors"],
+        "adapter_config.json": json.dumps(PEFT | {"x": [NAN], "y": -INFINITE}).encode(),
+    },
+    "a configuration of half a surrogate pair": lambda: {
+        "adapter_model.safetensors": seeds()["peft"].files["adapter_model.safetensors"],
+        "adapter_config.json": json.dumps(PEFT | {"x": "\ud800", "\udfff": 1}).encode(),
+    },
+    "a thousand modules whose ends are all alike": lambda: unlike("base_model.model.m.{}.q_proj"),
     "metadata that is null": lambda: {"x.safetensors": packed({"__metadata__": None}, b"")},
 }
 
@@ -111,7 +143,10 @@ PAST: dict[str, Callable[[], dict[str, bytes]]] = {
     "command",
     [
         "inspect {x} --for all",
+        "inspect {x} --base {base} --jobs 1",
         "shrink {x} {out} --rank 2 --quiet",
+        "shrink {x} {out} --dry-run --jobs 1",
+        "convert {x} {out} --to mlx --quiet",
         "merge {x} {peer} {out} --allow-missing --jobs 1",
     ],
 )

@@ -1,6 +1,7 @@
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,3 +62,30 @@ def test_a_model_of_the_usual_size_is_searched_in_full():
 def test_values_that_are_free_are_taken():
     free = Options(np.array([3.0, 1.0]), np.array([0.0, 0.0]))
     assert minimise([free, free], 0.0) == [1, 1]
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_values_that_are_free_after_a_step_are_taken_with_it(budget):
+    late = Options(np.array([3.0, 2.0, 1.0]), np.array([0.0, 1.0, 1.0]))
+    assert minimise([late], budget) == [2 if budget >= 1 else 0]
+    early = Options(np.array([5.0, 4.0, 3.5]), np.array([0.0, 0.0, 1.0]))
+    picks = minimise([late, early], budget)
+    value = sum(o.value[pick] for o, pick in zip([late, early], picks, strict=True))
+    assert value == brute([late, early], budget)
+
+
+@given(modules(), st.lists(st.integers(-1000, 1000), min_size=5), st.floats(0, 1), st.booleans())
+def test_modules_of_any_size_are_allocated(options, powers, share, reverse):
+    """An adapter's alpha may be 1e300 and that of one module 1e-300."""
+    options = [
+        Options(np.ldexp(o.value, p), o.weight) for o, p in zip(options, powers, strict=False)
+    ]
+    if reverse:
+        options = [Options(o.weight[::-1], o.value[::-1]) for o in options]
+    low = sum(float(o.weight[0]) for o in options)
+    high = sum(float(o.weight[-1]) for o in options)
+    budget = low + share * (high - low)
+    picks = minimise(options, budget)
+    weight = sum(o.weight[pick] for o, pick in zip(options, picks, strict=True))
+    assert weight <= budget * (1 + 1e-12)
+    assert all(0 <= pick < len(o.value) for o, pick in zip(options, picks, strict=True))

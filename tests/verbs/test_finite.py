@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import FIXTURES
+from fuzz.seeds import Seed, seeds
 from safetensors.torch import load_file, save_file
 
 from lora_tools import Fixed, diff, read, shrink
@@ -117,3 +118,42 @@ def test_the_error_of_several_modules_is_right_at_any_size(size):
         for i, norm in enumerate((1.0, 2.0))
     ]
     json.loads(Report("shrink", rows=rows).to_json(), parse_constant=pytest.fail)
+
+
+LIMIT = {"time_step_limit": [0.0, math.inf], "of": {"nothing": -math.inf, "none": [math.nan]}}
+
+
+def with_limit(seed: Seed, folder: Path, config: str) -> Path:
+    """Write a seed whose configuration holds what JSON lacks, as Python writes it."""
+    folder.mkdir()
+    for name, data in seed.files.items():
+        (folder / name).write_bytes(data)
+    (folder / config).write_text(json.dumps(json.loads(seed.files[config]) | LIMIT))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("peft", "shrink {x} {out} --rank 2"),
+        ("dora", "shrink {x} {out} --rank 2"),
+        ("mlx", "shrink {x} {out} --rank 2"),
+        ("peft", "convert {x} {out} --to peft --dtype float32"),
+        ("base", "merge {x} {peer} {out}"),
+        ("base", "merge {x} {peer} {out} --untie"),
+        ("sharded", "merge {x} {peer} {out} --dtype float32"),
+        ("base-fp8", "merge {x} {peer} {out} --dtype float32"),
+    ],
+)
+def test_a_configuration_keeps_the_numbers_that_json_lacks(kind, words, tmp_path):
+    """A base of Mamba-2 has Infinity in its config.json, and whoever reads it needs it."""
+    config = "adapter_config.json" if words.startswith(("shrink", "convert")) else "config.json"
+    source = with_limit(seeds()[kind], tmp_path / "in", config)
+    peer = with_limit(seeds()["peft"], tmp_path / "peer", "adapter_config.json")
+    out = tmp_path / "out"
+    command = words.format(x=source, peer=peer, out=out).split()
+    done = CliRunner().invoke(cli, [*command, "--jobs", "1"] if "convert" not in words else command)
+    assert done.exit_code == 0, done.output
+    written = json.loads((out / config).read_text())
+    assert repr({key: written[key] for key in LIMIT}) == repr(LIMIT)
+    json.loads((out / "lora_tools_report.json").read_text(), parse_constant=pytest.fail)

@@ -12,7 +12,7 @@ from lora_tools.files.writer import TensorWriter
 from lora_tools.formats.folding import fold
 from lora_tools.formats.manifest import Extra, Manifest
 from lora_tools.formats.registry import PEFT
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 from lora_tools.verbs.extract.keep import Keep
 from lora_tools.verbs.extract.plan import BIAS, Item, Plan
 from lora_tools.verbs.extract.rows import Row
@@ -61,7 +61,7 @@ def write(
                 b, a = fold(module, kept.arrays["b"], kept.arrays["a"])
                 file.put(module.parts["b"].key, _bytes(b))
                 file.put(module.parts["a"].key, _bytes(a))
-    write_text(folder / str(PEFT.config_file), json_text(manifest.config))
+    write_text(folder / str(PEFT.config_file), config_text(manifest.config))
     return manifest
 
 

@@ -15,7 +15,7 @@ from lora_tools.files.place import Place
 from lora_tools.files.sides import carry, side_files
 from lora_tools.merging import Recipe
 from lora_tools.model import CONFIG
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 from lora_tools.verbs.merge.outcome import Merged
 from lora_tools.verbs.merge.shards import Shards
 
@@ -89,7 +89,7 @@ def _write_config(recipe: Recipe, folder: Path) -> None:
     if recipe.config == recipe.base.config:
         carry(source, folder / CONFIG)
         return
-    write_text(folder / CONFIG, json_text(recipe.config) + "\n")
+    write_text(folder / CONFIG, config_text(recipe.config) + "\n")
 
 
 def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from lora_tools.files.opening import INDEX
 from lora_tools.files.place import Place
 from lora_tools.files.typed import Fields
 from lora_tools.merging import Entry, Recipe
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 
 WEIGHTS = "model.safetensors"
 QUANTISED = "_quantization_metadata"
@@ -119,4 +119,4 @@ def _index(recipe: Recipe, made: tuple[Shard, ...]) -> str:
         metadata["total_parameters"] = sum(entry.spec.numel for entry in entries)
     weights = {entry.key: shard.name for shard in made for entry in shard.entries}
     document = {"metadata": metadata, "weight_map": dict(sorted(weights.items()))}
-    return json_text(document) + "\n"
+    return config_text(document) + "\n"

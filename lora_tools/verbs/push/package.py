@@ -12,7 +12,7 @@ from lora_tools.files.inputs import read_input, read_text
 from lora_tools.files.objects import json_object, read_object
 from lora_tools.files.typed import Fields, shown
 from lora_tools.model import Model, is_model, open_model
-from lora_tools.text import json_text
+from lora_tools.text import config_text
 from lora_tools.verbs.push.files import Digest, digest, select
 from lora_tools.verbs.push.leaks import Leak, leaks
 from lora_tools.verbs.push.paths import is_private, shorten
@@ -206,7 +206,7 @@ def _rename(made: Draft, config: str | None, old: str, new: str) -> None:
     if config is None or config not in made.files:
         return
     document = read_object(made.folder / config)
-    text = json_text(_replaced(document, old, new))
+    text = config_text(_replaced(document, old, new))
     made.files[config] = text.encode()
     made.notes.append(f"{config}: names {new} in place of {old}")
 
