@@ -105,7 +105,7 @@ def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
         if refusal:  # layers are split or fused: tests/formats/test_flux.py has them one by one
             assert norm(after) == pytest.approx(norm(before), rel=1e-9)
             continue
-        moved = dict(zip(before, (job.target.name for job in converted.jobs), strict=True))
+        moved = dict(zip(before, (job.target.module.name for job in converted.jobs), strict=True))
         for module, delta in before.items():
             torch.testing.assert_close(
                 torch.as_tensor(after[moved[module]]), torch.as_tensor(delta), rtol=1e-6, atol=1e-6
