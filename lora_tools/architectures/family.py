@@ -26,11 +26,13 @@ class Container(NamedTuple):
 Containers: TypeAlias = Mapping[str, Container]
 
 HUB = ("diffusers",)
+NATIVE = "diffusion_model."
+"""What stands before a denoiser's paths in the names of its authors."""
 DIT: Containers = MappingProxyType(
     {
         "original": Container(""),
         "checkpoint": Container("model.diffusion_model."),
-        "comfyui": Container("diffusion_model."),
+        "comfyui": Container(NATIVE),
         "diffusers": Container("transformer.", HUB),
         "kohya": Container("lora_unet_"),
         "onetrainer": Container("lora_transformer_", HUB),
@@ -111,6 +113,13 @@ class Family:
         if source in read:
             return source
         return read[0] if read[0] in self.dialects else self.hub
+
+    def before(self, dialect: str) -> str:
+        """Return what stands before a dialect's paths in a pipeline; nothing for other models."""
+        folder = self.containers.get("diffusers") or self.containers.get("pipeline")
+        if folder is None or not folder.prefix:
+            return ""
+        return folder.prefix if dialect == self.hub else NATIVE
 
     def rules(self, dialect: str) -> tuple[Rule, ...]:
         """Return the rules of a dialect; those of the hub say that a module is itself."""
