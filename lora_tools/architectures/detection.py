@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, TypeVar
 
-from lora_tools.architectures.families import FAMILIES
 from lora_tools.architectures.family import Family
 from lora_tools.architectures.index import Candidate, Match, everywhere, matches
 from lora_tools.architectures.layout import Size
@@ -111,14 +110,18 @@ def _named(candidates: Collection[Candidate], hints: Hints) -> tuple[Candidate, 
 
 
 def detect(
-    modules: Mapping[str, Size | None], families: Iterable[Family] = FAMILIES
+    modules: Mapping[str, Size | None], families: Iterable[Family] | None = None
 ) -> tuple[Component, ...]:
     """Return the components of an adapter, by the names of its modules and their sizes.
 
     A family is taken for all modules behind a prefix or for none: the one that knows the most of
     them, by name, by rows per column and by number of blocks. Names that no family knows come
-    last, behind the prefix "".
+    last, behind the prefix "". ``families``: those to choose from, by default all.
     """
+    if families is None:
+        from lora_tools.architectures.families import FAMILIES  # which most files do without
+
+        families = FAMILIES
     return tuple(_components(dict(modules), tuple(families)))
 
 
@@ -143,44 +146,48 @@ def _components(left: dict[str, Size | None], families: tuple[Family, ...]) -> I
             behind = [name for name in behind if not name.startswith(others)]
         unmatched = tuple(name for name in behind if name not in paths)
         likely = tuple(c for c, own in best.items() if _is_likely(c, own, left))
-        yield Component(prefix, best, likely, unmatched)
+        named = {c: {name: each.path for name, each in own.items()} for c, own in best.items()}
+        yield Component(prefix, named, likely, unmatched)
         gone = {*paths, *unmatched}
         left = {name: size for name, size in left.items() if name not in gone}
         covers = {prefix: _without(known, gone) for prefix, known in covers.items()}
 
 
 def _without(
-    known: Mapping[Candidate, Mapping[str, str]], gone: Collection[str]
-) -> dict[Candidate, dict[str, str]]:
+    known: Mapping[Candidate, Mapping[str, Match]], gone: Collection[str]
+) -> dict[Candidate, dict[str, Match]]:
     found = {
-        candidate: {name: path for name, path in paths.items() if name not in gone}
-        for candidate, paths in known.items()
+        candidate: {name: match for name, match in own.items() if name not in gone}
+        for candidate, own in known.items()
     }
-    return {candidate: paths for candidate, paths in found.items() if paths}
+    return {candidate: own for candidate, own in found.items() if own}
 
 
 def _covers(
     modules: Mapping[str, Size | None], families: tuple[Family, ...]
-) -> dict[str, dict[Candidate, dict[str, str]]]:
-    """Return the paths that each family and dialect knows, by the prefix before them."""
-    found: dict[str, dict[Candidate, dict[str, str]]] = {}
-    for prefix, members in _prefixes(families).items():
-        flat = prefix.endswith("_")
+) -> dict[str, dict[Candidate, dict[str, Match]]]:
+    """Return what each family and dialect knows, by the prefix before it."""
+    found: dict[str, dict[Candidate, dict[str, Match]]] = {}
+    prefixes = _prefixes(families)
+    flattened = tuple(prefix for prefix in prefixes if prefix.endswith("_"))
+    for prefix, members in prefixes.items():
+        flat = prefix in flattened
         for name, size in modules.items():
-            if not name.startswith(prefix) or (flat and "." in name):
+            if not name.startswith(prefix):
                 continue
-            for candidate, match in everywhere(name[len(prefix) :], families, flat=flat):
-                family = candidate.family
-                if family in members and match.layout.fits(size) and _within(match, family):
-                    paths = found.setdefault(prefix, {}).setdefault(candidate, {})
-                    paths.setdefault(name, match.path)
+            if (flat or name.startswith(flattened)) and flat is ("." in name):
+                continue  # dots where there are none, or none where there are some
+            for candidate, match in everywhere(name[len(prefix) :], members, flat=flat):
+                if match.layout.fits(size) and _within(match, candidate.family):
+                    own = found.setdefault(prefix, {}).setdefault(candidate, {})
+                    own.setdefault(name, match)
     return found
 
 
 @cache
-def _prefixes(families: tuple[Family, ...]) -> dict[str, set[Family]]:
+def _prefixes(families: tuple[Family, ...]) -> dict[str, tuple[Family, ...]]:
     """Return everything that may stand before the paths of a model, and the families it may be."""
-    found: dict[str, set[Family]] = {}
+    found: dict[str, list[Family]] = {}
     encoders = {encoder for family in families for encoder in family.encoders}
     names = {encoder.family for encoder in encoders}
     for family in families:
@@ -188,8 +195,8 @@ def _prefixes(families: tuple[Family, ...]) -> dict[str, set[Family]]:
         if family.name in names:  # whichever place it has in a pipeline
             prefixes |= {prefix for encoder in encoders for prefix in encoder.prefixes}
         for prefix in prefixes:
-            found.setdefault(prefix, set()).add(family)
-    return found
+            found.setdefault(prefix, []).append(family)
+    return {prefix: tuple(members) for prefix, members in found.items()}
 
 
 def known(path: str, size: Size | None, candidate: Candidate) -> Match | None:
@@ -213,19 +220,17 @@ def _block(match: Match) -> tuple[str, int] | None:
 
 
 def _is_likely(
-    candidate: Candidate, paths: Mapping[str, str], sizes: Mapping[str, Size | None]
+    candidate: Candidate, matches: Mapping[str, Match], sizes: Mapping[str, Size | None]
 ) -> bool:
     """Whether one of the family's models has as many blocks, and columns, as modules show."""
     family, last = candidate.family, dict[str, int]()
-    for name, path in paths.items():
-        size = sizes[name]
-        match = known(path, size, candidate)
-        if match is None:
-            continue
+    if not family.blocks and not family.columns:
+        return True
+    for name, match in matches.items():
         if block := _block(match):
             last[block[0]] = max(block[1], last.get(block[0], 0))
-        for ends, widths in family.columns.items():
-            fine = match.layout.parts[0].path
+        size, fine = sizes[name], match.layout.parts[0].path
+        for ends, widths in family.columns.items() if size else ():
             if size is not None and fine.endswith(expand(ends)) and size.inp not in widths:
                 return False
     return all(last.get(stack, -1) + 1 in counts for stack, counts in family.blocks.items())

@@ -1,13 +1,13 @@
 """Families of models, and everything about one that is a fact and not a computation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from lora_tools.architectures.layout import Layout, Part, Role
-from lora_tools.architectures.tables import Rule, Table, flat
+from lora_tools.architectures.tables import Rule, Section, Table, sections
 
 
 class Container(NamedTuple):
@@ -26,11 +26,13 @@ class Container(NamedTuple):
 Containers: TypeAlias = Mapping[str, Container]
 
 HUB = ("diffusers",)
+NATIVE = "diffusion_model."
+"""What stands before a denoiser's paths in the names of its authors."""
 DIT: Containers = MappingProxyType(
     {
         "original": Container(""),
         "checkpoint": Container("model.diffusion_model."),
-        "comfyui": Container("diffusion_model."),
+        "comfyui": Container(NATIVE),
         "diffusers": Container("transformer.", HUB),
         "kohya": Container("lora_unet_"),
         "onetrainer": Container("lora_transformer_", HUB),
@@ -112,9 +114,20 @@ class Family:
             return source
         return read[0] if read[0] in self.dialects else self.hub
 
+    def before(self, dialect: str) -> str:
+        """Return what stands before a dialect's paths in a pipeline; nothing for other models."""
+        folder = self.containers.get("diffusers") or self.containers.get("pipeline")
+        if folder is None or not folder.prefix:
+            return ""
+        return folder.prefix if dialect == self.hub else NATIVE
+
     def rules(self, dialect: str) -> tuple[Rule, ...]:
         """Return the rules of a dialect; those of the hub say that a module is itself."""
         return _rules(self, dialect)
+
+    def sections(self, dialect: str) -> tuple[Section, ...]:
+        """Return the entries of a dialect's table; of the hub, those of all and `modules`."""
+        return _sections(self, dialect)
 
     def role(self, template: str) -> Role:
         """Return what a fine module is, by its path with ``#`` for numbers.
@@ -127,25 +140,38 @@ class Family:
 
 
 @cache
-def _rules(family: Family, dialect: str) -> tuple[Rule, ...]:
+def _sections(family: Family, dialect: str) -> tuple[Section, ...]:
     if dialect != family.hub:
-        return tuple(flat(family.dialects[dialect]))
-    roles = _roles(family)
-    return tuple(Rule(path, Layout((Part(path),), role=roles.get(path))) for path in _fine(family))
+        return tuple(sections(family.dialects[dialect]))
+    coarse = (section for other in family.dialects for section in _sections(family, other))
+    return (*coarse, *sections(family.modules))
+
+
+@cache
+def _rules(family: Family, dialect: str) -> tuple[Rule, ...]:
+    found = _sections(family, dialect)
+    if dialect != family.hub:
+        return tuple(rule for section in found for rule in section.rules)
+    return tuple(itself(path, role) for path, role in _fine(found).items())
 
 
 @cache
 def _roles(family: Family) -> dict[str, Role]:
-    return {path: role for path, role in _fine(family).items() if role is not None}
+    found = _fine(_sections(family, family.hub))
+    return {path: role for path, role in found.items() if role is not None}
 
 
-@cache
-def _fine(family: Family) -> dict[str, Role | None]:
-    """Return every fine path, with its role where a table gives one."""
-    found: dict[str, Role | None] = {}
-    coarse = (rule for dialect in family.dialects for rule in _rules(family, dialect))
-    for rule in (*coarse, *flat(family.modules)):
-        for part in rule.layout.parts:
-            path = part.path.replace("*", "#")
-            found[path] = found.get(path) or rule.layout.role
-    return found
+def _fine(found: Iterable[Section]) -> dict[str, Role | None]:
+    """Return every fine path of sections, with its role where one gives it."""
+    roles: dict[str, Role | None] = {}
+    for section in found:
+        for rule in section.rules:
+            for part in rule.layout.parts:
+                path = part.path.replace("*", "#")
+                roles[path] = roles.get(path) or rule.layout.role
+    return roles
+
+
+def itself(path: str, role: Role | None) -> Rule:
+    """Return the rule of a fine module in the hub."""
+    return Rule(path, Layout((Part(path),), role=role))

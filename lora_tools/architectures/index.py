@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
-from lora_tools.architectures.family import Family
-from lora_tools.architectures.layout import Layout, Size, fill
-from lora_tools.architectures.tables import Rule
+from lora_tools.architectures.family import Family, itself
+from lora_tools.architectures.layout import Layout, Role, Size, fill
+from lora_tools.architectures.tables import Rule, Section
 
+KEYS = 4096
+"""How many paths with their numbers blanked are remembered: a file says them, so not all are."""
 WILD = ("#", "*")
 FLAT = re.compile(r"(?<![^_])(?:[0-9]+|[#*])(?![^_])")
 DOTTED = re.compile(r"(?<![^.])(?:[0-9]+|[#*])(?![^.])")
@@ -69,7 +71,7 @@ def matches(path: str, candidate: Candidate, *, flat: bool = False) -> Iterator[
     ``flat``: the path has underscores for dots. Several mean that its size decides.
     """
     key, words = template(path, flat=flat)
-    for entry in _entries(candidate, flat=flat).get(key, ()):
+    for entry in _entries(candidate, key, flat=flat):
         if entry.fits(words):
             yield Match(entry.rule, entry.numbers(words))
 
@@ -79,7 +81,7 @@ def everywhere(
 ) -> Iterator[tuple[Candidate, Match]]:
     """Yield the rules of all families and dialects that a module's whole path falls under."""
     key, words = template(path, flat=flat)
-    for candidate, entry in _catalogue(families, flat=flat).get(key, ()):
+    for candidate, entry in _catalogue(families, key, flat=flat):
         if entry.fits(words):
             yield candidate, Match(entry.rule, entry.numbers(words))
 
@@ -140,28 +142,76 @@ def _parts(candidate: Candidate) -> dict[str, list[tuple[Entry, int]]]:
     return found
 
 
-@cache
-def _entries(candidate: Candidate, *, flat: bool) -> dict[str, list[Entry]]:
-    """Return the rules of a dialect by their path with its numbers blanked."""
-    family, dialect = candidate
-    found: dict[str, list[Entry]] = {}
-    for rule in family.rules(dialect):
-        key, literal = template(rule.path, flat=flat)
-        found.setdefault(key, []).append(Entry(rule, literal))
-    return found
+# Most tables have nothing to do with a file: only sections are taken apart that begin as it does.
 
 
-@cache
+@lru_cache(KEYS)
 def _catalogue(
-    families: tuple[Family, ...], *, flat: bool
-) -> dict[str, list[tuple[Candidate, Entry]]]:
-    found: dict[str, list[tuple[Candidate, Entry]]] = {}
+    families: tuple[Family, ...], key: str, *, flat: bool
+) -> tuple[tuple[Candidate, Entry], ...]:
+    """Return the rules of all dialects whose path with its numbers blanked is this."""
+    return tuple(
+        (candidate, entry)
+        for candidate in _beginning(families, flat=flat).get(_word(key, flat=flat), ())
+        for entry in _entries(candidate, key, flat=flat)
+    )
+
+
+@cache
+def _beginning(families: tuple[Family, ...], *, flat: bool) -> dict[str, list[Candidate]]:
+    """Return the dialects that have paths with this first word."""
+    found: dict[str, list[Candidate]] = {}
     for family in families:
         for dialect in (family.hub, *family.dialects):
             candidate = Candidate(family, dialect)
-            for key, entries in _entries(candidate, flat=flat).items():
-                found.setdefault(key, []).extend((candidate, entry) for entry in entries)
+            for word in _words(candidate, flat=flat):
+                found.setdefault(word, []).append(candidate)
     return found
+
+
+@lru_cache(KEYS)
+def _entries(candidate: Candidate, key: str, *, flat: bool) -> tuple[Entry, ...]:
+    """Return the rules of a dialect whose path with its numbers blanked is this."""
+    family, dialect = candidate
+    word = _word(key, flat=flat)
+    found = [
+        rule
+        for section in _words(candidate, flat=flat).get(word, ())
+        for rule in _templates(section, fine=dialect == family.hub, flat=flat).get(key, ())
+    ]
+    if dialect == family.hub:  # several dialects' tables may have a fine module
+        roles: dict[str, Role | None] = {}
+        for rule in found:
+            roles[rule.path] = roles.get(rule.path) or rule.layout.role
+        found = [itself(path, role) for path, role in roles.items()]
+    return tuple(Entry(rule, template(rule.path, flat=flat)[1]) for rule in found)
+
+
+@cache
+def _templates(section: Section, *, fine: bool, flat: bool) -> dict[str, list[Rule]]:
+    """Return the rules of a section by their paths, or fine ones, with their numbers blanked."""
+    found: dict[str, list[Rule]] = {}
+    for path, layout in section.rules:
+        paths = [part.path.replace("*", "#") for part in layout.parts] if fine else [path]
+        for each in paths:
+            found.setdefault(template(each, flat=flat)[0], []).append(Rule(each, layout))
+    return found
+
+
+@cache
+def _words(candidate: Candidate, *, flat: bool) -> dict[str, list[Section]]:
+    """Return the sections of a dialect by the first word of their paths."""
+    family, dialect = candidate
+    found: dict[str, list[Section]] = {}
+    for section in family.sections(dialect):
+        paths = section.fine if dialect == family.hub else section.paths
+        for word in {_word(template(path, flat=flat)[0], flat=flat) for path in paths}:
+            found.setdefault(word, []).append(section)
+    return found
+
+
+def _word(path: str, *, flat: bool) -> str:
+    return path.partition("_" if flat else ".")[0]
 
 
 def template(path: str, *, flat: bool = False) -> tuple[str, tuple[str, ...]]:

@@ -8,11 +8,13 @@ shared. Everything here is arithmetic on row numbers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, NamedTuple, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, assert_never
 
 from lora_tools.architectures.rows import Rows, count, joined, select
 from lora_tools.errors import FormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 Numbers: TypeAlias = Mapping[str, int]
 """Numbers of a base model that no shape tells: ``heads``, ``kv_heads``."""
@@ -60,7 +62,7 @@ class Layout:
     parts: tuple[Part, ...]
     groups: str = ""
     """How often the parts take turns: a number, the name of one, or ``rows`` for every row."""
-    ratio: Fraction | int | None = None
+    ratio: "Fraction | int | None" = None
     """Rows per column of the whole: what has another number of rows is not this module."""
     stacked: bool = False
     """Whether the tensor has a leading axis with one matrix per number at ``*``."""

@@ -7,7 +7,7 @@ tells apart, or a prefix with the table of what follows it.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -74,6 +74,50 @@ def expand(text: str) -> tuple[str, ...]:
         return (text,)
     head, tail = text[: found.start()], text[found.end() :]
     return tuple(each for choice in found[1].split(",") for each in expand(head + choice + tail))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Section:
+    """An entry of a table that is not taken apart yet, which takes time."""
+
+    paths: tuple[str, ...]
+    """How the paths of its modules begin in the dialect."""
+    fine: tuple[str, ...]
+    """How the fine ones do."""
+    entry: Table
+    inside: tuple[str, str] = ("", "")
+    """What stands before the entry's paths on both sides."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """What it says, rule by rule."""
+        return _taken_apart(self)
+
+
+@cache
+def _taken_apart(section: Section) -> tuple[Rule, ...]:
+    return tuple(flat(section.entry, *section.inside))
+
+
+def sections(table: Table, before: str = "", fine: str = "") -> Iterator[Section]:
+    """Yield the entries of a table, in the order of `flat`."""
+    for key, value in table.items():
+        if isinstance(value, tuple):
+            for left, right in _pairs(before + key, fine + value[0]):
+                if left and right:
+                    yield Section((left,), (right,), {left: (right, value[1])})
+                else:
+                    yield from sections(value[1], left, right)
+            continue
+        fines = (path for end in _fine(value) for path in expand(fine + end))
+        yield Section(expand(before + key), tuple(fines), {key: value}, (before, fine))
+
+
+def _fine(value: "str | Layout | list[Layout]") -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    layouts = value if isinstance(value, list) else [value]
+    return tuple(part.path for layout in layouts for part in layout.parts)
 
 
 def flat(table: Table, before: str = "", fine: str = "") -> Iterator[Rule]:

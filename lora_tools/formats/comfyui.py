@@ -1,23 +1,23 @@
 """ComfyUI: ``diffusion_model.<path>.lora_A.weight``, in the names of the model's authors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.family import NATIVE
+from lora_tools.architectures.pipelines import components, split
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.manifest import Manifest, Module, Role
-from lora_tools.formats.paths import component_of, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-NATIVE = "diffusion_model."
 ENCODERS = {
     "text_encoders.clip_l.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
@@ -51,19 +51,20 @@ class ComfyUI:
         if config is not None and "peft_type" in config:
             return False
         stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
-        return any(_path(stem) is not None for stem in stems)
+        return bool(_names(stems))
 
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter; a module without an alpha has a scale of 1."""
         found = collect(contents.specs)
-        modules = described(found.modules, _path, contents.scalars)
+        modules = described(found.modules, _names(found.modules).get, contents.scalars)
         return Manifest(
             self.name, modules, found.extras, {}, contents.metadata, None, tuple(_notes(modules))
         )
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as ComfyUI loads them for every model: with A, B, and an alpha each."""
-        stems = [(module, _stem(module.name)) for module in manifest.modules]
+        own = components(module.name for module in manifest.modules)
+        stems = [(module, _stem(module.name, own)) for module in manifest.modules]
         if homeless := [module.name for module, stem in stems if not stem]:
             raise UnsupportedError(f"ComfyUI does not load these names: {some(homeless)}")
         modules = tuple(respelled(module, str(stem), SUFFIX) for module, stem in stems)
@@ -79,19 +80,26 @@ class ComfyUI:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _path(stem: str) -> str | None:
-    if stem.startswith(NATIVE):
-        return stem
-    for prefix, component in ENCODERS.items():
-        if stem.startswith(prefix):
-            return f"{component}.{stem.removeprefix(prefix)}"
-    return NATIVE + stem if component_of(stem) == "diffusion_model" else None
+def _names(stems: Collection[str]) -> dict[str, str]:
+    """Return the names of modules that are in this spelling."""
+    found: dict[str, str] = {}
+    bare: list[str] = []
+    for stem in stems:
+        prefix = next((prefix for prefix in ENCODERS if stem.startswith(prefix)), None)
+        if stem.startswith(NATIVE):
+            found[stem] = stem
+        elif prefix is not None:
+            found[stem] = f"{ENCODERS[prefix]}.{stem.removeprefix(prefix)}"
+        else:
+            bare.append(stem)
+    own = components(bare)
+    return found | {stem: NATIVE + stem for stem in bare if own.get(stem) == NATIVE[:-1]}
 
 
-def _stem(name: str) -> str | None:
+def _stem(name: str, own: Mapping[str, str]) -> str | None:
     """Return what ComfyUI calls a module, or None if it would pass it over."""
     component, path = split(name)
-    if component == "diffusion_model" or component_of(name) == "diffusion_model":
+    if NATIVE[:-1] in (component, own.get(name)):
         return NATIVE + path
     if path.startswith("encoder.") and component.startswith("text_encoder"):
         component = "text_encoder_3"  # T5, whichever place it has in the pipeline

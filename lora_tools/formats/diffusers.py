@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_tools.architectures.family import NATIVE
+from lora_tools.architectures.pipelines import components, split
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -15,7 +17,6 @@ from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
-from lora_tools.formats.paths import component_of, is_denoiser, split
 from lora_tools.formats.patterns import Patterns, number, write_pattern
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
@@ -24,7 +25,6 @@ from lora_tools.scaling import alpha_for
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-COMPONENTS = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
 PEFT = "base_model.model."
 """What peft puts before the paths of a denoiser that it saved itself."""
 
@@ -74,7 +74,7 @@ class Diffusers:
         if (config is not None and "peft_type" in config) or any(map(OMI.search, specs)):
             return False
         stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
-        return any(_path(stem) is not None for stem in stems)
+        return bool(_names(stems))
 
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter. Without a configuration and without alphas, the scale is 1."""
@@ -82,14 +82,15 @@ class Diffusers:
         configs = _configs(contents.metadata)
         modules = tuple(
             _configured(module, configs)
-            for module in described(found.modules, _path, contents.scalars)
+            for module in described(found.modules, _names(found.modules).get, contents.scalars)
         )
         notes = tuple(_notes(modules, configs))
         return Manifest(self.name, modules, found.extras, {}, contents.metadata, None, notes)
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as `save_lora_weights` does, with their alphas in the header."""
-        named = [(module, _component(module.name)) for module in manifest.modules]
+        own = components(module.name for module in manifest.modules)
+        named = [(module, _component(module.name, own)) for module in manifest.modules]
         if homeless := [module.name for module, component in named if not component]:
             raise UnsupportedError(f"these are not in diffusers' names: {some(homeless)}")
         rslora = {
@@ -119,24 +120,34 @@ class Diffusers:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _path(stem: str) -> str | None:
-    """Return a module's component and path, however diffusers has spelled them; None if neither."""
-    path = stem.removeprefix(PEFT)
-    component, path = split(path)
-    if ".processor." in path:
-        path = re.sub(r"\.to_out$", ".to_out.0", path.replace(".processor.", "."))
-    if component not in COMPONENTS and (component or not is_denoiser(path)):
-        return None
-    if component.startswith("text_encoder"):
-        path = re.sub(r"\.to_([qkv])$", r".\1_proj", path)
-        path = re.sub(r"\.to_out$", ".out_proj", path)
-    return f"{component or component_of(path)}.{path}"
+def _names(stems: Collection[str]) -> dict[str, str]:
+    """Return the names of modules, however diffusers has spelled them, that are in its words."""
+    split_stems = {stem: split(stem.removeprefix(PEFT)) for stem in stems}
+    own = components(_dotted(path) for word, path in split_stems.values() if not word)
+    found: dict[str, str] = {}
+    for stem, (word, path) in split_stems.items():
+        path = _dotted(path)
+        component = word or own.get(path, "")
+        if component == NATIVE[:-1] or (not word and component.startswith("text_encoder")):
+            continue
+        if component.startswith("text_encoder"):
+            path = re.sub(r"\.to_([qkv])$", r".\1_proj", path)
+            path = re.sub(r"\.to_out$", ".out_proj", path)
+        if component:
+            found[stem] = f"{component}.{path}"
+    return found
 
 
-def _component(name: str) -> str | None:
-    component, path = split(name)
-    component = component or component_of(path) or ""
-    return component if component in COMPONENTS else None
+def _dotted(path: str) -> str:
+    """Return the path of a module that a processor of attention stands for."""
+    if ".processor." not in path:
+        return path
+    return re.sub(r"\.to_out$", ".to_out.0", path.replace(".processor.", "."))
+
+
+def _component(name: str, own: Mapping[str, str]) -> str | None:
+    component = split(name)[0] or own.get(name, "")
+    return component if component and component != NATIVE[:-1] else None
 
 
 class Config(NamedTuple):

@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.architectures.detection import Component, detect
-from lora_tools.architectures.family import Encoder
+from lora_tools.architectures.family import NATIVE, Encoder
 from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.layout import Size
+from lora_tools.architectures.pipelines import components, split
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -21,7 +23,6 @@ from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.kinds import is_blind
 from lora_tools.formats.manifest import Manifest, Module, Role
-from lora_tools.formats.paths import component_of, flatten, split
 from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 
@@ -95,8 +96,8 @@ class Kohya:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Spell modules as sd-scripts does, each with its alpha, and bring ``ss_*`` up to date."""
-        several = any(_has_encoders(module.name) for module in manifest.modules)
-        modules = tuple(_spelled(module, several=several) for module in manifest.modules)
+        prefixes = _prefixes({m.name: Size(m.out, m.inp) for m in manifest.modules})
+        modules = tuple(_spelled(module, prefixes[module.name]) for module in manifest.modules)
         stems = Counter(module.stem for module in modules)
         if twice := [module.name for module in modules if stems[module.stem] > 1]:
             raise UnsupportedError(f"these names are the same without dots: {some(twice)}")
@@ -143,9 +144,7 @@ def _named(
 ) -> dict[str, str]:
     """Return the names behind a prefix, if they are of this family."""
     family, prefix = candidate.family, component.prefix
-    native = candidate.dialect != family.hub or "diffusers" not in family.containers
-    own = "diffusion_model" if native else family.containers["diffusers"].prefix[:-1]
-    word = PREFIXES.get(prefix) or own
+    word = PREFIXES.get(prefix) or (family.before(candidate.dialect) or NATIVE)[:-1]
     # Which encoder it is, the pipeline says: T5 is sd-scripts' third in every one.
     folders = {e.folder for e in encoders if e.kohya == prefix and e.family == family.name}
     if len(folders) == 1:
@@ -153,11 +152,15 @@ def _named(
     return {stem: f"{word}.{path}" for stem, path in component.paths[candidate].items()}
 
 
-def _spelled(module: Module, *, several: bool) -> Module:
+def _spelled(module: Module, prefix: str) -> Module:
     stem = module.stem
     if not stem.startswith(tuple(PREFIXES)) or "." in stem:
-        stem = _prefix(module.name, several=several) + flatten(split(module.name)[1])
+        stem = prefix + _flat(split(module.name)[1])
     return respelled(module, stem, SUFFIX)
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
 
 
 def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
@@ -169,7 +172,7 @@ def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
     for path in paths:
         short = re.sub(r"^(model\.)?(diffusion_model\.)?", "", path)
         for each in {path, short}:
-            known.setdefault(flatten(each), set()).add(each)
+            known.setdefault(_flat(each), set()).add(each)
     modules = []
     for module in manifest.modules:
         prefix = next((p for p in PREFIXES if module.name.startswith(p)), None)
@@ -184,34 +187,62 @@ def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
     return replace(manifest, modules=tuple(modules))
 
 
-def _prefix(name: str, *, several: bool) -> str:
-    """Return what sd-scripts puts before a module's flattened path."""
-    component, path = split(name)
-    component = component or component_of(path) or ""
-    if component.startswith("text_encoder"):
-        if path.startswith("encoder."):
-            return "lora_te3_"
-        if component != "text_encoder":
-            return f"lora_te{component[-1]}_"
-        return "lora_te1_" if several else "lora_te_"
-    return {"": "lycoris_", "prior": "lora_prior_unet_", "transformer": "lora_transformer_"}.get(
-        component, "lora_unet_"
+def _prefixes(sizes: Mapping[str, Size]) -> dict[str, str]:
+    """Return what the trainers put before the flattened path of each module."""
+    found = {name: split(name)[0] for name in sizes}
+    found |= components([name for name, word in found.items() if not word], sizes)
+    prefixes: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    several = not {"text_encoder_2", "text_encoder_3"}.isdisjoint(found.values())
+    for component in detect(sizes):
+        try:
+            prefix, encoders = component.decide(_trainers)
+        except UnsupportedError:  # no known model, or several that the trainers name otherwise
+            several |= any(len(each.family.encoders) > 1 for each in component.candidates)
+            continue
+        prefixes |= dict.fromkeys(component.names, prefix) if prefix else {}
+        folders |= encoders
+    usual = {
+        "": "lycoris_",
+        "prior": "lora_prior_unet_",
+        "transformer": "lora_transformer_",
+        "text_encoder": "lora_te1_" if several else "lora_te_",
+        "text_encoder_2": "lora_te2_",
+        "text_encoder_3": "lora_te3_",
+        **folders,
+    }
+    return {
+        name: prefixes.get(name) or _place(component, split(name)[1], usual)
+        for name, component in found.items()
+    }
+
+
+def _place(component: str, path: str, usual: Mapping[str, str]) -> str:
+    if component.startswith("text_encoder") and path.startswith("encoder."):
+        return "lora_te3_"  # T5, whichever place it has in the pipeline
+    return usual.get(component, "lora_unet_")
+
+
+def _trainers(candidate: Candidate) -> tuple[str, dict[str, str]]:
+    """Return what stands before a denoiser's flattened paths, and before its encoders', by folder.
+
+    A family's own trainers have one of its dialects; OneTrainer has that of diffusers, too.
+    """
+    family, dialect = candidate
+    ways = (family.containers.get(each) for each in ("kohya", "onetrainer"))
+    fitting = (
+        way.prefix
+        for name, way in zip(("kohya", "onetrainer"), ways, strict=True)
+        if way and family.dialect(name, dialect) == dialect
     )
-
-
-def _has_encoders(name: str) -> bool:
-    """Whether a module is of a model with several text encoders: SDXL, SD3 or Flux."""
-    component, path = split(name)
-    several = ("text_encoder_2", "text_encoder_3", "transformer")
-    later = ".transformer_blocks.1." in path  # SDXL's have two and ten
-    return component in several or path.startswith(("double_blocks", "joint_blocks")) or later
+    return next(fitting, ""), {encoder.folder: encoder.kohya for encoder in family.encoders}
 
 
 def _said(metadata: Mapping[str, str]) -> dict[str, str]:
     where = f"the header's {NAMES}"
     fields = Fields(where, json_object(metadata.get(NAMES, "{}"), where, FormatError))
     said = ((stem, fields.text(stem) or "") for stem in fields.values)
-    return {stem: path for stem, path in said if path and stem.endswith(flatten(path))}
+    return {stem: path for stem, path in said if path and stem.endswith(_flat(path))}
 
 
 def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.family import NATIVE
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -22,7 +23,6 @@ STEM = re.compile(
     r"(?:diffusion_model\.)?(?:(double)|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora(?(1)([12]))"
 )
 KEY = re.compile(rf"{STEM.pattern}\.(?P<part>down|up)\.weight")
-NATIVE = "diffusion_model."
 SUFFIX: dict[Role, str] = {"a": ".down.weight", "b": ".up.weight"}
 STREAMS = {"1": "img_attn", "2": "txt_attn"}
 

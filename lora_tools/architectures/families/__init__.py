@@ -8,6 +8,7 @@ from lora_tools.architectures.families.auraflow import AURAFLOW
 from lora_tools.architectures.families.autoencoder import AUTOENCODER_KL
 from lora_tools.architectures.families.bert import BERT
 from lora_tools.architectures.families.cascade import CASCADE
+from lora_tools.architectures.families.chatglm import CHATGLM
 from lora_tools.architectures.families.chroma import CHROMA
 from lora_tools.architectures.families.clip import CLIP
 from lora_tools.architectures.families.cogvideox import COGVIDEOX
@@ -75,6 +76,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_NEOX,
     FALCON,
     BLOOM,
+    CHATGLM,
 )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.family import NATIVE
+from lora_tools.architectures.pipelines import components
 from lora_tools.errors import FormatError
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -13,7 +15,6 @@ from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.numbers import widened
-from lora_tools.formats.paths import is_denoiser
 from lora_tools.formats.peft.adalora import is_adalora, read_adalora
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
@@ -77,7 +78,9 @@ class Peft:
             for key in specs
             if key.startswith(PREFIX) and (found := LORA_KEY.fullmatch(key))
         ]
-        return any(not is_denoiser(path) for path in paths)
+        own = components(paths)
+        others = ("", NATIVE[:-1], "text_encoder")
+        return any(own.get(path, "") in others for path in paths)
 
     def read(self, contents: Contents) -> Manifest:
         """Describe a PEFT adapter; its alphas are in the configuration, in no tensor.

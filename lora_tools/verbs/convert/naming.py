@@ -8,6 +8,7 @@ from lora_tools.architectures.detection import Component, Hints, detect
 from lora_tools.architectures.index import Candidate
 from lora_tools.architectures.layout import Size
 from lora_tools.architectures.numbers import numbers_of
+from lora_tools.architectures.pipelines import is_known, split
 from lora_tools.architectures.translation import Piece, Target, translate
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.header import Spec
@@ -15,7 +16,6 @@ from lora_tools.formats.base import Format, Names
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.kinds import PARTS, kinds_of
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
-from lora_tools.formats.paths import is_known, split
 from lora_tools.formats.sites import Linear
 from lora_tools.linalg.blocks import Rows
 
@@ -32,8 +32,6 @@ CONTAINERS: Mapping[Names, str] = {
     "diffusers": "diffusers",
 }
 """What a family calls the files in which modules have these names."""
-NATIVE = "diffusion_model."
-"""What stands before paths that are not diffusers'."""
 
 
 class Step(NamedTuple):
@@ -106,7 +104,8 @@ def _component(
         sizes = {path: Size(modules[name].out, modules[name].inp) for path, name in names.items()}
         dialect = family.dialect(container, candidate.dialect)
         found = translate(sizes, candidate, dialect, numbers)
-        before = family.containers["diffusers"].prefix if dialect == family.hub else NATIVE
+        own = family.containers[container]
+        before = own.prefix if container == "comfyui" else family.before(dialect)
         targets = tuple(target.renamed(names) for target in found.targets)
         return before, targets, tuple(names[path] for path in found.unmatched)
 

@@ -249,7 +249,9 @@ def test_names_that_many_families_share_need_the_base_model(tmp_path):
     assert "Name the base model." in "".join(error.value.__notes__)
     base = {"base_model_name_or_path": "black-forest-labs/FLUX.1-dev"}
     plan = convert(read(peft(tmp_path / "flux", ALONE, **base)), format_named("kohya"))
-    assert [job.target.stem for job in plan.jobs] == ["lora_unet_double_blocks_0_img_attn_qkv"]
+    assert [job.target.module.stem for job in plan.jobs] == [
+        "lora_unet_double_blocks_0_img_attn_qkv"
+    ]
 
 
 @pytest.mark.parametrize("path", ["attn.to_q", "proj_mlp", "norm.linear"])
@@ -258,7 +260,7 @@ def test_a_block_of_one_stream_is_taken_for_fluxs(path, tmp_path):
     outs = {"attn.to_q": WIDE, "proj_mlp": 4 * WIDE, "norm.linear": 3 * WIDE}
     layers = {f"single_transformer_blocks.0.{path}": outs[path], "x_embedder": WIDE}
     plan = convert(read(peft(tmp_path / "x", layers)), format_named("kohya"))
-    stems = {job.target.stem for job in plan.jobs}
+    stems = {job.target.module.stem for job in plan.jobs}
     assert "lora_unet_img_in" in stems
     assert len(stems) == 2
 
