@@ -1,5 +1,7 @@
 """Adapters: read lazily from files, written atomically to folders."""
 
+import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -13,8 +15,10 @@ from lora_tools.errors import (
     UnsupportedError,
     some,
 )
+from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.disk import write_text
+from lora_tools.files.fingerprint import check_state, state
 from lora_tools.files.inputs import is_present
 from lora_tools.files.layout import Layout
 from lora_tools.files.objects import read_object
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 REPORT = OURS
 README = "README.md"
+QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,19 @@ class Adapter(Mapping[str, "Update"]):
     tensors: Checkpoint
     alpha: float | None = None
     """Alpha as a person stated it, for files that have none."""
+    state: str = ""
+    """A digest of when its files were last changed, as they were when it was read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process reads the header for itself, once."""
-        return _reopened, (
-            str(self.path),
-            self.format.name,
-            _numbers(self.manifest.base),
-            self.alpha,
-        )
+        return reopened, (self.address,)
+
+    @cached_property
+    def address(self) -> Address:
+        """How another process reads it, in less than 4 kB."""
+        base, strict = _stated(self.manifest.base), not self.manifest.problems
+        where = (self.path.absolute(), self.format.name, strict, base, self.alpha, self.state)
+        return Address(_read_again, where)
 
     def __getitem__(self, name: str) -> "Update":
         return self.format.update(self.module(name), self.tensors)
@@ -168,24 +177,43 @@ def read(
         raise error.located(path) from error
     if strict and manifest.problems:
         raise _contradiction(path, manifest.problems)
-    return Adapter(path, spelling, manifest, tensors, alpha)
+    return Adapter(path, spelling, manifest, tensors, alpha, _state(spelling, tensors))
+
+
+def _read_again(
+    path: Path, format: str, strict: bool, base: bytes | None, alpha: float | None, before: str
+) -> Adapter:
+    """Read an adapter that another process has read: what is sound there is to be so here."""
+    config = None if base is None else json.loads(zlib.decompress(base))
+    adapter = read(path, format, strict=strict, base=config, alpha=alpha)
+    check_state(path, adapter.state, before)
+    return adapter
+
+
+def _state(format: Format, tensors: Checkpoint) -> str:
+    config = format.config_file
+    return tensors.state + (state([tensors.path.parent / config]) if config else "")
+
+
+def _stated(config: Mapping[str, Any] | None) -> bytes | None:
+    """Return what formats ask a base's configuration for, small: its numbers and its names."""
+    return None if config is None else _packed(json.dumps(_plain(config), default=str))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out tables (labels, quantised layers), which grow; keep those of models within it."""
+    sections = {k: _plain(v) for k, v in config.items() if _is_model(k, v)}
+    return {k: v for k, v in config.items() if not isinstance(v, Mapping)} | sections
+
+
+def _is_model(key: str, value: object) -> bool:
+    return isinstance(value, Mapping) and key.endswith("_config") and key not in QUANTISED
 
 
 @lru_cache(maxsize=8)
-def _reopened(
-    path: str, format: str, base: tuple[tuple[str, Any], ...] | None, alpha: float | None
-) -> Adapter:
-    """Read an adapter that another process named; the next jobs of it find it open."""
-    config = None if base is None else dict(base)
-    return read(path, format, strict=False, base=config, alpha=alpha)
-
-
-def _numbers(config: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...] | None:
-    """Return what formats ask a base's configuration for: its numbers and its names."""
-    if config is None:
-        return None
-    plain = ((k, tuple(v) if isinstance(v, list) else v) for k, v in config.items())
-    return tuple((k, v) for k, v in plain if isinstance(v, str | int | float | tuple | None))
+def _packed(text: str) -> bytes:
+    """Return one object for one text, which a job with several adapters pickles once."""
+    return zlib.compress(text.encode())
 
 
 def write(
