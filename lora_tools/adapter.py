@@ -4,7 +4,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from lora_tools.files.stamp import blank, stamp
 from lora_tools.files.writer import TensorWriter
 from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.registry import FORMATS, detected, format_named
+from lora_tools.formats.registry import FORMATS, detected, format_named, known
 from lora_tools.formats.rotary import Paired
 from lora_tools.text import json_text
 
@@ -165,10 +165,10 @@ def read(
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     file = _tensor_file(path)
     tensors = open_checkpoint(file)
-    config = _config(file.parent)
-    spelling = format_named(format) if format else None
+    config, spelling = _config(file.parent), format_named(format) if format else None
     try:
-        spelling = spelling or detected(tensors.specs, config)
+        spelling = spelling or detected(tensors.specs, config, partial(_config, file.parent))
+        config = _config(file.parent, spelling) if spelling.config_file else config
         contents = Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         manifest = spelling.read(contents)
         notes = (*tensors.notes, *manifest.notes, *_idle(spelling, contents))
@@ -267,7 +267,7 @@ def _tensor_file(path: Path) -> Path:
         if not is_present(path):
             raise CheckpointError(f"{path}: no such file or folder")
         return path
-    for format in FORMATS:
+    for format in known():
         for name in format.files:
             if (path / name).is_file():
                 return path / name
@@ -281,12 +281,13 @@ def _tensor_file(path: Path) -> Path:
             "Name the one that is meant."
         )
     raise CheckpointError(f"{path}: holds no adapter").hint(
-        f"Expected {', '.join(name for format in FORMATS for name in format.files)}."
+        f"Expected {', '.join(name for format in known() for name in format.files)}."
     )
 
 
-def _config(folder: Path) -> Mapping[str, Any] | None:
-    for format in FORMATS:
+def _config(folder: Path, own: Format | None = None) -> Mapping[str, Any] | None:
+    """Return the configuration of a format, or else the one that a neighbour of it left there."""
+    for format in (*([own] if own else []), *FORMATS):
         file = folder / format.config_file if format.config_file else None
         if file and is_present(file):
             return read_object(file, FormatError)
