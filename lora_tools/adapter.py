@@ -1,8 +1,10 @@
 """Adapters: read lazily from files, written atomically to folders."""
 
+import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,10 @@ from lora_tools.errors import (
     UnsupportedError,
     some,
 )
+from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.disk import write_text
+from lora_tools.files.fingerprint import check_state, state
 from lora_tools.files.inputs import is_present
 from lora_tools.files.layout import Layout
 from lora_tools.files.objects import read_object
@@ -25,7 +29,7 @@ from lora_tools.files.stamp import blank, stamp
 from lora_tools.files.writer import TensorWriter
 from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.registry import FORMATS, detected, format_named
+from lora_tools.formats.registry import FORMATS, detected, format_named, known
 from lora_tools.formats.rotary import Paired
 from lora_tools.text import config_text
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 REPORT = OURS
 README = "README.md"
+QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,19 @@ class Adapter(Mapping[str, "Update"]):
     tensors: Checkpoint
     alpha: float | None = None
     """Alpha as a person stated it, for files that have none."""
+    state: str = ""
+    """A digest of when its files were last changed, as they were when it was read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process reads the header for itself, once."""
-        return _reopened, (
-            str(self.path),
-            self.format.name,
-            _numbers(self.manifest.base),
-            self.alpha,
-        )
+        return reopened, (self.address,)
+
+    @cached_property
+    def address(self) -> Address:
+        """How another process reads it, in less than 4 kB."""
+        base, strict = _stated(self.manifest.base), not self.manifest.problems
+        where = (self.path.absolute(), self.format.name, strict, base, self.alpha, self.state)
+        return Address(_read_again, where)
 
     def __getitem__(self, name: str) -> "Update":
         return self.format.update(self.module(name), self.tensors)
@@ -156,10 +165,10 @@ def read(
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     file = _tensor_file(path)
     tensors = open_checkpoint(file)
-    config = _config(file.parent)
-    spelling = format_named(format) if format else None
+    config, spelling = _config(file.parent), format_named(format) if format else None
     try:
-        spelling = spelling or detected(tensors.specs, config)
+        spelling = spelling or detected(tensors.specs, config, partial(_config, file.parent))
+        config = _config(file.parent, spelling) if spelling.config_file else config
         contents = Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         manifest = spelling.read(contents)
         notes = (*tensors.notes, *manifest.notes, *_idle(spelling, contents))
@@ -168,24 +177,43 @@ def read(
         raise error.located(path) from error
     if strict and manifest.problems:
         raise _contradiction(path, manifest.problems)
-    return Adapter(path, spelling, manifest, tensors, alpha)
+    return Adapter(path, spelling, manifest, tensors, alpha, _state(spelling, tensors))
+
+
+def _read_again(
+    path: Path, format: str, strict: bool, base: bytes | None, alpha: float | None, before: str
+) -> Adapter:
+    """Read an adapter that another process has read: what is sound there is to be so here."""
+    config = None if base is None else json.loads(zlib.decompress(base))
+    adapter = read(path, format, strict=strict, base=config, alpha=alpha)
+    check_state(path, adapter.state, before)
+    return adapter
+
+
+def _state(format: Format, tensors: Checkpoint) -> str:
+    config = format.config_file
+    return tensors.state + (state([tensors.path.parent / config]) if config else "")
+
+
+def _stated(config: Mapping[str, Any] | None) -> bytes | None:
+    """Return what formats ask a base's configuration for, small: its numbers and its names."""
+    return None if config is None else _packed(json.dumps(_plain(config), default=str))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out tables (labels, quantised layers), which grow; keep those of models within it."""
+    sections = {k: _plain(v) for k, v in config.items() if _is_model(k, v)}
+    return {k: v for k, v in config.items() if not isinstance(v, Mapping)} | sections
+
+
+def _is_model(key: str, value: object) -> bool:
+    return isinstance(value, Mapping) and key.endswith("_config") and key not in QUANTISED
 
 
 @lru_cache(maxsize=8)
-def _reopened(
-    path: str, format: str, base: tuple[tuple[str, Any], ...] | None, alpha: float | None
-) -> Adapter:
-    """Read an adapter that another process named; the next jobs of it find it open."""
-    config = None if base is None else dict(base)
-    return read(path, format, strict=False, base=config, alpha=alpha)
-
-
-def _numbers(config: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...] | None:
-    """Return what formats ask a base's configuration for: its numbers and its names."""
-    if config is None:
-        return None
-    plain = ((k, tuple(v) if isinstance(v, list) else v) for k, v in config.items())
-    return tuple((k, v) for k, v in plain if isinstance(v, str | int | float | tuple | None))
+def _packed(text: str) -> bytes:
+    """Return one object for one text, which a job with several adapters pickles once."""
+    return zlib.compress(text.encode())
 
 
 def write(
@@ -239,7 +267,7 @@ def _tensor_file(path: Path) -> Path:
         if not is_present(path):
             raise CheckpointError(f"{path}: no such file or folder")
         return path
-    for format in FORMATS:
+    for format in known():
         for name in format.files:
             if (path / name).is_file():
                 return path / name
@@ -253,12 +281,13 @@ def _tensor_file(path: Path) -> Path:
             "Name the one that is meant."
         )
     raise CheckpointError(f"{path}: holds no adapter").hint(
-        f"Expected {', '.join(name for format in FORMATS for name in format.files)}."
+        f"Expected {', '.join(name for format in known() for name in format.files)}."
     )
 
 
-def _config(folder: Path) -> Mapping[str, Any] | None:
-    for format in FORMATS:
+def _config(folder: Path, own: Format | None = None) -> Mapping[str, Any] | None:
+    """Return the configuration of a format, or else the one that a neighbour of it left there."""
+    for format in (*([own] if own else []), *FORMATS):
         file = folder / format.config_file if format.config_file else None
         if file and is_present(file):
             return read_object(file, FormatError)

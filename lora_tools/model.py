@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError
+from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
+from lora_tools.files.fingerprint import check_state, state
 from lora_tools.files.inputs import is_present
 from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX, open_checkpoint
@@ -25,6 +27,17 @@ class Model:
     tensors: Checkpoint
     config: Mapping[str, Any]
     """Its config.json; empty if there is none."""
+    state: str = ""
+    """A digest of when its files were last changed, as they were when it was opened."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: another process reads the headers for itself, once."""
+        return reopened, (self.address,)
+
+    @property
+    def address(self) -> Address:
+        """How another process opens it."""
+        return Address(_open_again, (self.path.absolute(), self.state))
 
     @property
     def architecture(self) -> str | None:
@@ -71,4 +84,12 @@ def open_model(path: str | Path) -> Model:
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     tensors = open_checkpoint(path)
     config = tensors.path.parent / CONFIG
-    return Model(path, tensors, read_object(config) if is_present(config) else {})
+    before = tensors.state + state([config])
+    return Model(path, tensors, read_object(config) if is_present(config) else {}, before)
+
+
+def _open_again(path: Path, before: str) -> Model:
+    """Open a model that another process has open."""
+    model = open_model(path)
+    check_state(path, model.state, before)
+    return model

@@ -66,7 +66,7 @@ class RemotePath(PosixPath):
             return Path._from_parsed_parts(*parts)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemotePath, (self.snapshot, self.file)
+        return _again, (self.snapshot.repo, self.snapshot.commit, self.file)
 
     def __str__(self) -> str:
         return f"{self.snapshot}/{self.file}" if self.file else str(self.snapshot)
@@ -258,6 +258,11 @@ def locate(text: str | Path) -> Path:
             f"It has {some(path.snapshot.files)}."
         )
     return path
+
+
+def _again(repo: str, commit: str, file: str) -> RemotePath:
+    """Return the path that another process has; the commit's files are listed once."""
+    return RemotePath(_snapshot(repo, commit), file)
 
 
 @cache  # one command sees one commit, however often it names the repository

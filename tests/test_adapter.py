@@ -283,7 +283,7 @@ def test_side_files_go_along_and_others_are_left_out_with_the_reason(furnished):
     assert side.left_out == {
         ".gitattributes": "hidden",
         "checkpoint-500": "a folder",
-        "dangling": "not a file",
+        "dangling": "a link to nothing",
         "optimizer.pt": weights,
         "other.safetensors": weights,
         "rng_state.pth": weights,

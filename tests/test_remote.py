@@ -194,6 +194,32 @@ def test_one_command_sees_one_commit(hub, alice):
     assert len(hub.seen("GET", "/api/models/bob/cat$")) == 1
 
 
+JOBS = """
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from lora_tools import locate, read
+from lora_tools.rewrite.source import source
+from lora_tools.rewrite.survey import jobs
+from lora_tools.rewrite.tasks import decompose
+
+todo = jobs(source(read(locate("bob/cat"))), "cpu")
+assert max(len(pickle.dumps(job)) for job in todo) < 4096
+with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    there = [found.s.tobytes() for found in pool.map(decompose, todo)]
+assert there == [decompose(job).s.tobytes() for job in todo]
+print(len(there))
+"""
+
+
+def test_jobs_of_an_adapter_on_the_hub_are_small_and_done_in_another_process(hub, alice):
+    files = {path.name: path.read_bytes() for path in make_adapter(alice.folder / "mine").iterdir()}
+    more = {f"logs/run-{number}.txt": str(number).encode() for number in range(200)}
+    hub.publish("bob/cat", files | more)
+    assert alice.python(JOBS) == "4\n"
+
+
 def test_a_folder_in_a_repository(hub, alice):
     folder = make_adapter(alice.folder / "mine")
     files = {f"deep/er/{path.name}": path.read_bytes() for path in folder.iterdir()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError
+from lora_tools.files.fingerprint import state
 from lora_tools.files.header import Spec
 from lora_tools.files.place import Place, expect, read_array, read_bytes, read_number, read_tensor
 
@@ -36,6 +37,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self.metadata = metadata
         self.notes = notes  # what a person should know of how they are stored, a sentence each
         self._places = places
+        self.state = state(self.files)  # as they were when their headers were read
 
     def __getitem__(self, name: str) -> "Tensor":
         place = self._places[name]

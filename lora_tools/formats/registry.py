@@ -1,11 +1,11 @@
 """The formats that there are: ours, those of other packages, and spellings that nobody can read."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.errors import FormatError, PackageError, UnsupportedError, some
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
@@ -62,34 +62,56 @@ PLUGINS = "lora_tools.formats"
 """The group of entry points under which other packages offer formats."""
 
 
+def known() -> Iterator[Format]:
+    """Yield every format: ours and, where none of those is taken, those of other packages."""
+    yield from FORMATS
+    yield from plugins()
+
+
 def format_named(name: str) -> Format:
     """Return the format of a name; `FormatError` if there is none."""
-    for format in (*FORMATS, *plugins()):
+    for format in known():
         if format.name == name:
             return format
-    known = _names((*FORMATS, *plugins()))
-    raise FormatError(f"there is no format {name}").hint(f"Known formats: {known}.")
+    raise FormatError(f"there is no format {name}").hint(f"Known formats: {_names(known())}.")
 
 
 @cache
 def plugins() -> tuple[Format, ...]:
     """Return the formats of other packages: instances, or classes without arguments.
 
-    They are looked for only where ours do not do.
+    They are loaded only where ours do not do. Raises `PackageError` for one that cannot be.
     """
     from importlib.metadata import entry_points  # takes as long as a small command
 
-    loaded = (entry.load() for entry in entry_points(group=PLUGINS))
-    return tuple(format() if isinstance(format, type) else format for format in loaded)
+    formats = []
+    for entry in entry_points(group=PLUGINS):
+        try:
+            loaded = entry.load()
+            formats.append(loaded() if isinstance(loaded, type) else loaded)
+        except Exception as error:  # anybody's code
+            raise PackageError(
+                f"{entry.value}: the format {entry.name} of another package cannot be loaded"
+                f" ({type(error).__name__}: {error})"
+            ).hint("Update that package, or uninstall it.") from error
+    return tuple(formats)
 
 
-def detected(specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> Format:
+def detected(
+    specs: Mapping[str, Spec],
+    config: Mapping[str, Any] | None,
+    own: Callable[[Format], Mapping[str, Any] | None] | None = None,
+) -> Format:
     """Return the one format that recognises an adapter, by its tensors rather than its folder.
 
-    Raises `FormatError` if none does or several do, `UnsupportedError` for a known stranger.
+    ``config`` is the configuration that ours have; ``own`` returns that of another package's
+    format. Raises `FormatError` if none recognises it or several do, `UnsupportedError` for a known
+    stranger.
     """
     claims = [format for format in FORMATS if format.detect(specs, config)]
-    claims = claims or [format for format in plugins() if format.detect(specs, config)]
+    if not any(format.detect(specs, None) for format in claims):  # by a configuration, if at all
+        others = [f for f in plugins() if f.detect(specs, own(f) if own else config)]
+        claims = others or claims
     if len(claims) > 1:  # the configuration may be that of a neighbour
         claims = [format for format in claims if format.detect(specs, None)] or claims
     if len(claims) == 1:
@@ -101,7 +123,7 @@ def detected(specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> For
     if reason := _known_stranger(specs):
         raise UnsupportedError(reason)
     raise FormatError(f"in no known adapter format; its tensors are named {some(specs)}").hint(
-        f"Known formats: {_names((*FORMATS, *plugins()))}."
+        f"Known formats: {_names(known())}."
     )
 
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lora_tools.adapter import Adapter
 from lora_tools.errors import PolicyError, UnsupportedError, some
+from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.merging.draft import Draft, Options
@@ -26,12 +28,24 @@ class Recipe:
     adapters: tuple[Strong, ...]
     entries: Mapping[str, Entry]
     config: Mapping[str, Any]
+    options: Options
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What of the adapters and the base is not in the result, and why."""
     notes: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
     grown: bool = False
     """Whether the vocabulary has another size than the base's."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: another process plans the same from the same headers, once."""
+        return reopened, (self.address,)
+
+    @property
+    def address(self) -> Address:
+        """How another process plans the same."""
+        weights = tuple(each.weight for each in self.adapters)
+        adapters = (each.adapter.address for each in self.adapters)
+        return Address(_plan_again, (self.base.address, self.options, weights, *adapters))
 
 
 def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None) -> Recipe:
@@ -79,10 +93,18 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
         tuple(adapters),
         entries,
         config,
+        options,
         draft.left_out,
         tuple(draft.notes),
         grown is not None,
     )
+
+
+def _plan_again(
+    base: Model, options: Options, weights: Sequence[float], *adapters: Adapter
+) -> Recipe:
+    """Plan a merge for the jobs of another process."""
+    return plan(base, [Strong(*pair) for pair in zip(adapters, weights, strict=True)], options)
 
 
 def _typed(entry: Entry, dtype: str | None, general: str | None) -> Entry:

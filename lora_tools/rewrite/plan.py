@@ -111,14 +111,7 @@ def planned(
     except LoraToolsError as error:
         raise error.located(source.path) from error
     jobs = tuple(
-        Job(
-            source.adapter,
-            source.origins[module.name],
-            module,
-            device,
-            Target(r, written),
-            known,
-        )
+        Job(source, module, device, Target(r, written), known)
         for (module, r, _, known), written in zip(ranked, manifest.modules, strict=True)
     )
     return Rewrite(source, manifest, jobs, executor, finished or {})

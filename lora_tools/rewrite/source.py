@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
+from lora_tools.files.address import Address, reopened
 from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
@@ -51,10 +52,16 @@ class Source:
     manifest: Manifest
     """The modules under their new names, at the rank that their factors have."""
     origins: Mapping[str, Origin]
+    address: Address
+    """How another process finds the same origins."""
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What is left out because it was asked for, by feature."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The ranks of updates that their factors are larger than, but for rounding."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address, for the origins; what was measured goes with each job."""
+        return reopened, (self.address,)
 
     def __iter__(self) -> Iterator[str]:
         return (module.name for module in self.manifest.modules)
@@ -89,7 +96,8 @@ class Source:
 def source(adapter: Adapter) -> Source:
     """Return an adapter as the source of one in the same format."""
     origins = {module.name: Origin((module,)) for module in adapter.manifest.modules}
-    return Source(adapter, adapter.format, adapter.manifest, origins)
+    address = Address(source, (adapter.address,))
+    return Source(adapter, adapter.format, adapter.manifest, origins, address)
 
 
 def _kept(update: Update, module: Module) -> Update:

@@ -241,10 +241,7 @@ def survey(
 
 def jobs(source: Source, device: str) -> list[Job]:
     """Return the jobs that find the spectra of a source's modules."""
-    return [
-        Job(source.adapter, source.origins[module.name], module, device)
-        for module in source.manifest.modules
-    ]
+    return [Job(source, module, device) for module in source.manifest.modules]
 
 
 def _from_headers(

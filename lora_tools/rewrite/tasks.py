@@ -18,7 +18,7 @@ from lora_tools.linalg.svd import core
 from lora_tools.linalg.tall import Held, Small, hold, padded
 from lora_tools.linalg.truncate import truncate
 from lora_tools.report import Change, Row
-from lora_tools.rewrite.source import Origin
+from lora_tools.rewrite.source import Origin, Source
 from lora_tools.scaling import alpha_for
 from lora_tools.shapes import Float
 from lora_tools.update import LowRank, Update, factors
@@ -51,15 +51,27 @@ class Job:
     Pickled it is an address of less than 4 kB: the decomposition stays behind, and is found again.
     """
 
-    adapter: Adapter
-    origin: Origin
+    source: Source
     module: Module
     device: str
     target: Target | None = None
     known: Decomposition | None = None
+    surveyed: bool = False
+    """Whether the decomposition is known, be it in another process."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Job, (self.adapter, self.origin, self.module, self.device, self.target)
+        surveyed = self.surveyed or self.known is not None
+        return Job, (self.source, self.module, self.device, self.target, None, surveyed)
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter that it is read from."""
+        return self.source.adapter
+
+    @property
+    def origin(self) -> Origin:
+        """What of the adapter it is made of."""
+        return self.source.origins[self.module.name]
 
 
 @exact()
@@ -79,7 +91,10 @@ def decompose_and_rewrite(job: Job) -> tuple[Decomposition, Change | None]:
 @exact()
 def rewrite(job: Job) -> Change:
     """Return the module's update as its target says, with what it cost."""
-    return _change(job, *_read(job))
+    update, held = _read(job)
+    if job.surveyed and job.known is None:
+        job = replace(job, known=_decomposed(job, update, held))
+    return _change(job, update, held)
 
 
 def named(job: Job, why: object) -> NonFiniteError:

@@ -112,8 +112,7 @@ def command(
     if not dry_run:
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     executor = make_executor("cpu", jobs)
-    paths = [key.removesuffix(".weight") for key in model.tensors] if model else ()
-    of = translate(adapter, format, executor, drop=drop, paths=paths)
+    of = translate(adapter, format, executor, drop=drop, paths=model or ())
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
     policy = wish.policy(of) if wish else None

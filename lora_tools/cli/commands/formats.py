@@ -5,7 +5,7 @@ import click
 from lora_tools.cli.console import show, show_json
 from lora_tools.cli.options import json_option
 from lora_tools.formats.kinds import KINDS
-from lora_tools.formats.registry import FORMATS, STRANGERS, plugins
+from lora_tools.formats.registry import STRANGERS, known
 from lora_tools.report import table
 
 
@@ -16,7 +16,7 @@ def command(as_json: bool) -> None:
 
     Plain linear layers are in every format. KINDs are what an adapter may hold besides.
     """
-    formats = (*FORMATS, *plugins())
+    formats = tuple(known())
     rows = [
         {
             "format": format.name,

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from lora_tools.adapter import Adapter
 from lora_tools.executors import Executor
 from lora_tools.formats.base import Format
+from lora_tools.model import Model
 from lora_tools.rewrite import Rewrite, keep
 from lora_tools.verbs.convert.translate import translate
 
@@ -17,7 +18,7 @@ def convert(
     executor: Executor | None = None,
     *,
     drop: Collection[str] = (),
-    paths: Collection[str] = (),
+    paths: Model | Collection[str] = (),
     dtype: str | None = None,
 ) -> Rewrite:
     """Plan an adapter in another format, every update at the rank that it has.

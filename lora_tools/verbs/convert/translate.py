@@ -1,15 +1,19 @@
 """Put an adapter into another format's words; what that cannot say is refused, or dropped."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
 from lora_tools.executors import Executor, Serial
+from lora_tools.files.address import Address
 from lora_tools.formats.base import Format
 from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
 from lora_tools.formats.kohya import unflattened
 from lora_tools.formats.manifest import Manifest, Module
+from lora_tools.formats.registry import format_named
+from lora_tools.model import Model
 from lora_tools.rewrite import Origin, Source
 from lora_tools.verbs.convert.measured import measured
 from lora_tools.verbs.convert.naming import steps
@@ -31,15 +35,30 @@ def translate(
     executor: Executor | None = None,
     *,
     drop: Collection[str] = (),
-    paths: Collection[str] = (),
+    paths: Model | Collection[str] = (),
 ) -> Source:
     """Put an adapter into another format's words.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
-    ``drop`` names `KINDS` to go on without; ``paths`` are the modules of the base model, by which
+    ``drop`` names `KINDS` to go on without; ``paths`` is the base model, or its modules, by which
     names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
     what the format cannot say.
     """
+    return measured(_translated(adapter, format, tuple(drop), paths), executor or Serial())
+
+
+def _again(adapter: Adapter, format: str, drop: Sequence[str], *paths: Any) -> Source:
+    """Translate an adapter for the jobs of another process."""
+    base = paths[0] if paths and isinstance(paths[0], Model) else paths
+    return _translated(adapter, format_named(format), drop, base)
+
+
+def _translated(
+    adapter: Adapter, format: Format, drop: Sequence[str], base: Model | Collection[str]
+) -> Source:
+    """Return the source before its ranks are measured; reads no tensor."""
+    known = (base.address,) if isinstance(base, Model) else tuple(base)
+    paths = _paths(base) if isinstance(base, Model) else base
     manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
     kept, dropped = _without(manifest, drop)
     _check(adapter, kept, format)
@@ -63,7 +82,12 @@ def translate(
         )
         for step in plan
     }
-    return measured(Source(adapter, format, fresh, origins, dropped), executor or Serial())
+    address = Address(_again, (adapter.address, format.name, tuple(drop), *known))
+    return Source(adapter, format, fresh, origins, address, dropped)
+
+
+def _paths(base: Model) -> list[str]:
+    return [key.removesuffix(".weight") for key in base.tensors]
 
 
 def _without(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, some
@@ -21,10 +21,20 @@ class Side:
     thing: Thing
     device: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: the thing is found again by its name."""
+        return _side, (self.adapter, isinstance(self.thing, Module), self.name, self.device)
+
     @property
     def name(self) -> str:
         """The module's name, or the tensor's."""
         return self.thing.name if isinstance(self.thing, Module) else self.thing.key
+
+
+def _side(adapter: Adapter, is_module: bool, name: str, device: str) -> Side:
+    extras = adapter.manifest.extras
+    thing = adapter.module(name) if is_module else next(e for e in extras if e.key == name)
+    return Side(adapter, thing, device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def open_keep(journal: Journal) -> Keep:
     """Return the folder of the pieces in a journal, which holds no other than sound ones."""
     folder = journal.path(PIECES)
     folder.mkdir(exist_ok=True)
-    return Keep(folder)
+    return Keep(folder.absolute())  # another process may be in another folder
 
 
 def note(journal: Journal, name: str) -> None:

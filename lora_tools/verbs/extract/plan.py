@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
+from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.formats.folding import factor_shapes
@@ -45,6 +46,16 @@ class Plan:
     items: tuple[Item, ...]
     """In the order of the tuned model's files."""
     options: Options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: another process plans the same from the same headers, once."""
+        return reopened, (self.address,)
+
+    @property
+    def address(self) -> Address:
+        """How another process plans the same; what its runtime refuses has been refused here."""
+        options = replace(self.options, runtime=None)
+        return Address(make_plan, (self.base.address, self.tuned.address, options))
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,11 @@ class Job:
     stored: int = 0
     """The rank to fill up to with zeros; 0: none."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: the item is found again by its number."""
+        more = (self.keep, self.rank, self.stage, self.stored)
+        return _numbered, (self.plan, self.item.number, *more)
+
     @property
     def name(self) -> str:
         """What its results are kept under."""
@@ -45,6 +50,10 @@ class Job:
         if self.stage == "survey":
             return f"{number}-spectrum"
         return f"{number}-{self.rank}-{max(self.stored, self.rank)}"
+
+
+def _numbered(plan: Plan, number: int, *more: Any) -> Job:
+    return Job(plan, plan.items[number], *more)
 
 
 class Loaded(NamedTuple):

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
 from lora_tools.executors import Executor
+from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import FLOATS
-from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import norm
 from lora_tools.merging.entry import Patch
 from lora_tools.merging.pieces import Site
@@ -42,8 +42,12 @@ class Comparison:
     adapter: Adapter
     base: Model
     sites: Mapping[str, Site | None]
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, Weight] = field(default_factory=dict)
     """Of the modules that have a site of their shape."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as an address: another process finds the same sites, once, and no weights."""
+        return reopened, (Address(_found, (self.adapter.address, self.base.address)),)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what does not fit, as plain data."""
@@ -68,10 +72,8 @@ class Comparison:
 class Weighing:
     """A module to find the norm of whose base weights."""
 
-    base: Model
-    adapter: Adapter
-    module: Module
-    site: Site
+    comparison: Comparison
+    module: str
 
 
 def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
@@ -81,21 +83,23 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
     and `UnsupportedError` for a quantised base.
     """
     check(base, "Compare with the weights that it was quantised from.")
-    specs = base.tensors.specs
-    found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
-    jobs = [
-        Weighing(base, adapter, module, site)
-        for module in adapter.manifest.modules
-        if (site := found[module.name]) and site.pieces
-    ]
+    found = _found(adapter, base)
+    jobs = [Weighing(found, name) for name, site in found.sites.items() if site and site.pieces]
     weights = zip(jobs, executor.map(weigh, jobs), strict=True)
-    return Comparison(adapter, base, found, {job.module.name: weight for job, weight in weights})
+    return replace(found, weights={job.module: weight for job, weight in weights})
+
+
+def _found(adapter: Adapter, base: Model) -> Comparison:
+    """Find what each module is added to, from headers."""
+    specs = base.tensors.specs
+    return Comparison(adapter, base, sites(adapter, prefix_of(adapter, specs), specs, base.config))
 
 
 def weigh(job: Weighing) -> Weight:
     """Return the base weights of a module and the norm of the rows that it changes."""
-    tensors = job.base.tensors
-    patches = [Patch(job.adapter, job.module, piece, 1.0) for piece in job.site.pieces]
+    adapter, tensors = job.comparison.adapter, job.comparison.base.tensors
+    module, site = adapter.module(job.module), job.comparison.sites[job.module]
+    patches = [Patch(adapter, module, piece, 1.0) for piece in (site.pieces if site else ())]
     keys = tuple(dict.fromkeys(patch.piece.key for patch in patches))
     if any(tensors.specs[key].dtype not in FLOATS for key in keys):
         return Weight(keys, None)

@@ -103,15 +103,16 @@ class Merge:
             if _name(journal, shard) not in journal.done
         }
         tallies: dict[str, dict[str, Tally]] = {name: {} for name in todo}
-        ahead = (job for shard in todo.values() for job in jobs(shard, journal.place, self.device))
+        recipe, place = self.recipe, journal.place
+        ahead = (j for shard in todo.values() for j in jobs(recipe, shard, place, self.device))
         guests = Guests(path for job in ahead for path in job.entry.files if evict)
         before: str | None = None
         for done in executor.map(merge_rows, self._jobs(todo.values(), journal)):
             if before is not None and before != done.shard:
                 _close(journal, todo[before], tallies[before])
             before, of = done.shard, tallies[done.shard]
-            of[done.entry.key] = of.get(done.entry.key, Tally()) + done.tally
-            for path in done.entry.files:
+            of[done.key] = of.get(done.key, Tally()) + done.tally
+            for path in recipe.entries[done.key].files:
                 guests.done(path)
             finished(done.nbytes)
         if before is not None:
@@ -121,7 +122,7 @@ class Merge:
         for shard in todo:
             path = journal.path(_name(journal, shard))
             begin(path, shard.layout)
-            yield from jobs(shard, path, self.device)
+            yield from jobs(self.recipe, shard, path, self.device)
 
 
 def merge(recipe: Recipe, *, most: int | None = None, device: str = "cpu") -> Merge:

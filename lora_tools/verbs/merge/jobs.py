@@ -16,7 +16,7 @@ from lora_tools.linalg.apply import Adder, Device, Host, Tally
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import WIDTH, accumulator
-from lora_tools.merging import Entry
+from lora_tools.merging import Entry, Recipe
 from lora_tools.merging.strips import as_bytes, by_columns, height, strips, tokens
 from lora_tools.verbs.merge.shards import Shard
 
@@ -28,13 +28,19 @@ CHUNK = 1 << 25
 class Job:
     """Rows of an entry, and where their bytes go."""
 
+    recipe: Recipe
     shard: str
-    entry: Entry
+    key: str
     rows: tuple[int, int]
     path: Path
     start: int
     """Where the entry begins in the file."""
     device: str = "cpu"
+
+    @property
+    def entry(self) -> Entry:
+        """What the tensor is made of."""
+        return self.recipe.entries[self.key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,15 @@ class Done:
     """A job that is done, and what it did to the numbers."""
 
     shard: str
-    entry: Entry
+    key: str
     tally: Tally
     nbytes: int
     """Bytes that were written."""
 
 
-def jobs(shard: Shard, path: Path, device: str) -> Iterator[Job]:
+def jobs(recipe: Recipe, shard: Shard, path: Path, device: str) -> Iterator[Job]:
     """Yield the jobs of a shard, in the order of its file."""
+    path = path.absolute()  # another process may be in another folder
     for entry in sorted(shard.entries, key=lambda entry: shard.layout.slots[entry.key].start):
         start = shard.layout.slots[entry.key].start
         rows = entry.table[0]
@@ -58,10 +65,11 @@ def jobs(shard: Shard, path: Path, device: str) -> Iterator[Job]:
             step = max(1, CHUNK * rows // max(entry.spec.nbytes, 1))
             step = max(height(entry), step // height(entry) * height(entry))
         if entry.plain or not rows:
-            yield Job(shard.name, entry, (0, rows), path, start, device)
+            yield Job(recipe, shard.name, entry.key, (0, rows), path, start, device)
             continue
         for first in range(0, rows, step):
-            yield Job(shard.name, entry, (first, min(first + step, rows)), path, start, device)
+            part = (first, min(first + step, rows))
+            yield Job(recipe, shard.name, entry.key, part, path, start, device)
 
 
 @exact()
@@ -71,14 +79,14 @@ def merge_rows(job: Job) -> Done:
     with opened(job.path, os.O_WRONLY) as target:
         if entry.plain:
             _copy(entry, target, job.start)
-            return Done(job.shard, entry, Tally(), entry.spec.nbytes)
+            return Done(job.shard, job.key, Tally(), entry.spec.nbytes)
         tally = _sum(job, target)
     if not (math.isfinite(tally.update) and math.isfinite(tally.error)):
         raise NonFiniteError(
             f"{entry.key}: NaN or Inf in the sum, or too large for {entry.spec.dtype}"
         ).hint("If the base and the adapter are sound, write a wider type: --dtype float32.")
     count = (job.rows[1] - job.rows[0]) * entry.table[1] * WIDTH[entry.spec.dtype]
-    return Done(job.shard, entry, tally, count)
+    return Done(job.shard, job.key, tally, count)
 
 
 def _copy(entry: Entry, target: int, start: int) -> None:

@@ -112,7 +112,7 @@ def verify(
             proof.verdicts.append(Verdict(key, word, f"{said} {list(entry.spec.shape)}"))
         else:
             found[key] = replace(entry, spec=spec) if spec != entry.spec else entry
-    jobs = _jobs(found, merged, prefix)
+    jobs = _jobs(recipe, found, merged, prefix)
     total: dict[str, Evidence] = {}
     for each in (executor or Serial()).map(examine, jobs):
         total[each.key] = total.get(each.key, Evidence()) + each.evidence
@@ -122,12 +122,12 @@ def verify(
     return proof
 
 
-def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefix) -> Iterator[Job]:
-    places = merged.arrays.places
+def _jobs(
+    recipe: Recipe, found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefix
+) -> Iterator[Job]:
     for key, entry in found.items():
-        name = prefix(key) or key
         for rows in chunks(entry):
-            yield Job(entry, rows, places[name], merged.specs[name], _cast(entry))
+            yield Job(recipe, key, rows, merged, prefix(key) or key, _cast(entry))
 
 
 def _cast(entry: Entry) -> str:

@@ -1,19 +1,24 @@
 """Evidence: a merged tensor beside the sum that it should be, element by element."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_tools.files.address import Address, reopened
+from lora_tools.files.checkpoint import Checkpoint
+from lora_tools.files.fingerprint import check_state
 from lora_tools.files.header import Spec
 from lora_tools.files.inputs import input_descriptor
+from lora_tools.files.opening import open_partly
 from lora_tools.files.place import Place
 from lora_tools.files.transfer import get
 from lora_tools.linalg.apply import normalise
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
-from lora_tools.merging import Entry
+from lora_tools.merging import Entry, Recipe
 from lora_tools.merging.strips import Strip, as_bytes, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
 
@@ -66,13 +71,29 @@ class Evidence(NamedTuple):
 class Job:
     """Rows of an entry to compare with the tensor that claims to be it."""
 
-    entry: Entry
+    recipe: Recipe
+    key: str
     rows: tuple[int, int]
-    values: Any
-    """Where the merged tensor lies; a pickle's is in memory."""
-    spec: Spec
+    merged: Checkpoint
+    name: str
+    """What the merged model calls the tensor."""
     cast: str
     """The coarsest type that an update may have been rounded to before it was added."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        merged = Address(_merged_again, (self.merged.path.absolute(), self.merged.state))
+        return _job, (self.recipe, self.key, self.rows, merged, self.name, self.cast)
+
+    @property
+    def spec(self) -> Spec:
+        """Of the merged tensor."""
+        return self.merged.specs[self.name]
+
+    @property
+    def entry(self) -> Entry:
+        """What the tensor should be, in the type that it has."""
+        entry = self.recipe.entries[self.key]
+        return replace(entry, spec=self.spec) if self.spec != entry.spec else entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +113,7 @@ def examine(job: Job) -> Found:
     total = Evidence()
     code, width = job.spec.dtype, entry.table[1] * WIDTH[job.spec.dtype]
     trained = dict(tokens(entry, job.rows))
-    merged = _Merged(job)
+    merged = _Bytes(_values(job))
     for strip in strips(entry, job.rows, np.float64):
         shape = (strip.last - strip.first, entry.table[1])
         base, delta = _sides(entry, strip, shape)
@@ -104,6 +125,18 @@ def examine(job: Job) -> Found:
         raw = merged.read(strip.first * width, strip.last * width)
         total += _weigh(base, delta, _terms(strip), raw, code, job.cast)
     return Found(entry.key, total)
+
+
+def _job(recipe: Recipe, key: str, rows: tuple[int, int], merged: Address, *more: str) -> Job:
+    name, cast = more
+    return Job(recipe, key, rows, reopened(merged), name, cast)
+
+
+def _merged_again(path: Path, before: str) -> Checkpoint:
+    """Open a merged model that another process has open, of which shards may be missing."""
+    found, _ = open_partly(path)
+    check_state(path, found.state, before)
+    return found
 
 
 def chunks(entry: Entry) -> list[tuple[int, int]]:
@@ -196,8 +229,7 @@ def _terms(strip: Strip) -> Float[np.ndarray, "n"] | None:
 
 def _bytes(job: Job) -> Evidence:
     """Compare a tensor that should be a copy, byte by byte."""
-    merged = _Merged(job)
-    source = _Merged(Job(job.entry, job.rows, job.entry.source.values, job.spec, job.cast))
+    merged, source = _Bytes(_values(job)), _Bytes(job.entry.source.values)
     same, nbytes = 0, job.spec.nbytes
     for start in range(0, nbytes, CHUNK):
         stop = min(start + CHUNK, nbytes)
@@ -205,11 +237,16 @@ def _bytes(job: Job) -> Evidence:
     return Evidence(nbytes, same)
 
 
-class _Merged:
+def _values(job: Job) -> Any:
+    """Return where the merged tensor lies; a pickle's is in memory."""
+    return job.merged.arrays.places[job.name]
+
+
+class _Bytes:
     """The bytes of a tensor, by position."""
 
-    def __init__(self, job: Job) -> None:
-        self._values = job.values
+    def __init__(self, values: Any) -> None:
+        self._values = values
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return bytes of the tensor."""
