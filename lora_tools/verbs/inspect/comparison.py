@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
+from lora_tools.base import Base, Rows, base_of
+from lora_tools.base import Weight as BaseWeight
 from lora_tools.executors import Executor
-from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import norm
 from lora_tools.merging.entry import Patch
@@ -15,7 +16,9 @@ from lora_tools.merging.pieces import Site
 from lora_tools.merging.sites import prefix_of, sites
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
-from lora_tools.quantised import check
+
+BLOCK = 1 << 20
+"""Elements that are read at a time."""
 
 
 class Weight(NamedTuple):
@@ -40,14 +43,14 @@ class Comparison:
     """What an adapter is to a base model."""
 
     adapter: Adapter
-    base: Model
+    base: Base
     sites: Mapping[str, Site | None]
     weights: Mapping[str, Weight]
     """Of the modules that have a site of their shape."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what does not fit, as plain data."""
-        specs = self.base.tensors.specs
+        specs = self.base.specs
         misfits = {name: site.misfit for name, site in self.sites.items() if site and site.misfit}
         return {
             "path": str(self.base.path),
@@ -68,7 +71,7 @@ class Comparison:
 class Weighing:
     """A module to find the norm of whose base weights."""
 
-    base: Model
+    base: Base
     adapter: Adapter
     module: Module
     site: Site
@@ -80,30 +83,34 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
     Raises `FormatError` if the adapter fits in several places or square experts lie either way,
     and `UnsupportedError` for a quantised base.
     """
-    check(base, "Compare with the weights that it was quantised from.")
-    specs = base.tensors.specs
-    found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
+    weights = base_of(base, "Compare with the weights that it was quantised from.")
+    found = sites(adapter, prefix_of(adapter, weights.specs), weights.specs, base.config)
     jobs = [
-        Weighing(base, adapter, module, site)
+        Weighing(weights, adapter, module, site)
         for module in adapter.manifest.modules
         if (site := found[module.name]) and site.pieces
     ]
-    weights = zip(jobs, executor.map(weigh, jobs), strict=True)
-    return Comparison(adapter, base, found, {job.module.name: weight for job, weight in weights})
+    results = zip(jobs, executor.map(weigh, jobs), strict=True)
+    return Comparison(adapter, weights, found, {job.module.name: each for job, each in results})
 
 
 def weigh(job: Weighing) -> Weight:
     """Return the base weights of a module and the norm of the rows that it changes."""
-    tensors = job.base.tensors
     patches = [Patch(job.adapter, job.module, piece, 1.0) for piece in job.site.pieces]
     keys = tuple(dict.fromkeys(patch.piece.key for patch in patches))
-    if any(tensors.specs[key].dtype not in FLOATS for key in keys):
+    if not all(job.base[key].is_numbers for key in keys):
         return Weight(keys, None)
-    norms = [
-        norm(
-            tensors.span(patch.piece.key, patch.piece.start * patch.width, patch.stop * patch.width)
-        )
-        for patch in patches
-    ]
-    whole = math.hypot(*norms)
+    whole = math.hypot(*(_norm(job.base[patch.piece.key], patch) for patch in patches))
     return Weight(keys, whole if math.isfinite(whole) else None)
+
+
+def _norm(weight: BaseWeight, patch: Patch) -> float:
+    """Return the norm of the rows that a patch changes; memory holds some of them at a time."""
+    step = max(BLOCK // max(patch.width, 1), 1)
+    with Rows(weight, patch.width) as rows:
+        return math.hypot(
+            *(
+                norm(rows.wide(start, min(start + step, patch.stop)))
+                for start in range(patch.piece.start, patch.stop, step)
+            )
+        )
