@@ -166,9 +166,8 @@ def stages(folder: Path) -> Iterator[str]:
 
     prepare()  # as the command line does
     from lora_tools import read
-    from lora_tools.files import journal
+    from lora_tools.files import journal, place
     from lora_tools.linalg.apply import Host
-    from lora_tools.merging import strips
     from lora_tools.model import open_model
     from lora_tools.verbs.merge import Strong, merge, plan
 
@@ -193,7 +192,7 @@ def stages(folder: Path) -> Iterator[str]:
     made = merge(plan(open_model(folder / "base"), [Strong(read(folder / "adapter"))]))
     began = time.perf_counter()
     with (
-        timed(strips, "get", "read"),
+        timed(place, "get", "read"),
         timed(Host, "load", "load"),
         timed(Host, "add", "add"),
         timed(jobs, "put", "write"),

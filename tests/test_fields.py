@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from lora_tools import LoraToolsError, read
+from lora_tools.base import base_of
 from lora_tools.card import metadata, with_metadata
 from lora_tools.merging import Strong, plan
 from lora_tools.model import open_model
-from lora_tools.quantised import check
 from lora_tools.runtimes import judge, named, subject
 from lora_tools.verbs.inspect import look
 from lora_tools.verbs.inspect.inspection import Inspection
@@ -259,7 +259,7 @@ def test_every_field_of_a_base_may_hold_anything(field, tmp_path, monkeypatch):
 def _based(base: Path, folder: Path) -> None:
     model = open_model(base)
     attempt(lambda: (model.architecture, model.tied))
-    attempt(lambda: check(model, "remedy"))
+    attempt(lambda: base_of(model, "remedy"))
     plan(model, [Strong(read(folder, strict=False, base=model.config))])
 
 

@@ -56,21 +56,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self, name: str, start: int = 0, stop: int | None = None
     ) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
         """Return a range of a tensor's bytes, in memory of its own; the whole by default."""
-        stop = self.specs[name].nbytes if stop is None else stop
-        place = self._places[name]
-        if isinstance(place, Place):
-            return read_bytes(place, start, stop)
-        import torch  # it is a tensor of torch's
-
-        flat = place.contiguous().reshape(-1).view(torch.uint8)[start:stop]
-        return flat.numpy()
-
-    def span(self, name: str, start: int, stop: int) -> "Array":
-        """Return some elements of a tensor in the order of the file, as a vector."""
-        place = self._places[name]
-        if isinstance(place, Place):
-            return read_array(place.span(start, stop))
-        return place.reshape(-1)[start:stop]
+        return read_bytes(self._places[name], start, stop)
 
     def expect(self, name: str) -> None:
         """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 from lora_tools.errors import CheckpointError
 from lora_tools.files.dtypes import numpy_dtype, torch_dtype
 from lora_tools.files.guests import Guest
-from lora_tools.files.header import Slot, Spec
-from lora_tools.files.inputs import input_descriptor, open_input
+from lora_tools.files.header import Slot
+from lora_tools.files.inputs import input_descriptor
+from lora_tools.files.transfer import get
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +31,55 @@ class Place:
     path: Path
     slot: Slot
 
-    def span(self, start: int, stop: int) -> "Place":
-        """Return the place of some of its elements, which need not be rows, as a vector."""
-        spec = self.slot.spec
-        width = spec.nbytes // max(spec.numel, 1)
-        begin = self.slot.start
-        slot = Slot(Spec(spec.dtype, (stop - start,)), begin + start * width, begin + stop * width)
-        return Place(self.path, slot)
+
+class Reader:
+    """One tensor's bytes by position: its file stays open, and each call reuses the same buffer.
+
+    The one way in which tensors are read in parts. Opens the file at the first read; what a pickle
+    or a caller holds in memory is read like what lies in a file.
+    """
+
+    def __init__(self, values: "Place | Array") -> None:
+        self._values = values
+        self._stack = ExitStack()
+        self._descriptor: int | None = None
+        self._buffer: np.ndarray | None = None
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, start: int, stop: int) -> "np.ndarray":
+        """Return some of its bytes, good until the next call. The range has to be within it."""
+        import numpy as np  # headers are read without it
+
+        values = self._values
+        if not isinstance(values, Place):
+            return as_bytes(values)[start:stop]
+        if not 0 <= start <= stop <= values.slot.stop - values.slot.start:
+            raise ValueError(f"{values.path}: bytes {start} to {stop} of {values.slot}")
+        if self._descriptor is None:
+            self._descriptor = self._stack.enter_context(input_descriptor(values.path))
+        if self._buffer is None or self._buffer.size < stop - start:
+            self._buffer = np.empty(stop - start, np.uint8)
+        part = self._buffer[: stop - start]
+        get(self._descriptor, part, values.slot.start + start, values.path)
+        return part
+
+
+def as_bytes(values: "Array") -> "np.ndarray":
+    """Return the bytes of an array of numpy or torch that is in memory."""
+    import numpy as np  # headers are read without it
+
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    import torch  # a pickle's tensor
+
+    assert isinstance(values, torch.Tensor)
+    result: np.ndarray = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return result
 
 
 def read_tensor(place: Place) -> "Tensor":
@@ -69,34 +113,27 @@ def read_number(place: Place, name: str) -> float:
     code = slot.spec.dtype
     if code not in SCALARS and code != "BF16":
         raise CheckpointError(f"{place.path}: {name} of type {code} is no number")
-    with open_input(place.path) as file:
-        file.seek(slot.start)
-        data = file.read(slot.stop - slot.start)
+    data = bytearray(slot.stop - slot.start)
+    with input_descriptor(place.path) as descriptor:
+        get(descriptor, data, slot.start, place.path)
     if code == "BF16":  # the upper half of a float32
-        code, data = "F32", b"\0\0" + data
+        code, data = "F32", bytearray(2) + data
     return float(struct.unpack(SCALARS[code], data)[0])
 
 
 def read_bytes(
-    place: Place, start: int = 0, stop: int | None = None
+    values: "Place | Array", start: int = 0, stop: int | None = None
 ) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-    """Read a tensor's bytes by position, or some of them.
+    """Return a tensor's bytes, or some of them, in memory of their own.
 
-    Into a buffer of numpy's: the aligned ones of torch leave holes in the heap that fit no
-    successor. Reading 30 tensors of 10 MB one by one grew a process by 140 MB, and by 20 MB so.
+    In a buffer of numpy's: the aligned ones of torch leave holes in the heap that fit no successor.
+    Reading 30 tensors of 10 MB one by one grew a process by 140 MB, and by 20 MB so.
     """
-    import numpy as np  # headers are read without it
-
-    end = place.slot.stop if stop is None else place.slot.start + stop
-    buffer = np.empty(end - place.slot.start - start, np.uint8)
-    view = memoryview(buffer.data)
-    with input_descriptor(place.path) as descriptor:
-        while view:
-            count = os.preadv(descriptor, [view], end - len(view))
-            if count == 0:
-                raise CheckpointError(f"{place.path}: became shorter while it was read")
-            view = view[count:]
-    return buffer
+    if not isinstance(values, Place):
+        return as_bytes(values)[start:stop]
+    whole = values.slot.stop - values.slot.start
+    with Reader(values) as reader:
+        return reader.read(start, whole if stop is None else stop)
 
 
 def expect(place: Place) -> None:

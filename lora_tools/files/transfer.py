@@ -35,14 +35,18 @@ def begin(path: Path, plan: Layout) -> None:
         put(descriptor, memoryview(plan.header), 0)
 
 
-def get(descriptor: int, buffer: "np.ndarray", position: int) -> None:
-    """Fill a buffer from a file."""
-    view = memoryview(buffer.data)
+def get(
+    descriptor: int, buffer: "bytearray | np.ndarray", position: int, path: Path | None = None
+) -> None:
+    """Fill a buffer of bytes from a file; ``path`` is what errors call it, if not what it is."""
+    view = memoryview(buffer if isinstance(buffer, bytearray) else buffer.data)
     while view:
         with _naming(descriptor):
             count = os.preadv(descriptor, [view], position)
         if count == 0:
-            raise CheckpointError("a file became shorter while it was read")
+            raise CheckpointError(
+                f"{path or _name(descriptor) or 'a file'}: became shorter while it was read"
+            )
         view, position = view[count:], position + count
 
 
@@ -62,7 +66,9 @@ def copy(source: int, start: int, count: int, target: int, position: int) -> Non
         except OSError:  # another file system, or a kernel that cannot
             done = _copy_block(source, start, min(count, BLOCK), target, position)
         if done == 0:
-            raise CheckpointError("a file became shorter while it was copied")
+            raise CheckpointError(
+                f"{_name(source) or 'a file'}: became shorter while it was copied"
+            )
         start, position, count = start + done, position + done, count - done
 
 
@@ -79,8 +85,15 @@ def _naming(descriptor: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        try:
-            path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        except OSError:
-            raise error from None  # another system than Linux
+        path = _name(descriptor)
+        if path is None:
+            raise
         raise refusal(path, error) from error
+
+
+def _name(descriptor: int) -> Path | None:
+    """Return the file that a descriptor is of; None on another system than Linux."""
+    try:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:
+        return None

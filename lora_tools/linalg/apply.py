@@ -4,16 +4,20 @@ One pass over a slice that stays in the cache: widen, multiply, add, round, comp
 is that of every element, and costs a third of the arithmetic.
 """
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from lora_tools.linalg.exact import exact, placed, tensor
 from lora_tools.linalg.range import check_measurable
 from lora_tools.linalg.rounding import round_into, rounded_tensor
-from lora_tools.linalg.stored import WIDTH, accumulator, widen
+from lora_tools.linalg.stored import WIDTH, accumulator
 from lora_tools.shapes import Float
 from lora_tools.update import Array
+
+Decode: TypeAlias = Callable[[Float[np.ndarray, "n"]], None]
+"""Fills an array with numbers, whatever they are stored as."""
 
 NEAR = 2.0**-40
 """Float32 holds the squares of numbers from here to its reciprocal, and those of their rounding."""
@@ -54,8 +58,8 @@ class Gain(NamedTuple):
 class Adder(Protocol):
     """Adds updates to slices of stored numbers of one type, and rounds to another."""
 
-    def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
-        """Return the numbers that stored bytes hold, times ``scale``."""
+    def load(self, raw: np.ndarray, size: int, decode: Decode) -> Array:
+        """Return the ``size`` numbers that stored bytes hold, as ``decode`` fills them in."""
         ...
 
     def add(
@@ -75,25 +79,30 @@ class Adder(Protocol):
 
 
 class Host:
-    """Adds on the host. Holds the buffers of one slice, which the next one uses again."""
+    """Adds on the host. Holds the buffers of one slice, which the next one uses again.
+
+    ``source`` is the type of stored numbers; None if they are encoded.
+    """
 
     def __init__(
-        self, size: int, source: str, target: str, kind: type[np.floating[Any]] | None = None
+        self,
+        size: int,
+        source: str | None,
+        target: str,
+        kind: type[np.floating[Any]] | None = None,
     ) -> None:
         kind = kind or accumulator(target)
         self._source, self._target = source, target
         self._wide = np.empty(size, kind)
         self._delta = np.empty(size, kind)
         self._out = np.empty(size * WIDTH[target], np.uint8)
-        self._before, self._after = np.empty(size, kind), np.empty(size, kind)
+        self._sum, self._after = np.empty(size, kind), np.empty(size, kind)
         self._same, self._moved = np.empty(size, bool), np.empty(size, bool)
 
-    def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
-        """Return the numbers that stored bytes hold, times ``scale``; good until the next call."""
-        wide = self._wide[: raw.size // WIDTH[self._source]]
-        widen(raw, self._source, wide)
-        if scale is not None:
-            wide.reshape(max(len(scale), 1), -1)[...] *= scale
+    def load(self, raw: np.ndarray, size: int, decode: Decode) -> Array:
+        """Return the numbers that stored bytes hold; good until the next call."""
+        wide = self._wide[:size]
+        decode(wide)
         return wide
 
     def add(
@@ -109,23 +118,22 @@ class Host:
             precise = Host(wide.size, self._source, self._target, np.float64)
             return precise.add(raw, wide.astype(np.float64), left, right, gain)
         delta, moved, same = (b[: wide.size] for b in (self._delta, self._moved, self._same))
-        before, after = self._before[: wide.size], self._after[: wide.size]
-        np.copyto(before, wide)
+        total, after = self._sum[: wide.size], self._after[: wide.size]
         np.matmul(left, right, out=delta.reshape(len(left), -1))
         if gain:
             normalise(wide, delta, gain, len(left))
         np.not_equal(delta, 0, out=moved)
         update = float(delta @ delta)
-        wide += delta
-        out = self.finish(wide)  # leaves in `after` what it has rounded to
+        np.add(wide, delta, out=total)
+        out = self.finish(total)  # leaves in `after` what it has rounded to
         if self._source == self._target:
             unit = f"u{WIDTH[self._target]}"
             np.equal(raw.view(unit), out.view(unit), out=same)
         else:
-            np.equal(after, before, out=same)
+            np.equal(after, wide, out=same)
         same &= moved
         # Not from the sum, which has lost what is far smaller than W already.
-        after -= before
+        after -= wide
         after -= delta
         swallowed = int(np.count_nonzero(same))
         return out, Tally(update, float(after @ after), int(np.count_nonzero(moved)), swallowed)
@@ -138,26 +146,30 @@ class Host:
 
 
 class Device:
-    """Adds on a device of torch. The same results as `Host`, up to the order of products."""
+    """Adds on a device of torch. The same results as `Host`, up to the order of products.
 
-    def __init__(self, device: str, source: str, target: str) -> None:
+    Numbers are widened there; what is encoded is decoded on the host.
+    """
+
+    def __init__(self, device: str, source: str | None, target: str) -> None:
         import torch
 
         placed(np.empty(0, np.float32), device)  # refused before anything is added
         self._device = device
         names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-        names |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-        self._stored: torch.dtype = getattr(torch, names[source])
+        self._stored: torch.dtype | None = getattr(torch, names[source]) if source else None
+        self._code = target
         self._target: torch.dtype = getattr(torch, names[target])
         self._kind = torch.float32 if accumulator(target) == np.float32 else torch.float64
 
     @exact()
-    def load(self, raw: np.ndarray, scale: Float[np.ndarray, "m k"] | None = None) -> Array:
-        """Return the numbers that stored bytes hold, times ``scale``, on the device."""
-        wide = tensor(raw).to(self._device).view(self._stored).to(self._kind)
-        if scale is not None:
-            wide.view(len(scale), -1).mul_(tensor(scale.copy()).to(wide))
-        return wide
+    def load(self, raw: np.ndarray, size: int, decode: Decode) -> Array:
+        """Return the numbers that stored bytes hold, on the device."""
+        if self._stored is not None:
+            return tensor(raw).to(self._device).view(self._stored).to(self._kind)
+        wide = np.empty(size, accumulator(self._code))
+        decode(wide)
+        return tensor(wide).to(self._device)
 
     @exact()
     def add(

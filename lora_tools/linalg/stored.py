@@ -1,7 +1,7 @@
 """Stored numbers, and the wider ones that they are computed with: exact, there is no rounding here.
 
 On the host a stored tensor is its bytes. Numpy has no bfloat16, whose bits are the upper half of a
-float32's, and no float8, which torch widens.
+float32's.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from lora_tools.update import Array
 KINDS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 """What numpy has elements of a type as: those of bfloat16 as their bits."""
 
-WIDTH = {"F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+WIDTH = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 """Bytes per element of the types that numbers can be added to."""
 
 DIGITS = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
@@ -41,13 +41,8 @@ def widen(raw: np.ndarray, code: str, out: Float[np.ndarray, "n"]) -> None:
         np.left_shift(raw.view(np.uint16), 16, out=single.view(np.uint32), dtype=np.uint32)
         if single is not out:
             np.copyto(out, single)
-    elif code in KINDS:
-        np.copyto(out, raw.view(KINDS[code]))
     else:
-        import torch  # float8
-
-        names = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-        torch.from_numpy(out).copy_(torch.from_numpy(raw).view(getattr(torch, names[code])))
+        np.copyto(out, raw.view(KINDS[code]))
 
 
 def widened(bits: Array, code: str) -> Float[np.ndarray, "..."]:

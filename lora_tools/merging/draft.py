@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_tools.base import plain
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
@@ -64,7 +65,8 @@ class Draft:
             )
             return
         old = self.entries[key]
-        source = Source(adapter.tensors.arrays.places[extra.key], extra.spec, adapter=adapter)
+        values = adapter.tensors.arrays.places[extra.key]
+        source = Source(plain(extra.key, extra.spec, values), adapter)
         if old.source.adapter and not _same(old.source, source):
             raise UnsupportedError(
                 f"{key}: replaced by {old.source.adapter.path} and by {adapter.path}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_tools.adapter import Adapter
+from lora_tools.base import Weight
 from lora_tools.files.header import Spec
 from lora_tools.files.place import Place
 from lora_tools.formats.manifest import Extra, Module
@@ -70,15 +71,19 @@ class Tokens:
 class Source:
     """The values that a tensor has before anything is added to them."""
 
-    values: "Place | Array"
-    """Where they lie; a pickle's are in memory."""
-    spec: Spec
-    scale: Place | None = None
-    """What quantised values are multiplied with."""
-    block: tuple[int, int] | None = None
-    """The rows and columns that share an element of the scale; None: its shape says it."""
+    weight: Weight
     adapter: Adapter | None = None
     """The adapter whose tensor it is; None: the base."""
+
+    @property
+    def values(self) -> "Place | Array":
+        """Where the first part of the weight lies; a pickle's is in memory."""
+        return self.weight.values[0]
+
+    @property
+    def spec(self) -> Spec:
+        """The shape of the weight, and the type that its first part is stored in."""
+        return self.weight.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +108,13 @@ class Entry:
     @property
     def plain(self) -> bool:
         """Whether its bytes are those of its source."""
-        changed = self.patches or self.tokens or self.source.scale
+        changed = self.patches or self.tokens or not self.source.weight.whole
         return not changed and self.spec == self.source.spec
 
     @property
     def files(self) -> set[Path]:
         """The files of the base that it is read from."""
-        source = self.source
-        places = () if source.adapter else (source.values, source.scale)
-        return {place.path for place in places if isinstance(place, Place)}
+        return set() if self.source.adapter else self.source.weight.files
 
     @property
     def table(self) -> tuple[int, int]:

@@ -6,18 +6,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_tools.adapter import Adapter
+from lora_tools.base import base_of
+from lora_tools.codecs.declared import SECTIONS
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.merging.draft import Draft, Options
-from lora_tools.merging.entry import Entry
+from lora_tools.merging.entry import Entry, Source
 from lora_tools.merging.place import Strong
-from lora_tools.merging.sources import sources
 from lora_tools.merging.tied import EMBEDDINGS, is_one_of, tie_of
 from lora_tools.model import Model
-from lora_tools.quantised import FLOAT8, READABLE, check
-from lora_tools.quantised.configured import SECTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,13 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
     what cannot be merged rightly.
     """
     options = options or Options()
-    check(base, "Merge into the weights it was quantised from, and quantise the result again.")
-    found, scales = sources(base)
+    weights = base_of(
+        base, "Merge into the weights it was quantised from, and quantise the result again."
+    )
     tie = tie_of(base)
     if options.untie and tie is None:
         raise PolicyError(f"{base.path}: its embeddings are not tied, so there is nothing to untie")
-    entries = {
-        key: Entry(key, found[key].spec, found[key])
-        for key in base.tensors.specs
-        if key not in scales
-    }
+    entries = {key: Entry(key, weight.spec, Source(weight)) for key, weight in weights.items()}
     if tie and options.untie:
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
     draft = Draft(base, entries, tie, options)
@@ -77,16 +73,17 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
     if not any(entry.patches or entry.tokens or entry.source.adapter for entry in entries.values()):
         draft.notes.append("The adapters change nothing of this base.")
     _check_types(base, [entries[key] for key in touched])
-    config, grown = _configured(base, entries, options, dequantised=bool(scales))
+    config, grown = _configured(base, entries, options, dequantised=bool(weights.encoded))
     if grown:
         draft.notes.append(
             f"The vocabulary has {grown[1]:,} entries where the base has {grown[0]:,}."
         )
-    if scales and options.dtype:
-        draft.left_out |= dict.fromkeys(sorted(scales), "its scale is in the weights now")
-    elif scales:
+    if weights.encoded and options.dtype:
+        draft.left_out |= dict.fromkeys(sorted(weights.aside), "its scale is in the weights now")
+    elif weights.encoded:
+        kinds = " and ".join(sorted({weight.codec.title for weight in weights.encoded}))
         raise UnsupportedError(
-            f"{base.path}: a base of scaled float8: {some(sorted(scales), 2)}"
+            f"{base.path}: a base of {kinds} with scales: {some(sorted(weights.aside), 2)}"
         ).hint("Pass --dtype bfloat16 (or float16, float32) to multiply it out.")
     return Recipe(
         base,
@@ -111,7 +108,7 @@ def _typed(entry: Entry, dtype: str | None, general: str | None) -> Entry:
     """Give an entry the element type that was asked for, where it has the base's general one."""
     if dtype is None:
         return entry
-    if entry.spec.dtype != general and entry.spec.dtype not in FLOAT8:
+    if entry.spec.dtype != general and entry.source.weight.plain:
         return entry
     return replace(entry, spec=Spec(dtype, entry.spec.shape))
 
@@ -129,7 +126,7 @@ def _check_types(base: Model, touched: list[Entry]) -> None:
     packed = [
         f"{entry.key} ({entry.source.spec.dtype})"
         for entry in touched
-        if entry.source.spec.dtype not in READABLE
+        if not entry.source.weight.is_numbers
     ]
     if packed:
         raise UnsupportedError(

@@ -1,21 +1,16 @@
 """Strips: a tensor's rows with what is added to them, in pieces that stay in a cache."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_tools.base import Rows
 from lora_tools.errors import NonFiniteError
-from lora_tools.files.inputs import input_descriptor
-from lora_tools.files.place import Place, read_array
-from lora_tools.files.transfer import get
 from lora_tools.linalg.apply import Gain, column_norms, narrowed
-from lora_tools.linalg.stored import WIDTH, widen
-from lora_tools.merging.entry import Entry, Patch, Source
+from lora_tools.merging.entry import Entry, Patch
 from lora_tools.merging.factors import Loaded, load, side_by_side, wide
-from lora_tools.quantised import spread
 from lora_tools.shapes import Float
 from lora_tools.update import Update
 
@@ -29,11 +24,14 @@ class Strip(NamedTuple):
     first: int
     last: int
     raw: np.ndarray
-    scale: Float[np.ndarray, "m k"] | None
-    """What quantised values are multiplied with."""
+    rows: Rows
     left: Float[np.ndarray, "m r"] | None
     right: Float[np.ndarray, "r k"] | None
     gain: Gain | None
+
+    def decode(self, out: Float[np.ndarray, "n"]) -> None:
+        """Fill ``out``, float32 or float64, with the numbers that the bytes stand for."""
+        self.rows.decode(self.raw, self.first, self.last, out)
 
 
 def height(entry: Entry) -> int:
@@ -47,7 +45,7 @@ def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) ->
     Raises `NonFiniteError` if a factor holds NaN or Inf, or its update has no square in float64.
     """
     step, updates = height(entry), dict[tuple[int, str], Update]()
-    with _Reader(entry) as reader:
+    with Rows(entry.source.weight, entry.table[1]) as source:
         for first, last, patches in bands(entry, rows):
             joined, gain = _joined(entry, patches, (first, last), updates)
             left = right = None
@@ -62,9 +60,7 @@ def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) ->
                 its = gain
                 if gain and not gain.columns:
                     its = Gain(gain.magnitude[low - first : high - first], columns=False)
-                yield Strip(
-                    low, high, reader.raw(low, high), reader.scale(low, high), part, right, its
-                )
+                yield Strip(low, high, source.raw(low, high), source, part, right, its)
 
 
 def bands(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple[Patch, ...]]]:
@@ -125,75 +121,10 @@ def _column_factor(entry: Entry, loaded: Loaded) -> Float[np.ndarray, "k"]:
     height_, width = entry.table
     total = np.zeros(width)
     step = height(entry)
-    with _Reader(entry) as reader:
+    with Rows(entry.source.weight, width) as source:
         for low in range(0, height_, step):
             high = min(low + step, height_)
-            values = reader.wide(low, high)
-            total += column_norms(values, loaded.left[low:high], loaded.right)
+            total += column_norms(source.wide(low, high), loaded.left[low:high], loaded.right)
     assert loaded.magnitude is not None
     factor: Float[np.ndarray, k] = loaded.magnitude / np.sqrt(total)
     return factor
-
-
-class _Reader:
-    """Reads the rows of a source, each time into the same buffer."""
-
-    def __init__(self, entry: Entry) -> None:
-        source = entry.source
-        self._source = source
-        self._width = entry.table[1] * WIDTH.get(source.spec.dtype, 1)
-        self._columns = entry.table[1]
-        self._buffer = np.empty(0, np.uint8)
-        self._scale = _scale(source)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "_Reader":
-        values = self._source.values
-        if isinstance(values, Place):
-            self._descriptor = self._stack.enter_context(input_descriptor(values.path))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def raw(self, low: int, high: int) -> np.ndarray:
-        """Return the bytes of rows, good until the next call."""
-        start, stop = low * self._width, high * self._width
-        values = self._source.values
-        if not isinstance(values, Place):
-            return as_bytes(values)[start:stop]
-        if self._buffer.size < stop - start:
-            self._buffer = np.empty(stop - start, np.uint8)
-        part = self._buffer[: stop - start]
-        get(self._descriptor, part, values.slot.start + start)
-        return part
-
-    def scale(self, low: int, high: int) -> Float[np.ndarray, "m k"] | None:
-        """Return what each element of rows is multiplied with."""
-        if self._scale is None:
-            return None
-        return spread(self._scale, self._source.block, (low, high), self._columns)
-
-    def wide(self, low: int, high: int) -> Float[np.ndarray, "m k"]:
-        """Return rows in float64."""
-        raw = self.raw(low, high)
-        out = np.empty((high - low) * self._columns)
-        widen(raw, self._source.spec.dtype, out)
-        table: np.ndarray = out.reshape(high - low, -1)
-        factor = self.scale(low, high)
-        return table if factor is None else table * factor
-
-
-def _scale(source: Source) -> Float[np.ndarray, "..."] | None:
-    return None if source.scale is None else wide(read_array(source.scale))
-
-
-def as_bytes(values: object) -> np.ndarray:
-    """Return the bytes of an array of numpy or torch."""
-    if isinstance(values, np.ndarray):
-        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    import torch  # a pickle's tensor
-
-    assert isinstance(values, torch.Tensor)
-    result: np.ndarray = values.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return result

@@ -1,6 +1,7 @@
 """Numbers of any size: a figure is right, or it is refused; none is 0, NaN or Inf by accident."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lora_tools.linalg.compare import compare
 from lora_tools.linalg.metrics import norm, squared_distance, squared_norm
 from lora_tools.linalg.range import LEAST, MOST
 from lora_tools.linalg.rescale import rescale
+from lora_tools.linalg.stored import widen
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.truncate import truncate
 from lora_tools.update import LowRank
@@ -156,7 +158,8 @@ def test_the_tally_of_a_merge_is_right_at_any_size(target, size, adder):
     left, right = narrowed(B * size, A * size, np.float32 if target == "BF16" else np.float64)
     raw = weight.view(torch.uint8).reshape(-1).numpy()
     worker = adder(weight.numel(), target, target)
-    out, tally = worker.add(raw, worker.load(raw), left, right)
+    wide = worker.load(raw, weight.numel(), partial(widen, raw, target))
+    out, tally = worker.add(raw, wide, left, right)
     merged = torch.from_numpy(out.copy()).view(kinds[target]).double().reshape(12, 9).numpy()
     delta = size * size * (B @ A)
     assert math.sqrt(tally.update) == pytest.approx(np.linalg.norm(delta), rel=1e-5)

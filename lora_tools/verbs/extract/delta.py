@@ -1,16 +1,12 @@
 """The difference of two stored tensors, made in blocks that never leave the cache."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from lora_tools.base import Base, Rows, Weight
 from lora_tools.errors import NonFiniteError
-from lora_tools.files.dtypes import numpy_dtype
 from lora_tools.linalg.range import LEAST, MOST
-from lora_tools.linalg.stored import widened
-from lora_tools.model import Model
-from lora_tools.quantised import FLOAT8, Scaling, scaling_of, spread
 from lora_tools.shapes import Float
 from lora_tools.verbs.extract.pairs import Pair
 
@@ -29,51 +25,7 @@ class Delta(NamedTuple):
     """‖W‖² of the base."""
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A tensor of one of the two models, read by rows."""
-
-    model: Model
-    key: str
-    shape: tuple[int, int]
-
-    @property
-    def dtype(self) -> str:
-        """Its element type in the file."""
-        return self.model.tensors.specs[self.key].dtype
-
-    @property
-    def scaling(self) -> Scaling | None:
-        """What it is to be multiplied by."""
-        return scaling_of(self.key, self.model)
-
-    def raw(self, start: int, stop: int) -> np.ndarray:
-        """Return the bytes of some rows."""
-        width = self.model.tensors.specs[self.key].nbytes // max(self.shape[0], 1)
-        return self.model.tensors.bytes_of(self.key, start * width, stop * width)
-
-    def wide(self, raw: np.ndarray, start: int, stop: int) -> Float[np.ndarray, "rows columns"]:
-        """Return those bytes as float32 numbers, or as float64 ones if they are."""
-        shape = (stop - start, self.shape[1])
-        if self.dtype in FLOAT8:
-            numbers = _eight(raw, self.dtype).reshape(shape)
-            numbers *= self._factor(start, stop)
-            return numbers
-        kind = "uint16" if self.dtype == "BF16" else numpy_dtype(self.dtype)
-        return widened(raw.view(kind), self.dtype).reshape(shape)
-
-    def _factor(self, start: int, stop: int) -> Float[np.ndarray, "..."]:
-        """Return the scales of some rows."""
-        if self.scaling is None:
-            return np.ones((), np.float32)
-        scale = self.model.tensors.arrays[self.scaling.key]
-        if not isinstance(scale, np.ndarray):
-            scale = scale.float().numpy()
-        table = scale.astype(np.float32)
-        return spread(table, self.scaling.block, (start, stop), self.shape[1])
-
-
-def difference(base: Model, tuned: Model, pair: Pair, *, common: int | None = None) -> Delta | None:
+def difference(base: Base, tuned: Base, pair: Pair, *, common: int | None = None) -> Delta | None:
     """Read both sides of a weight and subtract; None if they are equal, bit for bit.
 
     Equality is found out by comparing bytes, before any arithmetic. With ``common`` only that
@@ -81,35 +33,33 @@ def difference(base: Model, tuned: Model, pair: Pair, *, common: int | None = No
     that holds NaN or Inf.
     """
     rows, columns = _matrix(pair, common)
-    old, new = Side(base, pair.base, (rows, columns)), Side(tuned, pair.tuned, (rows, columns))
-    if common is not None:
-        full = pair.spec.shape[0], pair.tuned_spec.shape[0]
-        old, new = (
-            Side(s.model, s.key, (n, columns)) for s, n in zip((old, new), full, strict=True)
-        )
     step = max(BLOCK // max(columns, 1), 1)
     spans = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-    alike = old.dtype == new.dtype and old.scaling is None and new.scaling is None
-    if alike and all(np.array_equal(old.raw(*span), new.raw(*span)) for span in spans):
-        return None
-    double = "F64" in (old.dtype, new.dtype)
-    delta = np.empty((rows, columns), np.float64 if double else np.float32)
-    squared = base_squared = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-        for start, stop in spans:
-            before = old.wide(old.raw(start, stop), start, stop)
-            after = new.wide(new.raw(start, stop), start, stop)
-            block = np.subtract(after, before, out=delta[start:stop])
-            squared += _squared(block)
-            base_squared += _squared(before)
+    weights = base[pair.base], tuned[pair.tuned]
+    with Rows(weights[0], columns) as old, Rows(weights[1], columns) as new:
+        same = _bytes_tell(*weights)
+        if same and all(np.array_equal(old.raw(*span), new.raw(*span)) for span in spans):
+            return None
+        double = "F64" in (weight.spec.dtype for weight in weights)
+        delta = np.empty((rows, columns), np.float64 if double else np.float32)
+        before = np.empty(min(step, rows) * columns, delta.dtype)
+        squared = base_squared = 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            for start, stop in spans:
+                block, under = delta[start:stop].reshape(-1), before[: (stop - start) * columns]
+                old.decode(old.raw(start, stop), start, stop, under)
+                new.decode(new.raw(start, stop), start, stop, block)
+                block -= under
+                squared += _squared(block)
+                base_squared += _squared(under)
     if not (np.isfinite(squared) and np.isfinite(base_squared)):
-        raise _not_finite(old, new, spans)
+        raise _not_finite(base, tuned, pair, columns, spans)
     if not squared and not delta.any():
         return None  # 0 and -0
     for whole in (squared, base_squared if base_squared else 1.0):
         if not LEAST**2 <= whole <= MOST**2:
             raise NonFiniteError(
-                f"{new.model.path}: {new.key} and its base: the norm of one, or of what was added,"
+                f"{tuned.path}: {pair.tuned} and its base: the norm of one, or of what was added,"
                 f" has no square in float64"
             ).hint("Pass --skip-bad to go on without it.")
     return Delta(delta, squared, base_squared)
@@ -127,21 +77,25 @@ def _squared(block: Float[np.ndarray, "..."]) -> float:
     return float(np.dot(wide, wide))
 
 
-def _eight(raw: np.ndarray, code: str) -> Float[np.ndarray, " n"]:
-    import torch  # numpy has no float8
-
-    from lora_tools.files.dtypes import torch_dtype
-
-    numbers: Float[np.ndarray, " n"] = torch.from_numpy(raw).view(torch_dtype(code)).float().numpy()
-    return numbers
-
-
-def _not_finite(old: Side, new: Side, spans: list[tuple[int, int]]) -> NonFiniteError:
+def _not_finite(
+    base: Base, tuned: Base, pair: Pair, columns: int, spans: list[tuple[int, int]]
+) -> NonFiniteError:
     bad = [
-        f"{side.model.path}: {side.key}"
-        for side in (old, new)
-        if not all(np.isfinite(side.wide(side.raw(*span), *span)).all() for span in spans)
+        f"{side.path}: {key}"
+        for side, key in ((base, pair.base), (tuned, pair.tuned))
+        if not _is_finite(side[key], columns, spans)
     ]
-    where = " and ".join(bad) or f"{new.model.path}: {new.key}"
+    where = " and ".join(bad) or f"{tuned.path}: {pair.tuned}"
     what = "holds NaN or Inf" if bad else "differs from the base by more than float32 can hold"
     return NonFiniteError(f"{where} {what}").hint("Pass --skip-bad to go on without it.")
+
+
+def _bytes_tell(one: Weight, other: Weight) -> bool:
+    """Whether the same bytes mean the same numbers."""
+    alike = type(one.codec) is type(other.codec) and one.spec.dtype == other.spec.dtype
+    return alike and one.whole and other.whole
+
+
+def _is_finite(weight: Weight, columns: int, spans: list[tuple[int, int]]) -> bool:
+    with Rows(weight, columns) as rows:
+        return all(np.isfinite(rows.wide(*span)).all() for span in spans)

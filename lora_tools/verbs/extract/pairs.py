@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lora_tools.base import Base
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
-from lora_tools.model import Model
 from lora_tools.names import Prefix, align
-from lora_tools.quantised import READABLE, is_scale
 from lora_tools.verbs.extract.sites import EMBEDDINGS, HEADS, WEIGHT, Place, by_token, place
 
 
@@ -46,13 +45,12 @@ class Pairs:
     notes: tuple[str, ...] = ()
 
 
-def match(base: Model, tuned: Model) -> Pairs:
+def match(base: Base, tuned: Base) -> Pairs:
     """Pair the tensors of two models, whatever prefix stands before either's names.
 
     Raises `FormatError` if the models are of different architectures or shapes.
     """
-    ours = [key for key in base.tensors if not is_scale(key, base.tensors)]
-    theirs = [key for key in tuned.tensors if not is_scale(key, tuned.tensors)]
+    ours, theirs = list(base), list(tuned)
     prefixes = align(theirs, ours)
     if len(prefixes) != 1:
         reason = "fit in several places" if prefixes else "share no name"
@@ -73,37 +71,36 @@ def match(base: Model, tuned: Model) -> Pairs:
     return Pairs(both, only_base, only_tuned, tuple(notes))
 
 
-def _pair(base: Model, tuned: Model, name: str, base_key: str, tuned_key: str) -> Pair:
-    spec, other = base.tensors.specs[base_key], tuned.tensors.specs[tuned_key]
-    readable = spec.dtype in READABLE and other.dtype in READABLE
-    return Pair(
-        name, base_key, tuned_key, spec, other, place(name, spec, base) if readable else None
-    )
+def _pair(base: Base, tuned: Base, name: str, base_key: str, tuned_key: str) -> Pair:
+    spec, other = base.specs[base_key], tuned.specs[tuned_key]
+    is_numbers = base[base_key].is_numbers and tuned[tuned_key].is_numbers
+    where = place(name, spec, base.model) if is_numbers else None
+    return Pair(name, base_key, tuned_key, spec, other, where)
 
 
 def _tied(
-    base: Model, tuned: Model, where: dict[str, str], notes: list[str]
+    base: Base, tuned: Base, where: dict[str, str], notes: list[str]
 ) -> list[tuple[str, str, str]]:
     """Pair an output layer that one side ties to its embedding with that embedding."""
-    table = next((key for key in base.tensors if _leaf(key) in EMBEDDINGS and key in where), None)
+    table = next((key for key in base if _leaf(key) in EMBEDDINGS and key in where), None)
     if table is None:
         return []
     links = []
-    heads = {key for key in [*base.tensors, *where] if _leaf(key) in HEADS}
+    heads = {key for key in [*base, *where] if _leaf(key) in HEADS}
     for head in sorted(heads):
         name = head.removesuffix(" (of the tuned model)")
-        if head in base.tensors and head not in where and tuned.tied:
+        if head in base and head not in where and tuned.model.tied:
             links.append((name, head, where[table]))
             notes.append(f"{name} is tied to {where[table]} in the tuned model.")
-        elif head in where and head not in base.tensors and name not in base.tensors:
-            same = base.tensors.specs[table].shape[1:] == tuned.tensors.specs[where[head]].shape[1:]
-            if same and (base.tied or not base.config):
+        elif head in where and head not in base and name not in base:
+            same = base.specs[table].shape[1:] == tuned.specs[where[head]].shape[1:]
+            if same and (base.model.tied or not base.model.config):
                 links.append((name, table, where[head]))
                 notes.append(f"{name} is tied to {table} in the base.")
     return links
 
 
-def _check_shapes(base: Model, tuned: Model, both: tuple[Pair, ...]) -> None:
+def _check_shapes(base: Base, tuned: Base, both: tuple[Pair, ...]) -> None:
     wrong = [
         f"{pair.name} {list(pair.spec.shape)} and {list(pair.tuned_spec.shape)}"
         for pair in both
@@ -119,10 +116,10 @@ def _check_shapes(base: Model, tuned: Model, both: tuple[Pair, ...]) -> None:
 
 
 def _check_overlap(
-    base: Model, tuned: Model, both: tuple[Pair, ...], only_base: tuple[str, ...]
+    base: Base, tuned: Base, both: tuple[Pair, ...], only_base: tuple[str, ...]
 ) -> None:
     """Refuse two models that merely share a few names."""
-    matrices = [key for key in only_base if len(base.tensors.specs[key].shape) > 1]
+    matrices = [key for key in only_base if len(base.specs[key].shape) > 1]
     shared = sum(len(pair.spec.shape) > 1 for pair in both)
     if not shared or len(matrices) > shared:
         raise FormatError(

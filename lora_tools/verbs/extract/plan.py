@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_tools.base import Base, base_of
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import FLOATS
@@ -13,7 +14,6 @@ from lora_tools.formats.manifest import Module, Part
 from lora_tools.linalg.krylov import Precision
 from lora_tools.model import Model
 from lora_tools.names import matches
-from lora_tools.quantised import check, scale_of
 from lora_tools.verbs.extract.options import Options, Treatment
 from lora_tools.verbs.extract.pairs import Pair, Pairs, match
 from lora_tools.verbs.extract.sites import WEIGHT, Place
@@ -42,6 +42,8 @@ class Plan:
 
     base: Model
     tuned: Model
+    weights: tuple[Base, Base]
+    """What the two hold."""
     pairs: Pairs
     items: tuple[Item, ...]
     """In the order of the tuned model's files."""
@@ -64,11 +66,8 @@ class Plan:
 
     def files(self, item: Item) -> set[Path]:
         """Return the files that an item is read from."""
-        found = set()
-        sides = (self.base.tensors, item.pair.base), (self.tuned.tensors, item.pair.tuned)
-        for tensors, key in sides:
-            found |= {tensors.file(name) for name in (key, scale_of(key, tensors.specs)) if name}
-        return found
+        old, new = self.weights
+        return old[item.pair.base].files | new[item.pair.tuned].files
 
     @property
     def precision(self) -> Precision:
@@ -122,13 +121,12 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
     Raises `UnsupportedError` for quantised checkpoints, `FormatError` for models that do not fit
     together, and `PolicyError` for a vocabulary that grew and patterns that match nothing.
     """
-    for model in (base, tuned):
-        check(
-            model,
-            "A difference of quantised weights is mostly quantisation. Give the checkpoint that was"
-            " quantised, in bfloat16, float16 or float32.",
-        )
-    pairs = match(base, tuned)
+    remedy = (
+        "A difference of quantised weights is mostly quantisation. Give the checkpoint that was"
+        " quantised, in bfloat16, float16 or float32."
+    )
+    weights = base_of(base, remedy), base_of(tuned, remedy)
+    pairs = match(*weights)
     ordered = sorted(pairs.both, key=lambda pair: tuned.tensors.position(pair.tuned))
     items = tuple(_item(number, pair, options) for number, pair in enumerate(ordered))
     _check_patterns(items, tuned, options)
@@ -148,7 +146,7 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
         raise UnsupportedError(
             f"{options.runtime.name} does not load a LoRA of embeddings: {some(refused)}"
         ).hint("Pass --embeddings skip.")
-    return Plan(base, tuned, pairs, items, options)
+    return Plan(base, tuned, weights, pairs, items, options)
 
 
 def _item(number: int, pair: Pair, options: Options) -> Item:

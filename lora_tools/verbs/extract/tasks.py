@@ -12,7 +12,6 @@ from lora_tools.linalg.krylov import Leading, leading
 from lora_tools.linalg.operator import Operator, operator
 from lora_tools.linalg.split import Split, split
 from lora_tools.linalg.tall import Small
-from lora_tools.quantised import READABLE
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 from lora_tools.verbs.extract.delta import Delta, difference
@@ -85,14 +84,15 @@ def load(job: Job) -> Loaded:
     if kept is not None:
         return Loaded(job, kept, None)
     pair, plan = job.item.pair, job.plan
-    if pair.spec.dtype not in READABLE or pair.tuned_spec.dtype not in READABLE:
+    old, new = plan.weights[0][pair.base], plan.weights[1][pair.tuned]
+    if not (old.is_numbers and new.is_numbers):
         same = pair.spec == pair.tuned_spec and np.array_equal(
             plan.base.tensors.bytes_of(pair.base), plan.tuned.tensors.bytes_of(pair.tuned)
         )
         return Loaded(job, None, None, "" if same else "not of a floating-point type")
     common = min(pair.spec.shape[0], pair.tuned_spec.shape[0]) if pair.grown else None
     try:
-        return Loaded(job, None, difference(plan.base, plan.tuned, pair, common=common))
+        return Loaded(job, None, difference(*plan.weights, pair, common=common))
     except NonFiniteError:
         if not plan.options.skip_bad:
             raise

@@ -6,16 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
+from lora_tools.base import Base, Rows, base_of
+from lora_tools.base import Weight as BaseWeight
 from lora_tools.executors import Executor
 from lora_tools.files.address import Address, reopened
-from lora_tools.files.dtypes import FLOATS
 from lora_tools.linalg.metrics import norm
 from lora_tools.merging.entry import Patch
 from lora_tools.merging.pieces import Site
 from lora_tools.merging.sites import prefix_of, sites
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
-from lora_tools.quantised import check
+
+BLOCK = 1 << 20
+"""Elements that are read at a time."""
 
 
 class Weight(NamedTuple):
@@ -40,18 +43,18 @@ class Comparison:
     """What an adapter is to a base model."""
 
     adapter: Adapter
-    base: Model
+    base: Base
     sites: Mapping[str, Site | None]
     weights: Mapping[str, Weight] = field(default_factory=dict)
     """Of the modules that have a site of their shape."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process finds the same sites, once, and no weights."""
-        return reopened, (Address(_found, (self.adapter.address, self.base.address)),)
+        return reopened, (Address(_found, (self.adapter.address, self.base.model.address)),)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what does not fit, as plain data."""
-        specs = self.base.tensors.specs
+        specs = self.base.specs
         misfits = {name: site.misfit for name, site in self.sites.items() if site and site.misfit}
         return {
             "path": str(self.base.path),
@@ -82,7 +85,6 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
     Raises `FormatError` if the adapter fits in several places or square experts lie either way,
     and `UnsupportedError` for a quantised base.
     """
-    check(base, "Compare with the weights that it was quantised from.")
     found = _found(adapter, base)
     jobs = [Weighing(found, name) for name, site in found.sites.items() if site and site.pieces]
     weights = zip(jobs, executor.map(weigh, jobs), strict=True)
@@ -91,23 +93,31 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
 
 def _found(adapter: Adapter, base: Model) -> Comparison:
     """Find what each module is added to, from headers."""
-    specs = base.tensors.specs
-    return Comparison(adapter, base, sites(adapter, prefix_of(adapter, specs), specs, base.config))
+    weights = base_of(base, "Compare with the weights that it was quantised from.")
+    specs = weights.specs
+    found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
+    return Comparison(adapter, weights, found)
 
 
 def weigh(job: Weighing) -> Weight:
     """Return the base weights of a module and the norm of the rows that it changes."""
-    adapter, tensors = job.comparison.adapter, job.comparison.base.tensors
+    adapter, base = job.comparison.adapter, job.comparison.base
     module, site = adapter.module(job.module), job.comparison.sites[job.module]
     patches = [Patch(adapter, module, piece, 1.0) for piece in (site.pieces if site else ())]
     keys = tuple(dict.fromkeys(patch.piece.key for patch in patches))
-    if any(tensors.specs[key].dtype not in FLOATS for key in keys):
+    if not all(base[key].is_numbers for key in keys):
         return Weight(keys, None)
-    norms = [
-        norm(
-            tensors.span(patch.piece.key, patch.piece.start * patch.width, patch.stop * patch.width)
-        )
-        for patch in patches
-    ]
-    whole = math.hypot(*norms)
+    whole = math.hypot(*(_norm(base[patch.piece.key], patch) for patch in patches))
     return Weight(keys, whole if math.isfinite(whole) else None)
+
+
+def _norm(weight: BaseWeight, patch: Patch) -> float:
+    """Return the norm of the rows that a patch changes; memory holds some of them at a time."""
+    step = max(BLOCK // max(patch.width, 1), 1)
+    with Rows(weight, patch.width) as rows:
+        return math.hypot(
+            *(
+                norm(rows.wide(start, min(start + step, patch.stop)))
+                for start in range(patch.piece.start, patch.stop, step)
+            )
+        )

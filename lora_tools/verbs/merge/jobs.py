@@ -10,14 +10,14 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.files.inputs import input_descriptor
-from lora_tools.files.place import Place
+from lora_tools.files.place import Place, as_bytes
 from lora_tools.files.transfer import copy, opened, put
 from lora_tools.linalg.apply import Adder, Device, Host, Tally
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import WIDTH, accumulator
 from lora_tools.merging import Entry, Recipe
-from lora_tools.merging.strips import as_bytes, by_columns, height, strips, tokens
+from lora_tools.merging.strips import by_columns, height, strips, tokens
 from lora_tools.verbs.merge.shards import Shard
 
 CHUNK = 1 << 25
@@ -103,11 +103,12 @@ def _sum(job: Job, target: int) -> Tally:
     code, (_, columns) = entry.spec.dtype, entry.table
     width = columns * WIDTH[code]
     size = min(height(entry), job.rows[1] - job.rows[0]) * columns
-    kinds = entry.source.spec.dtype, code
+    weight = entry.source.weight
+    kinds = weight.spec.dtype if weight.plain else None, code
     adder: Adder = Host(size, *kinds) if job.device == "cpu" else Device(job.device, *kinds)
     total = Tally()
     for strip in strips(entry, job.rows, accumulator(code)):
-        wide = adder.load(strip.raw, strip.scale)
+        wide = adder.load(strip.raw, (strip.last - strip.first) * columns, strip.decode)
         if strip.left is None or strip.right is None:
             out = adder.finish(wide)
         else:

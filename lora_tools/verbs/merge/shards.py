@@ -50,7 +50,7 @@ def shards(recipe: Recipe, most: int | None = None) -> Shards:
     base = recipe.base.tensors
     groups = _as_base(recipe) if most is None else _at_most(recipe, most)
     metadata = dict(base.metadata) or {"format": "pt"}
-    if any(entry.source.scale for entry in recipe.entries.values()):
+    if any(not entry.source.weight.whole for entry in recipe.entries.values()):
         metadata.pop(QUANTISED, None)  # the scales that it speaks of are in the weights now
     made = tuple(
         Shard(name, tuple(entries), _laid_out(entries, metadata))

@@ -10,16 +10,14 @@ from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.fingerprint import check_state
 from lora_tools.files.header import Spec
-from lora_tools.files.inputs import input_descriptor
 from lora_tools.files.opening import open_partly
-from lora_tools.files.place import Place
-from lora_tools.files.transfer import get
+from lora_tools.files.place import Reader
 from lora_tools.linalg.apply import normalise
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
 from lora_tools.merging import Entry, Recipe
-from lora_tools.merging.strips import Strip, as_bytes, by_columns, height, strips, tokens
+from lora_tools.merging.strips import Strip, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
 
 CHUNK = 1 << 23
@@ -113,17 +111,17 @@ def examine(job: Job) -> Found:
     total = Evidence()
     code, width = job.spec.dtype, entry.table[1] * WIDTH[job.spec.dtype]
     trained = dict(tokens(entry, job.rows))
-    merged = _Bytes(_values(job))
-    for strip in strips(entry, job.rows, np.float64):
-        shape = (strip.last - strip.first, entry.table[1])
-        base, delta = _sides(entry, strip, shape)
-        for row in range(strip.first, strip.last) if trained else ():
-            if row in trained:
-                delta.reshape(shape)[row - strip.first] = (
-                    trained[row] - base.reshape(shape)[row - strip.first]
-                )
-        raw = merged.read(strip.first * width, strip.last * width)
-        total += _weigh(base, delta, _terms(strip), raw, code, job.cast)
+    with Reader(_values(job)) as merged:
+        for strip in strips(entry, job.rows, np.float64):
+            shape = (strip.last - strip.first, entry.table[1])
+            base, delta = _sides(strip, shape)
+            for row in range(strip.first, strip.last) if trained else ():
+                if row in trained:
+                    delta.reshape(shape)[row - strip.first] = (
+                        trained[row] - base.reshape(shape)[row - strip.first]
+                    )
+            raw = merged.read(strip.first * width, strip.last * width)
+            total += _weigh(base, delta, _terms(strip), raw, code, job.cast)
     return Found(entry.key, total)
 
 
@@ -149,13 +147,11 @@ def chunks(entry: Entry) -> list[tuple[int, int]]:
 
 
 def _sides(
-    entry: Entry, strip: Strip, shape: tuple[int, int]
+    strip: Strip, shape: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     """Return W and dW in float64, dequantised and normalised."""
     base = np.empty(shape[0] * shape[1])
-    widen(strip.raw, entry.source.spec.dtype, base)
-    if strip.scale is not None:
-        base.reshape(shape)[...] *= strip.scale
+    strip.decode(base)
     delta = np.zeros_like(base)
     if strip.left is not None and strip.right is not None:
         np.matmul(strip.left, strip.right, out=delta.reshape(shape))
@@ -229,33 +225,17 @@ def _terms(strip: Strip) -> Float[np.ndarray, "n"] | None:
 
 def _bytes(job: Job) -> Evidence:
     """Compare a tensor that should be a copy, byte by byte."""
-    merged, source = _Bytes(_values(job)), _Bytes(job.entry.source.values)
     same, nbytes = 0, job.spec.nbytes
-    for start in range(0, nbytes, CHUNK):
-        stop = min(start + CHUNK, nbytes)
-        same += int(np.count_nonzero(merged.read(start, stop) == source.read(start, stop)))
+    with Reader(_values(job)) as merged, Reader(job.entry.source.values) as source:
+        for start in range(0, nbytes, CHUNK):
+            stop = min(start + CHUNK, nbytes)
+            same += int(np.count_nonzero(merged.read(start, stop) == source.read(start, stop)))
     return Evidence(nbytes, same)
 
 
 def _values(job: Job) -> Any:
     """Return where the merged tensor lies; a pickle's is in memory."""
     return job.merged.arrays.places[job.name]
-
-
-class _Bytes:
-    """The bytes of a tensor, by position."""
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return bytes of the tensor."""
-        if not isinstance(self._values, Place):
-            return as_bytes(self._values)[start:stop]
-        part = np.empty(stop - start, np.uint8)
-        with input_descriptor(self._values.path) as descriptor:
-            get(descriptor, part, self._values.slot.start + start)
-        return part
 
 
 def coarsest(*codes: str) -> str:

@@ -1,15 +1,16 @@
-"""Encodings by the tensors that only they have, and whatever has a scale that none explains."""
+"""Encodings that are known and not read, and whatever has a scale that no codec explains."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
+from lora_tools.codecs.codec import Codec
 from lora_tools.files.header import Spec
-from lora_tools.quantised.float8 import FLOAT8
 
 Leaves: TypeAlias = Mapping[str, Spec]
 """The tensors of one module by the last part of their names."""
 
+FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 BYTES = frozenset({"U8"})
 INTEGERS = frozenset({"U8", "I8", "I16", "U16", "I32", "U32", "F4", "F6_E2M3", "F6_E3M2"})
 """Types that weights have only where something else says what they mean."""
@@ -100,29 +101,33 @@ EXPLAINED = frozenset(
 )
 """What may lie beside a weight and says nothing of its values: much of it is of activations."""
 
-SCALES = ("weight_scale", "weight_scale_inv", "scale_weight")
-"""What multiplies a float8 weight, and is read."""
-
 SCALE_LIKE = re.compile(
     r"scale|zero|zp$|a(bs)?max|quant|qdata|codebook|g_idx|packed|biases|blocks|_shape$|exponent"
 )
 
 
-def recognised(specs: Mapping[str, Spec]) -> Found | None:
-    """Return the encoding of weights that are no plain numbers and no scaled float8, if any is.
+def recognised(specs: Mapping[str, Spec], codecs: Iterable[Codec] = ()) -> Found | None:
+    """Return the encoding of weights that none of the ``codecs`` of the others reads, if any is.
 
     The first one found speaks for the file. Whatever lies beside a weight of bytes or of float8,
-    looks like a scale and is not known to be one makes it an unknown encoding.
+    looks like a scale and is neither read nor known to be none makes it an unknown encoding.
     """
+    parts = {codec.parts[0].key: codec for codec in codecs}
+    # Who found nothing beside a weight does not know what lies there.
+    several = [codec for codec in parts.values() if len(codec.parts) > 1 and not codec.misfit]
+    sound = {part.key for codec in several for part in codec.parts}
     modules = _modules(specs)
     named: dict[str, list[str]] = {}
     for module, leaves in modules.items():
         for encoding, leaf in _signs(leaves):
-            named.setdefault(encoding, []).append(f"{module}.{leaf}" if module else leaf)
+            key = f"{module}.{leaf}" if module else leaf
+            if key not in sound:
+                named.setdefault(encoding, []).append(key)
     for encoding in named:
         return Found(encoding, named[encoding])
     for key, spec in specs.items():
-        others = _unexplained(key, spec, modules)
+        read = {part.key for part in parts[key].parts} if key in parts else ()
+        others = _unexplained(key, spec, modules, read)
         if others:
             return Found(
                 f"an encoding that is not known, {key} being {spec.dtype} beside", sorted(others)
@@ -172,23 +177,24 @@ def _gptq_or_awq(leaves: Leaves) -> str:
     return "GPTQ or AWQ"
 
 
-def _unexplained(key: str, spec: Spec, modules: Mapping[str, Leaves]) -> list[str]:
+def _unexplained(
+    key: str, spec: Spec, modules: Mapping[str, Leaves], read: Collection[str]
+) -> list[str]:
     """Return what lies beside a weight, looks like a scale, and is not known to be one."""
     module, _, leaf = key.rpartition(".")
     if spec.dtype not in INTEGERS | FLOAT8 or (leaf != "weight" and len(spec.shape) < 2):
         return []
-    known = {*EXPLAINED, *(SCALES if spec.dtype in FLOAT8 else ())}
+    known = set(EXPLAINED)
     if leaf != "weight":  # a parameter, whose scales begin with its own name
-        known = {f"{leaf}_{each}" for each in (*EXPLAINED, "scale", "scale_inv")}
-        if spec.dtype not in FLOAT8:
-            known -= {f"{leaf}_scale", f"{leaf}_scale_inv"}
+        known = {f"{leaf}_{each}" for each in EXPLAINED}
     beside = [
         other
         for other in modules[module]
         if other != leaf and (leaf == "weight" or other.startswith(f"{leaf}_"))
     ]
     names = [f"{module}.{o}" if module else o for o in beside if _is_odd(o, known)]
-    return [*names, *(f"{key}.{inner}" for inner in modules.get(key, {}) if _is_odd(inner, known))]
+    names += [f"{key}.{inner}" for inner in modules.get(key, {}) if _is_odd(inner, known)]
+    return [name for name in names if name not in read]
 
 
 def _is_odd(leaf: str, known: set[str]) -> bool:

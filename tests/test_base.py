@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from lora_tools.adapter import read
+from lora_tools.base import base_of
 from lora_tools.errors import LoraToolsError, UnsupportedError
 from lora_tools.executors import Serial
 from lora_tools.merging import Options, Strong, plan
 from lora_tools.model import open_model
-from lora_tools.quantised import check
 from lora_tools.verbs.extract.options import Options as ExtractOptions
 from lora_tools.verbs.extract.plan import make_plan
 from lora_tools.verbs.inspect.comparison import compare
@@ -404,7 +404,7 @@ def test_scales_that_do_not_fit_are_refused_with_their_shapes(name, tmp_path, st
 def test_what_is_read_is_not_refused(name, tmp_path, strong):
     tensors, settings = READ[name]
     path = model(tmp_path / "base", tensors, settings)
-    check(open_model(path), "nothing")
+    base_of(open_model(path), "nothing")
     assert plan(open_model(path), [strong], Options(dtype="BF16")).entries.keys() <= tensors.keys()
 
 

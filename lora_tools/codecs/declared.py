@@ -1,6 +1,6 @@
 """What a configuration says about quantisation: the method, and the size of blocks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lora_tools.errors import UnsupportedError
@@ -27,11 +27,8 @@ METHODS = {
 }
 """Values of ``quant_method`` whose weights are not read, and the methods' names."""
 
-FLOAT8_ONLY = ("fp8", "fbgemm_fp8")
-"""Methods that store float8 and nothing else."""
-
 MIXED = ("compressed-tensors", "modelopt")
-"""Methods that may store float8, or leave weights alone: the tensors decide."""
+"""Methods of several encodings, which may leave weights alone: the tensors decide."""
 
 SECTIONS = ("quantization_config", "compression_config")
 
@@ -41,10 +38,13 @@ def quantisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((section for section in _sections(config) if isinstance(section, Mapping)), {})
 
 
-def declared(config: Mapping[str, Any], holds_float8: bool) -> str | None:
+def declared(
+    config: Mapping[str, Any], read: Mapping[str, str], present: Collection[str]
+) -> str | None:
     """Return the encoding that a configuration declares, if weights in it are not read.
 
-    ``holds_float8`` is whether the file has tensors of float8, which some methods are bound to.
+    ``read`` are the methods that are, with the encoding of each; ``present`` are the encodings that
+    weights were found in.
     """
     for section in _sections(config):
         if not isinstance(section, Mapping):
@@ -52,9 +52,9 @@ def declared(config: Mapping[str, Any], holds_float8: bool) -> str | None:
         method = section.get("quant_method")
         if method in MIXED:
             continue
-        if method in FLOAT8_ONLY:
-            if not holds_float8:
-                return f"{method} and without any tensor of float8"
+        if isinstance(method, str) and method in read:
+            if read[method] not in present:
+                return f"{method} and without any tensor of {read[method]}"
         elif isinstance(method, str):
             return METHODS.get(method, f"the unknown method {method!r}")
         elif "bits" in section:
