@@ -177,13 +177,13 @@ def _covers(
     found: dict[str, dict[Candidate, dict[str, Match]]] = {}
     prefixes = _prefixes(families)
     flattened = tuple(prefix for prefix in prefixes if prefix.endswith("_"))
+    dotless = {n: s for n, s in modules.items() if "." not in n and n.startswith(flattened)}
+    dotted = {name: size for name, size in modules.items() if name not in dotless}
     for prefix, members in prefixes.items():
         flat = prefix in flattened
-        for name, size in modules.items():
+        for name, size in (dotless if flat else dotted).items():
             if not name.startswith(prefix):
                 continue
-            if (flat or name.startswith(flattened)) and flat is ("." in name):
-                continue  # dots where there are none, or none where there are some
             for candidate, match in everywhere(name[len(prefix) :], members, flat=flat):
                 if match.layout.fits(size) and _within(match, candidate.family):
                     own = found.setdefault(prefix, {}).setdefault(candidate, {})
