@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lora_tools.architectures.family import Family
 from lora_tools.architectures.index import Candidate, Match, everywhere, matches
@@ -21,7 +21,14 @@ class Hints(NamedTuple):
     base: str = ""
     """What the file calls it."""
     type: str = ""
-    """Its ``model_type``."""
+    """Its ``model_type``, or its class in diffusers."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None, *said: str | None) -> "Hints":
+        """Return what a configuration and names of the base model say; each may be missing."""
+        config = config or {}
+        kind = config.get("model_type") or config.get("_class_name") or ""
+        return cls(" ".join(filter(None, said)), str(kind))
 
 
 NO_HINTS = Hints()
@@ -83,7 +90,7 @@ class Component:
         raise UnsupportedError(
             f"{some(self.names, 2)}: these names are those of {' and of '.join(names)}, which"
             " lay them out differently"
-        ).hint("Name the base model.")
+        ).hint("Give the base model, whose config.json says which it is: --base MODEL.")
 
 
 def _answer(question: Callable[[Candidate], T], candidate: Candidate) -> T | LoraToolsError:
@@ -170,13 +177,13 @@ def _covers(
     found: dict[str, dict[Candidate, dict[str, Match]]] = {}
     prefixes = _prefixes(families)
     flattened = tuple(prefix for prefix in prefixes if prefix.endswith("_"))
+    dotless = {n: s for n, s in modules.items() if "." not in n and n.startswith(flattened)}
+    dotted = {name: size for name, size in modules.items() if name not in dotless}
     for prefix, members in prefixes.items():
         flat = prefix in flattened
-        for name, size in modules.items():
+        for name, size in (dotless if flat else dotted).items():
             if not name.startswith(prefix):
                 continue
-            if (flat or name.startswith(flattened)) and flat is ("." in name):
-                continue  # dots where there are none, or none where there are some
             for candidate, match in everywhere(name[len(prefix) :], members, flat=flat):
                 if match.layout.fits(size) and _within(match, candidate.family):
                     own = found.setdefault(prefix, {}).setdefault(candidate, {})

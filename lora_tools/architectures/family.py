@@ -116,10 +116,10 @@ class Family:
 
     def before(self, dialect: str) -> str:
         """Return what stands before a dialect's paths in a pipeline; nothing for other models."""
-        folder = self.containers.get("diffusers") or self.containers.get("pipeline")
-        if folder is None or not folder.prefix:
-            return ""
-        return folder.prefix if dialect == self.hub else NATIVE
+        denoiser = self.containers.get("diffusers", Container(""))
+        if dialect == self.hub:
+            return self.containers.get("pipeline", denoiser).prefix
+        return NATIVE if denoiser.prefix else ""
 
     def rules(self, dialect: str) -> tuple[Rule, ...]:
         """Return the rules of a dialect; those of the hub say that a module is itself."""

@@ -49,11 +49,20 @@ class Entry(NamedTuple):
 
     rule: Rule
     literal: tuple[str, ...]
+    places: list[int]
+    """Where its path fixes a number."""
+    fixed: list[str]
+
+    @classmethod
+    def of(cls, rule: Rule, path: str, *, flat: bool = False) -> "Entry":
+        """Return the entry of a rule by one of its paths."""
+        literal = template(path, flat=flat)[1]
+        places = [place for place, word in enumerate(literal) if word not in WILD]
+        return cls(rule, literal, places, [literal[place] for place in places])
 
     def fits(self, words: Sequence[str]) -> bool:
         """Whether a path's numbers are those that the rule fixes."""
-        pairs = zip(self.literal, words, strict=True)
-        return all(own in WILD or own == word for own, word in pairs)
+        return [words[place] for place in self.places] == self.fixed
 
     def numbers(self, words: Sequence[str]) -> tuple[str, ...]:
         """Return the numbers at ``#``."""
@@ -137,8 +146,8 @@ def _parts(candidate: Candidate) -> dict[str, list[tuple[Entry, int]]]:
     found: dict[str, list[tuple[Entry, int]]] = {}
     for rule in family.rules(dialect):
         for number, part in enumerate(rule.layout.parts):
-            key, literal = template(part.path)
-            found.setdefault(key, []).append((Entry(rule, literal), number))
+            key, _ = template(part.path)
+            found.setdefault(key, []).append((Entry.of(rule, part.path), number))
     return found
 
 
@@ -184,7 +193,7 @@ def _entries(candidate: Candidate, key: str, *, flat: bool) -> tuple[Entry, ...]
         for rule in found:
             roles[rule.path] = roles.get(rule.path) or rule.layout.role
         found = [itself(path, role) for path, role in roles.items()]
-    return tuple(Entry(rule, template(rule.path, flat=flat)[1]) for rule in found)
+    return tuple(Entry.of(rule, rule.path, flat=flat) for rule in found)
 
 
 @cache

@@ -17,8 +17,6 @@ class Known(NamedTuple):
     families: tuple[Family, ...]
     words: frozenset[str]
     """Models of a pipeline, by their folders."""
-    alone: tuple[str, ...]
-    """How paths begin that have such a word of their own, in models of no pipeline."""
     flat: tuple[str, ...]
     """What stands before paths whose dots were lost."""
 
@@ -35,7 +33,7 @@ def split(name: str) -> tuple[str, str]:
     ('', 'transformer.h.0.attn.c_attn')
     """
     component, dot, path = name.partition(".")
-    if not dot or component not in known().words or name.startswith(known().alone):
+    if not dot or component not in known().words or name.startswith(_alone()):
         return "", name
     return component, path
 
@@ -84,15 +82,21 @@ def known() -> Known:
 
     words = {family.before(family.hub)[:-1] for family in FAMILIES} - {""}
     words |= {encoder.folder for family in FAMILIES for encoder in family.encoders}
-    alone = {
+    flat = {c.prefix for family in FAMILIES for c in family.containers.values() if c.is_flat}
+    flat |= {encoder.kohya for family in FAMILIES for encoder in family.encoders}
+    return Known(FAMILIES, frozenset({*words, NATIVE[:-1]}), tuple(flat))
+
+
+@cache
+def _alone() -> tuple[str, ...]:
+    """Return how paths begin that have such a word of their own, in models of no pipeline."""
+    words = tuple(f"{word}." for word in known().words)
+    return tuple(
         path.partition("#")[0]
-        for family in FAMILIES
+        for family in known().families
         if not family.before(family.hub)
         for dialect in (family.hub, *family.dialects)
         for section in family.sections(dialect)
         for path in (section.fine if dialect == family.hub else section.paths)
-        if path.startswith(tuple(f"{word}." for word in words))
-    }
-    flat = {c.prefix for family in FAMILIES for c in family.containers.values() if c.is_flat}
-    flat |= {encoder.kohya for family in FAMILIES for encoder in family.encoders}
-    return Known(FAMILIES, frozenset({*words, NATIVE[:-1]}), tuple(alone), tuple(flat))
+        if path.startswith(words)
+    )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.architectures.detection import Component, detect
+from lora_tools.architectures.detection import NO_HINTS, Component, Hints, detect
 from lora_tools.architectures.family import NATIVE, Encoder
 from lora_tools.architectures.index import Candidate
 from lora_tools.architectures.layout import Size
@@ -50,6 +50,9 @@ SUFFIX: dict[Role, str] = {
     "columns": ".dora_scale",
 }
 
+BASES = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
+"""Fields of the header that name the base model."""
+
 NAMES = "lora_tools.names"
 """Our field of the header: the paths of modules whose dots could not be told otherwise."""
 
@@ -83,7 +86,8 @@ class Kohya:
         """
         found = collect(contents.specs)
         said = _said(contents.metadata)
-        names = _names(found.modules)
+        said_of_base = (contents.metadata.get(field) for field in BASES)
+        names = _names(found.modules, Hints.of(contents.base, *said_of_base))
         modules = described(
             found.modules, lambda stem: said.get(stem) or names.get(stem), contents.scalars
         )
@@ -119,7 +123,7 @@ class Kohya:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _names(stems: Collection[str]) -> dict[str, str]:
+def _names(stems: Collection[str], hints: Hints = NO_HINTS) -> dict[str, str]:
     """Return the names of modules, decided for all at once; stems that no known model has stay."""
     flat = [stem for stem in stems if stem.startswith(tuple(PREFIXES)) and "." not in stem]
     names = {stem: stem for stem in flat}
@@ -133,7 +137,7 @@ def _names(stems: Collection[str]) -> dict[str, str]:
     }
     for component in components:
         try:
-            names |= component.decide(partial(_named, component, encoders))
+            names |= component.decide(partial(_named, component, encoders), hints)
         except UnsupportedError:  # families that put the dots elsewhere
             continue
     return names

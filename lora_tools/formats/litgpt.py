@@ -8,7 +8,7 @@ from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.header import Spec
 from lora_tools.files.typed import Fields
 from lora_tools.formats.base import Contents
-from lora_tools.formats.family import llama_heads
+from lora_tools.formats.family import heads_by
 from lora_tools.formats.fused import Share, blocks
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.plain import LITGPT, Pair, linear, pairs
@@ -54,7 +54,7 @@ class LitGPT(ReadOnly):
         fields = Fields(CONFIG, config)
         where = f"no lora_alpha in a {CONFIG}"
         alpha = stated_alpha(contents, fields.number("lora_alpha"), where)
-        heads = llama_heads(contents.base, "LitGPT")
+        heads = heads_by(contents.base, "LitGPT", self.name)
         found, rest = pairs(contents.specs, ".lora_A", ".lora_B")
         if rest:
             raise FormatError(f"names that are not understood: {some(rest)}")

@@ -7,7 +7,7 @@ from typing import Any
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
-from lora_tools.formats.family import llama_heads
+from lora_tools.formats.family import heads_by
 from lora_tools.formats.fused import Range, Share, blocks
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.plain import Pair, linear, pairs
@@ -54,7 +54,7 @@ class Megatron(ReadOnly):
         alpha = stated_alpha(
             contents, None, "none in Megatron's tensors, only in its run's settings"
         )
-        heads = llama_heads(contents.base, "Megatron")
+        heads = heads_by(contents.base, "Megatron", self.name)
         found, rest = pairs(contents.specs, IN, OUT)
         if rest:
             raise FormatError(f"names that are not understood: {some(rest)}")

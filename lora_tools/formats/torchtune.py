@@ -5,17 +5,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.index import homes, matches
+from lora_tools.architectures.layout import Interleaved, fill
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
-from lora_tools.files.typed import Fields, shown
+from lora_tools.files.typed import Fields
 from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.family import candidate_of, candidates, said_heads
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.patterns import number
-from lora_tools.formats.rotary import Paired, from_file, heads_of, paired, to_file
+from lora_tools.formats.rotary import Paired, from_file, paired, to_file
 from lora_tools.formats.sites import Linear
 from lora_tools.formats.stated import stated_alpha
 from lora_tools.formats.uniform import at_one_rank, common_alpha
@@ -27,26 +30,9 @@ CONFIG = "adapter_config.json"
 KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a\.weight|lora_b\.weight|magnitude)")
 ROLES: dict[str, Role] = {"lora_a.weight": "a", "lora_b.weight": "b", "magnitude": "magnitude"}
 SUFFIX: dict[Role, str] = {role: f".{part}" for part, role in ROLES.items()}
-
-# Read in torchtune 0.6.1 (`models/convert_weights.py`, `models/*/_convert_weights.py`).
-LAYERS = {
-    "attn.q_proj": "self_attn.q_proj",
-    "attn.k_proj": "self_attn.k_proj",
-    "attn.v_proj": "self_attn.v_proj",
-    "attn.output_proj": "self_attn.o_proj",
-    "mlp.w1": "mlp.gate_proj",
-    "mlp.w2": "mlp.down_proj",
-    "mlp.w3": "mlp.up_proj",
-}
-"""What a layer's modules are called, and what transformers calls them."""
-NAMES = {theirs: ours for ours, theirs in LAYERS.items()}
-LAYER = re.compile(r"layers\.(\d+)\.(.+)")
-ROTATED = ("self_attn.q_proj", "self_attn.k_proj")
-
-PAIRED = ("llama", "mistral", "gemma", "gemma2")
-"""Types of base models whose rows torchtune brings into pairs when it loads them."""
-HALVED = ("qwen2",)
-"""Those whose rows it leaves as transformers has them."""
+DIALECT = "torchtune"
+ADAPTED = ("linear", "head")
+"""The roles of modules that it puts a LoRA into."""
 
 
 class Torchtune:
@@ -151,25 +137,27 @@ class Torchtune:
 def _path(stem: str) -> str | None:
     """Return the path in transformers' model, or None if torchtune has no such module.
 
-    >>> _path("layers.3.mlp.w2"), _path("output")
-    ('model.layers.3.mlp.down_proj', 'lm_head')
+    >>> _path("layers.3.mlp.w2"), _path("output"), _path("layers.3.sa_norm")
+    ('model.layers.3.mlp.down_proj', 'lm_head', None)
     """
-    if stem == "output":
-        return "lm_head"
-    layer = LAYER.fullmatch(stem)
-    name = layer and LAYERS.get(layer[2])
-    return f"model.layers.{layer[1]}.{name}" if layer and name else None
+    found = (
+        fill(match.layout.parts[0].path, match.numbers)
+        for candidate in candidates(DIALECT)
+        for match in matches(stem, candidate)
+        if candidate.family.role(match.layout.parts[0].path) in ADAPTED
+    )
+    return next(found, None)
 
 
 def _stem(path: str) -> str | None:
     """Return what torchtune calls a module, or None if it has none there: `_path`'s inverse."""
-    if path == "lm_head":
-        return "output"
-    layer = LAYER.fullmatch(path.removeprefix("model."))
-    name = layer and NAMES.get(layer[2])
-    if layer is None or name is None or not path.startswith("model."):
-        return None
-    return f"layers.{layer[1]}.{name}"
+    found = (
+        home.path
+        for candidate in candidates(DIALECT)
+        for home in homes(path, None, candidate)
+        if candidate.family.role(home.rule.layout.parts[0].path) in ADAPTED
+    )
+    return next(found, None)
 
 
 def _module(
@@ -194,22 +182,19 @@ def _module(
 
 def _order(name: str, out: int, base: Mapping[str, Any] | None) -> Paired | None:
     """Return how a module's rows are ordered in torchtune's model of this base."""
-    if not base:
-        return Paired(None) if name.endswith(ROTATED) else None
-    kind = base.get("model_type")
-    if kind not in (*PAIRED, *HALVED):
-        known = ", ".join((*PAIRED, *HALVED))
-        called = kind if isinstance(kind, str) else shown(kind)
-        raise UnsupportedError(
-            f"the base model is of type {called}, of which it is not known how torchtune names"
-            " and orders its weights"
-        ).hint(f"Known types: {known}.")
-    if kind in HALVED or not name.endswith(ROTATED):
+    among = (candidate_of(base, "torchtune", DIALECT),) if base else candidates(DIALECT)
+    orders = {
+        home.rule.layout.parts[0].order
+        for candidate in among
+        for home in homes(name, None, candidate)
+    }
+    order = next((order for order in orders if isinstance(order, Interleaved)), None)
+    if order is None:
         return None
-    heads = heads_of(base)
-    if heads is None:
-        raise FormatError("the base model's config.json does not say how many heads it has")
-    return paired(name, out, heads.queries if name.endswith("q_proj") else heads.keys)
+    if not base:
+        return Paired(None)
+    heads = said_heads(base)
+    return paired(name, out, heads.queries if order.heads == "heads" else heads.keys)
 
 
 def _ordered(module: Module, base: Mapping[str, Any] | None) -> Module:

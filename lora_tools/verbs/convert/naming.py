@@ -15,6 +15,7 @@ from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format, Names
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.kinds import PARTS, kinds_of
+from lora_tools.formats.kohya import BASES
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Linear
 from lora_tools.linalg.blocks import Rows
@@ -97,6 +98,8 @@ def _component(
         yield from (Step(modules[name], (modules[name],)) for name in every)
         return
     numbers = numbers_of(manifest.base)
+    said = (manifest.metadata.get(field) for field in BASES)
+    hints = Hints.of(manifest.base, manifest.base_model, *said)
 
     def question(candidate: Candidate) -> tuple[str, tuple[Target, ...], tuple[str, ...]]:
         family, paths = candidate.family, component.paths[candidate]
@@ -109,7 +112,7 @@ def _component(
         targets = tuple(target.renamed(names) for target in found.targets)
         return before, targets, tuple(names[path] for path in found.unmatched)
 
-    before, targets, unmatched = component.decide(question, hints_of(manifest))
+    before, targets, unmatched = component.decide(question, hints)
     strange = (*component.unmatched, *unmatched)
     moved = any(f"{before}{target.path}" != target.source for target in targets)
     if strange and moved:
@@ -120,15 +123,6 @@ def _component(
     for target in targets:
         yield _step(f"{before}{target.path}", target, modules)
     yield from (Step(modules[name], (modules[name],)) for name in strange)
-
-
-def hints_of(manifest: Manifest) -> Hints:
-    """Return what an adapter says of its base model."""
-    fields = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
-    said = [manifest.base_model, *(manifest.metadata.get(field) for field in fields)]
-    base = manifest.base or {}
-    kind = base.get("model_type") or base.get("_class_name") or ""
-    return Hints(" ".join(filter(None, said)), str(kind))
 
 
 def _step(name: str, target: Target, modules: Mapping[str, Module]) -> Step:

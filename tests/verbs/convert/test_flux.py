@@ -246,9 +246,12 @@ def test_names_that_many_families_share_need_the_base_model(tmp_path):
     """Qwen-Image has this layer, too, and no fused one to put it into."""
     with pytest.raises(UnsupportedError, match=r"Flux\.1.* and of Qwen-Image") as error:
         convert(read(peft(tmp_path / "x", ALONE)), format_named("kohya"))
-    assert "Name the base model." in "".join(error.value.__notes__)
+    assert "--base MODEL" in "".join(error.value.__notes__)
     base = {"base_model_name_or_path": "black-forest-labs/FLUX.1-dev"}
     plan = convert(read(peft(tmp_path / "flux", ALONE, **base)), format_named("kohya"))
+    config = {"_class_name": "FluxTransformer2DModel"}
+    same = convert(read(tmp_path / "x", base=config), format_named("kohya"))  # as the hint says
+    assert same.jobs[0].target.module.stem == plan.jobs[0].target.module.stem
     assert [job.target.module.stem for job in plan.jobs] == [
         "lora_unet_double_blocks_0_img_attn_qkv"
     ]
