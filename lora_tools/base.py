@@ -15,7 +15,7 @@ from lora_tools.codecs.unread import recognised
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
-from lora_tools.files.place import Place, Reader
+from lora_tools.files.place import Place, Reader, expect
 from lora_tools.model import Model
 from lora_tools.shapes import Float
 from lora_tools.update import Array
@@ -58,6 +58,17 @@ class Weight:
     def files(self) -> set[Path]:
         """The files that it is read from."""
         return {place.path for place in self.values if isinstance(place, Place)}
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """What sorts weights into the order of the files."""
+        place = self.values[0]
+        return (str(place.path), place.slot.start) if isinstance(place, Place) else ("", 0)
+
+    def expect(self) -> None:
+        """Tell the kernel that it will be read soon, so that the disk works meanwhile."""
+        for place in self.values:
+            expect(place)
 
     def rows(self, start: int, stop: int) -> Float[np.ndarray, "m k"]:
         """Return rows, which are vectors of the last dimension, in float64; exact."""

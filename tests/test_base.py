@@ -413,3 +413,26 @@ def test_weights_of_integers_are_refused_with_a_remedy_that_helps(tmp_path, stro
     with pytest.raises(LoraToolsError, match="not of a type that weights are added to") as caught:
         plan(open_model(path), [strong], Options(dtype="BF16"))
     assert "--dtype" not in caught.value.__notes__[0]
+
+
+def test_weights_are_sorted_into_the_order_of_their_files(tmp_path):
+    names = ["b", "a", "c"]
+    weights = {}
+    for number, name in enumerate(names):
+        weights[f"{name}.weight"] = f"{number}.safetensors"
+        save_file({f"{name}.weight": torch.ones(2)}, tmp_path / f"{number}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(sorted(weights.items()))}))
+    base = base_of(open_model(tmp_path), "")
+    assert sorted(base, key=lambda name: base[name].position) == list(weights)
+    assert [base[name].files for name in weights] == [{tmp_path / f} for f in weights.values()]
+
+
+def test_a_pickle_of_scaled_weights_is_read_like_a_file_of_them(tmp_path):
+    state = {"q.weight": torch.randn(4, 6).to(E4M3), "q.weight_scale": torch.rand(4, 1)}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    weight = base_of(open_model(tmp_path), "")["q.weight"]
+    wanted = state["q.weight"].double() * state["q.weight_scale"].double()
+    assert torch.equal(torch.from_numpy(weight.rows(1, 3)), wanted[1:3])
+    weight.expect()
+    assert weight.position == ("", 0)

@@ -36,7 +36,8 @@ class FP8:
 
     name: str
     spec: Spec
-    scale: Part | None = None
+    scales: tuple[Part, ...] = ()
+    """One, if any: of several none is understood."""
     block: tuple[int, int] | None = None
     """The rows and columns that share a number of the scale; None: all do, or those of a row."""
     misfit: str = ""
@@ -49,8 +50,7 @@ class FP8:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The weight, and its scale."""
-        weight = Part(self.name, self.spec)
-        return (weight, self.scale) if self.scale else (weight,)
+        return (Part(self.name, self.spec), *self.scales)
 
     @classmethod
     def detect(cls, key: str, model: Model) -> Self | None:
@@ -62,19 +62,18 @@ class FP8:
         spec = specs[key]
         if spec.dtype not in FLOAT8:
             return None
-        found = [Part(name, specs[name]) for name in _scales(key) if name in specs]
+        found = tuple(Part(name, specs[name]) for name in _scales(key) if name in specs)
         if not found:
             return cls(key, spec)
-        scale = found[0]
-        if len(found) > 1 or scale.spec.dtype not in SCALE_TYPES:
+        if len(found) > 1 or found[0].spec.dtype not in SCALE_TYPES:
             said = " and ".join(f"{part.key} ({part.spec.dtype})" for part in found)
             return cls(
-                key, spec, scale, None, f"{key} is scaled by {said}, which is not understood"
+                key, spec, found, None, f"{key} is scaled by {said}, which is not understood"
             )
         try:
-            return cls(key, spec, scale, *_fit(Part(key, spec), scale, model))
+            return cls(key, spec, found, *_fit(Part(key, spec), found[0], model))
         except UnsupportedError as error:
-            return cls(key, spec, scale, None, str(error))
+            return cls(key, spec, found, None, str(error))
 
     @classmethod
     def belongs(cls, key: str, keys: Collection[str]) -> bool:
@@ -94,9 +93,9 @@ class FP8:
     def spans(self, start: int, stop: int) -> tuple[Span, ...]:
         """Return the bytes of these elements, and of the scales of their rows."""
         weight = Span(start, stop)
-        if self.scale is None:
+        if not self.scales:
             return (weight,)
-        spec = self.scale.spec
+        spec = self.scales[0].spec
         if spec.numel == 1:
             return weight, Span(0, spec.nbytes)
         columns, width = self.shape[1], spec.nbytes // spec.shape[0]
@@ -110,7 +109,7 @@ class FP8:
     ) -> None:
         """Fill ``out`` with the products: exact in float64, rounded once to float32."""
         _numbers(parts[0], self.spec.dtype, out)
-        if self.scale is None:
+        if not (self.scales and out.size):
             return
         factor = self._factor(parts[1], start, stop)
         table = out.reshape(len(factor), -1)
@@ -126,7 +125,7 @@ class FP8:
         import torch  # numpy has no float8
 
         wide = np.array(numbers, np.float64)
-        if self.scale is not None:
+        if self.scales:
             factor = self._factor(parts[1], start, stop)
             table = wide.reshape(len(factor), -1)
             table /= factor
@@ -139,8 +138,7 @@ class FP8:
 
     def _factor(self, raw: np.ndarray, start: int, stop: int) -> Float[np.ndarray, "m k"]:
         """Return what rows are multiplied with, in float64; a column where all columns share it."""
-        assert self.scale is not None
-        scale = self.scale.spec
+        scale = self.scales[0].spec
         count = raw.size * scale.numel // scale.nbytes
         table = np.empty(count)
         _numbers(raw, scale.dtype, table)

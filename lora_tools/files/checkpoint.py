@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_tools.errors import CheckpointError
 from lora_tools.files.fingerprint import state
 from lora_tools.files.header import Spec
-from lora_tools.files.place import Place, expect, read_array, read_bytes, read_number, read_tensor
+from lora_tools.files.place import Place, read_array, read_bytes, read_number, read_tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,12 +58,6 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """Return a range of a tensor's bytes, in memory of its own; the whole by default."""
         return read_bytes(self._places[name], start, stop)
 
-    def expect(self, name: str) -> None:
-        """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
-        place = self._places[name]
-        if isinstance(place, Place):
-            expect(place)
-
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold its tensors, each once, in order."""
@@ -75,11 +69,6 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """Return the file that holds a tensor."""
         place = self._places[name]
         return place.path if isinstance(place, Place) else self.path
-
-    def position(self, name: str) -> tuple[str, int]:
-        """Return what sorts tensors into the order of the files."""
-        place = self._places[name]
-        return (str(place.path), place.slot.start) if isinstance(place, Place) else ("", 0)
 
     @property
     def nbytes(self) -> int:

@@ -136,10 +136,14 @@ def read_bytes(
         return reader.read(start, whole if stop is None else stop)
 
 
-def expect(place: Place) -> None:
+def expect(place: "Place | Array") -> None:
     """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
-    if isinstance(place.path, Guest) or not hasattr(os, "posix_fadvise"):
-        return  # it would be fetched from afar; or the system takes no advice
+    if (
+        not isinstance(place, Place)
+        or isinstance(place.path, Guest)
+        or not hasattr(os, "posix_fadvise")
+    ):
+        return  # in memory; it would be fetched from afar; or the system takes no advice
     with input_descriptor(place.path) as descriptor:
         size = place.slot.stop - place.slot.start
         os.posix_fadvise(descriptor, place.slot.start, size, os.POSIX_FADV_WILLNEED)

@@ -123,6 +123,7 @@ class Host:
         if gain:
             normalise(wide, delta, gain, len(left))
         np.not_equal(delta, 0, out=moved)
+        count = int(np.count_nonzero(moved))
         update = float(delta @ delta)
         np.add(wide, delta, out=total)
         out = self.finish(total)  # leaves in `after` what it has rounded to
@@ -131,12 +132,13 @@ class Host:
             np.equal(raw.view(unit), out.view(unit), out=same)
         else:
             np.equal(after, wide, out=same)
-        same &= moved
+        if count < moved.size:
+            same &= moved
         # Not from the sum, which has lost what is far smaller than W already.
         after -= wide
         after -= delta
         swallowed = int(np.count_nonzero(same))
-        return out, Tally(update, float(after @ after), int(np.count_nonzero(moved)), swallowed)
+        return out, Tally(update, float(after @ after), count, swallowed)
 
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""

@@ -3,6 +3,6 @@
 from lora_tools.merging.draft import Options
 from lora_tools.merging.entry import Entry, Outcome
 from lora_tools.merging.place import Strong
-from lora_tools.merging.recipe import Recipe, plan
+from lora_tools.merging.recipe import Recipe, general, plan
 
-__all__ = ["Entry", "Options", "Outcome", "Recipe", "Strong", "plan"]
+__all__ = ["Entry", "Options", "Outcome", "Recipe", "Strong", "general", "plan"]

@@ -67,8 +67,8 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
     for strong in adapters:
         draft.add(strong)
     draft.settle()
-    general = _general(base)
-    entries = {key: _typed(entry, options.dtype, general) for key, entry in draft.entries.items()}
+    most = general(base.tensors.specs)
+    entries = {key: _typed(entry, options.dtype, most) for key, entry in draft.entries.items()}
     touched = [key for key, entry in entries.items() if not entry.plain]
     if not any(entry.patches or entry.tokens or entry.source.adapter for entry in entries.values()):
         draft.notes.append("The adapters change nothing of this base.")
@@ -104,19 +104,19 @@ def _plan_again(
     return plan(base, [Strong(*pair) for pair in zip(adapters, weights, strict=True)], options)
 
 
-def _typed(entry: Entry, dtype: str | None, general: str | None) -> Entry:
+def _typed(entry: Entry, dtype: str | None, most: str | None) -> Entry:
     """Give an entry the element type that was asked for, where it has the base's general one."""
     if dtype is None:
         return entry
-    if entry.spec.dtype != general and entry.source.weight.plain:
+    if entry.spec.dtype != most and entry.source.weight.plain:
         return entry
     return replace(entry, spec=Spec(dtype, entry.spec.shape))
 
 
-def _general(base: Model) -> str | None:
-    """Return the floating type that most of a base's elements have."""
+def general(specs: Mapping[str, Spec]) -> str | None:
+    """Return the floating type that most elements of a model have."""
     counts: dict[str, int] = {}
-    for spec in base.tensors.specs.values():
+    for spec in specs.values():
         if spec.dtype in FLOATS:
             counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
     return max(counts, key=lambda code: counts[code], default=None)

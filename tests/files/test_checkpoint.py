@@ -18,7 +18,7 @@ from lora_tools.errors import CheckpointError
 from lora_tools.files.dtypes import DTYPES, torch_dtype
 from lora_tools.files.header import Slot, Spec
 from lora_tools.files.opening import open_checkpoint, open_partly
-from lora_tools.files.place import Place, read_tensor
+from lora_tools.files.place import Place, expect, read_tensor
 
 TENSORS = {
     "w": torch.arange(6.0).reshape(2, 3),
@@ -376,10 +376,9 @@ def test_parts_of_a_tensor_are_read(how, tmp_path):
     assert found.bytes_of("e").size == 0
 
 
-def test_files_and_positions_of_shards(tmp_path):
+def test_files_of_shards(tmp_path):
     found = open_checkpoint(shard(tmp_path))
     assert [file.name for file in found.files] == list(SHARDS)
-    assert sorted(found, key=found.position) == list(found)
 
 
 def test_what_is_expected_is_read_as_ever(tmp_path):
@@ -387,10 +386,8 @@ def test_what_is_expected_is_read_as_ever(tmp_path):
     torch.save({"a": torch.arange(6.0)}, tmp_path / "a.bin")
     for name in ("a.safetensors", "a.bin"):
         checkpoint = open_checkpoint(tmp_path / name)
-        checkpoint.expect("a")
+        expect(checkpoint._places["a"])
         assert checkpoint["a"].tolist() == [0, 1, 2, 3, 4, 5]
-        with pytest.raises(KeyError):
-            checkpoint.expect("b")
 
 
 @pytest.mark.parametrize(

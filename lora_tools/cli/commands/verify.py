@@ -65,10 +65,17 @@ def command(
     found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
     result, missing = open_partly(merged)
     executor = make_executor(device, jobs)
-    from lora_tools.verbs.verify import Options, Strong, plan, verify  # imports numpy
+    from lora_tools.verbs.verify import (
+        Options,
+        Strong,
+        decoded_dtype,
+        plan,
+        verify,
+    )  # imports numpy
 
     strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
-    recipe = plan(model, strong, Options(None, untie, allow_missing))
+    dtype = decoded_dtype(result, model)
+    recipe = plan(model, strong, Options(dtype, untie, allow_missing))
     proof = verify(result, recipe, executor if quiet else Visible(executor), missing)
     if as_json:
         show_json(proof.to_json())

@@ -217,9 +217,9 @@ def extract(
 def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
     """Pass jobs on to an executor, which takes them ahead of time: their weights are read ahead."""
     for job in jobs:
-        pair = job.item.pair
-        job.plan.base.tensors.expect(pair.base)
-        job.plan.tuned.tensors.expect(pair.tuned)
+        (old, new), pair = job.plan.weights, job.item.pair
+        old[pair.base].expect()
+        new[pair.tuned].expect()
         yield job
 
 

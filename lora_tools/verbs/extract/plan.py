@@ -127,8 +127,8 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
     )
     weights = base_of(base, remedy), base_of(tuned, remedy)
     pairs = match(*weights)
-    ordered = sorted(pairs.both, key=lambda pair: tuned.tensors.position(pair.tuned))
-    items = tuple(_item(number, pair, options) for number, pair in enumerate(ordered))
+    ordered = sorted(pairs.both, key=lambda pair: weights[1][pair.tuned].position)
+    items = tuple(_item(number, pair, weights[1], options) for number, pair in enumerate(ordered))
     _check_patterns(items, tuned, options)
     grown = [item for item in items if item.pair.grown and item.treatment == "lora"]
     if grown:
@@ -149,10 +149,10 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
     return Plan(base, tuned, weights, pairs, items, options)
 
 
-def _item(number: int, pair: Pair, options: Options) -> Item:
+def _item(number: int, pair: Pair, tuned: Base, options: Options) -> Item:
     treatment = options.treatment(pair)
     name = pair.place.module if pair.place else pair.name
-    if treatment == "full" and not _storable(pair):
+    if treatment == "full" and not _storable(pair, tuned):
         return Item(number, pair, "skip", "PEFT cannot store it whole")
     if treatment == "skip":
         reason = "--include, --exclude"
@@ -162,9 +162,10 @@ def _item(number: int, pair: Pair, options: Options) -> Item:
     return Item(number, pair, treatment, "")
 
 
-def _storable(pair: Pair) -> bool:
+def _storable(pair: Pair, tuned: Base) -> bool:
     module, _, _ = pair.name.rpartition(".")
-    return pair.name.endswith((WEIGHT, BIAS)) and bool(module)
+    known = pair.name.endswith((WEIGHT, BIAS)) and bool(module)
+    return known and tuned[pair.tuned].whole  # a scale would be lost
 
 
 def _check_patterns(items: tuple[Item, ...], tuned: Model, options: Options) -> None:

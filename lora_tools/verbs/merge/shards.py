@@ -71,7 +71,8 @@ def _as_base(recipe: Recipe) -> dict[str, list[Entry]]:
     groups: dict[str, list[Entry]] = {}
     last = WEIGHTS
     for key, entry in recipe.entries.items():
-        place = places.get(key)
+        weight = entry.source.weight
+        place = places.get(key) if weight.plain else weight.values[0]
         if isinstance(place, Place):
             last = place.path.name
         groups.setdefault(last, []).append(entry)  # a tensor that is new joins the last one's file

@@ -4,18 +4,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lora_tools.base import base_of
 from lora_tools.executors import Executor, Serial
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import Spec
 from lora_tools.linalg.stored import DIGITS
-from lora_tools.merging import Entry, Options, Recipe, Strong, plan
+from lora_tools.merging import Entry, Options, Recipe, Strong, general, plan
+from lora_tools.model import Model
 from lora_tools.names import Prefix, align, collapse, template
 from lora_tools.report import Document, grouped, table
 from lora_tools.text import joined, label
 from lora_tools.verbs.verify.evidence import Evidence, Job, chunks, coarsest, examine
 from lora_tools.verbs.verify.verdict import Verdict, Word, judge
 
-__all__ = ["Options", "Proof", "Strong", "Verdict", "plan", "verify"]
+__all__ = ["Options", "Proof", "Strong", "Verdict", "decoded_dtype", "plan", "verify"]
 
 SCHEMA = "lora-tools/verify/1"
 
@@ -120,6 +122,15 @@ def verify(
     known = {prefix(key) or key for key in recipe.entries}
     proof.extra = tuple(key for key in merged.specs if key not in known)
     return proof
+
+
+def decoded_dtype(merged: Checkpoint, base: Model) -> str | None:
+    """Return the type that the encoded weights of a base became in a merge; None if it has none.
+
+    Raises `UnsupportedError` for a base that is not read.
+    """
+    weights = base_of(base, "Verify with the weights that it was quantised from.")
+    return None if all(each.plain for each in weights.values()) else general(merged.specs)
 
 
 def _jobs(

@@ -18,10 +18,9 @@ from lora_tools.verbs.extract import Options, Report, extract, plan
 
 
 def run(base: Path, tuned: Path, out: Path, rank: int = 4, options=None) -> Report:
-    extraction = extract(plan(base, tuned, options), Fixed(rank), out)
-    out.mkdir()
-    report = extraction.run(out)
-    report.save(out / REPORT)
+    with extract(plan(base, tuned, options), Fixed(rank), out) as extraction:
+        report = extraction.run()
+        report.save(extraction.place / REPORT)
     return report
 
 
@@ -310,3 +309,17 @@ def test_tensors_of_one_side_are_listed(tmp_path):
     report = run(save(tmp_path / "a", base), save(tmp_path / "b", tuned), tmp_path / "out")
     assert report.only_base == ("old",)
     assert report.only_tuned == ("new",)
+
+
+def test_scaled_weights_are_not_stored_whole_without_their_scales(tmp_path):
+    plain = {"embed_tokens.weight": torch.randn(8, 4), "layers.0.up.weight": torch.randn(8, 4)}
+    stored = {
+        "embed_tokens.weight": torch.randn(8, 4).to(torch.float8_e4m3fn),
+        "embed_tokens.weight_scale": torch.tensor(0.5),
+        "layers.0.up.weight": torch.randn(8, 4),
+    }
+    options = Options(embeddings="full")
+    a, b = save(tmp_path / "a", plain), save(tmp_path / "b", stored)
+    report = run(a, b, tmp_path / "out", options=options)
+    (row,) = (row for row in report.rows if row.module == "embed_tokens")
+    assert (row.outcome, row.reason) == ("left out", "PEFT cannot store it whole")
