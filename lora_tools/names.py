@@ -1,9 +1,8 @@
-"""Names of modules: by pattern, collapsed for people, and as another file spells their paths."""
+"""Names of modules: by pattern, and collapsed for people."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 """A number that is a word of its own, as in layers.11, blocks_0_attn and unet:3:up."""
@@ -65,53 +64,3 @@ def _ranges(values: Iterable[int], width: int) -> str:
         f"{run[0]:0{width}}" if len(run) == 1 else f"{run[0]:0{width}}..{run[-1]:0{width}}"
         for run in runs
     )
-
-
-class Prefix(NamedTuple):
-    """What stands before the same paths in two files: ``drop`` in the one, ``add`` in the other."""
-
-    drop: str = ""
-    add: str = ""
-
-    def __call__(self, name: str) -> str | None:
-        """Return the name as the other file has it, or None if it lacks what is to be dropped."""
-        return self.add + name.removeprefix(self.drop) if name.startswith(self.drop) else None
-
-
-def align(names: Sequence[str], others: Collection[str]) -> tuple[Prefix, ...]:
-    """Return the prefixes that find the most names among others, all that do equally well.
-
-    Names that are found as they are need no prefix. No result means that none is found, several
-    that the names fit in several places.
-
-    >>> align(["layers.0.q", "layers.1.q"], {"model.layers.0.q", "model.layers.1.q", "head"})
-    (Prefix(drop='', add='model.'),)
-    """
-    found = set(others)
-    examples = {template(name): name for name in reversed(names)}.values()
-    prefixes = {Prefix()}.union(*(_prefixes(name, found) for name in examples))
-    counts = {prefix: sum(prefix(name) in found for name in names) for prefix in prefixes}
-    most = max(counts.values())
-    if not most:
-        return ()
-    if counts[Prefix()] == most:
-        return (Prefix(),)
-    return tuple(sorted(prefix for prefix, count in counts.items() if count == most))
-
-
-def _prefixes(name: str, others: Collection[str]) -> Iterator[Prefix]:
-    """Yield the prefixes under which the longest possible end of a name is among others.
-
-    The last word alone, which is ``weight`` of most names, says nothing.
-    """
-    starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
-    for start in starts[:-1] or starts:
-        end = name[start:]
-        adds = [
-            other.removesuffix(end)
-            for other in others
-            if other.endswith(end) and (other == end or other[-len(end) - 1] == ".")
-        ]
-        if adds:
-            yield from (Prefix(name[:start], add) for add in adds)
-            return

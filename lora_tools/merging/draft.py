@@ -5,15 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.files.place import Place, read_array
 from lora_tools.formats.manifest import Extra
+from lora_tools.matching import Swap
 from lora_tools.merging.entry import Entry, Patch, Source, Tokens
 from lora_tools.merging.factors import wide
 from lora_tools.merging.place import Placed, Strong, check_homes, place
-from lora_tools.merging.tied import EMBEDDINGS, HEADS, Tie, is_one_of
+from lora_tools.merging.tied import Tie
 from lora_tools.model import Model
 
 
@@ -38,12 +40,15 @@ class Draft:
         self.base, self.entries, self.tie, self.options = base, entries, tie, options
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
+        self.swaps: dict[str, tuple[Swap, ...]] = {}
 
     def add(self, strong: Strong) -> None:
         """Add all that an adapter holds."""
         specs = {key: entry.spec for key, entry in self.entries.items()}
         placed = place(strong, specs, self.base.config)
         self._check_tie(strong, placed)
+        self.notes += [s.sentence(str(strong.adapter.path), "the base") for s in placed.swaps]
+        self.swaps |= {str(strong.adapter.path): placed.swaps}
         if not self.options.allow_missing:
             check_homes(strong.adapter, placed, specs)
         self.left_out |= {
@@ -150,9 +155,9 @@ class Draft:
             kind: {
                 key: sum(entry.spec.shape[:1]) - sum(entry_of.shape[:1])
                 for key, entry in self.entries.items()
-                if is_one_of(key, names) and (entry_of := self.base.tensors.specs.get(key))
+                if ends(key, names) and (entry_of := self.base.tensors.specs.get(key))
             }
-            for kind, names in (("in", EMBEDDINGS), ("out", HEADS))
+            for kind, names in (("in", TOKENS), ("out", HEADS))
         }
         grown = any(rows["in"].values())
         return next((key for key, more in rows["out"].items() if grown and not more), None)

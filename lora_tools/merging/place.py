@@ -1,18 +1,17 @@
 """Place what an adapter holds on the tensors of a base, or say what has no home there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_tools.adapter import Adapter
+from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.manifest import Extra, Module
+from lora_tools.matching import Matching, Site, Swap, match
+from lora_tools.matching.pieces import Specs
 from lora_tools.merging.entry import Patch, Tokens
 from lora_tools.merging.grouped import reads_others
-from lora_tools.merging.pieces import Site, Specs
-from lora_tools.merging.sites import prefix_of, sites
-from lora_tools.merging.tied import EMBEDDINGS, HEADS, is_one_of
-from lora_tools.names import Prefix
 
 
 @dataclass(slots=True)
@@ -24,6 +23,8 @@ class Placed:
     replaced: dict[str, Extra] = field(default_factory=dict)
     homeless: dict[str, str] = field(default_factory=dict)
     """Names of the adapter that have no home, and why."""
+    swaps: tuple[Swap, ...] = ()
+    """What changes before the adapter's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,17 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
             f"{adapter.path}: DoRA by input column, of which a merge is not defined as PEFT's is:"
             f" {some(sideways)}"
         ).hint("Merge it with the tool that trained it.")
-    prefix = prefix_of(adapter, specs)
+    matching = match(adapter, specs, config)
+    placed.swaps = matching.swaps
     for extra in manifest.extras:
-        _place_extra(strong, extra, prefix, specs, placed)
+        _place_extra(strong, extra, matching, specs, placed)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
     grown = dict(specs) | {key: extra.spec for key, extra in placed.replaced.items()}
-    found = sites(adapter, prefix, grown, config)
+    found = matching.sites(grown)
     for module in manifest.modules:
         site = found[module.name]
         if site is None or site.misfit:
-            placed.homeless[module.name] = _why(module, site, grown)
+            placed.homeless[module.name] = _why(module, site, grown, matching)
             continue
         if reads_others(adapter, module):
             placed.homeless[module.name] = (
@@ -70,7 +72,7 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
                 " place for those of other groups"
             )
             continue
-        _place_module(strong, module, site, prefix, grown, placed)
+        _place_module(strong, module, site, grown, placed)
     return placed
 
 
@@ -87,16 +89,16 @@ def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
 
 
 def _place_module(
-    strong: Strong, module: Module, site: Site, prefix: Prefix, specs: Specs, placed: Placed
+    strong: Strong, module: Module, site: Site, specs: Specs, placed: Placed
 ) -> None:
     adapter, weight = strong.adapter, strong.weight
     if "bias" in module.parts:
         key = _bias_of(site.pieces[0].key)
-        rows = (0, module.parts["bias"].spec.numel)
-        if len(site.pieces) > 1 or key not in specs or specs[key].shape != (rows[1],):
+        size = module.parts["bias"].spec.numel
+        if len(site.pieces) > 1 or key not in specs or specs[key].shape != (size,):
             placed.homeless[f"{module.name}.bias"] = "the base layer has no bias to add it to"
             return
-        piece = site.pieces[0]._replace(key=key, rows=rows, start=0, transposed=False)
+        piece = site.pieces[0]._replace(key=key, rows=(range(size),), start=0, transposed=False)
         patch = Patch(adapter, module, piece, weight, bias=True)
         placed.patches.setdefault(key, []).append(patch)
     for piece in site.pieces:
@@ -108,10 +110,10 @@ def _bias_of(weight: str) -> str:
 
 
 def _place_extra(
-    strong: Strong, extra: Extra, prefix: Prefix, specs: Specs, placed: Placed
+    strong: Strong, extra: Extra, matching: Matching, specs: Specs, placed: Placed
 ) -> None:
     name = extra.name or extra.key
-    key = next((k for k in _keys(name, prefix) if k in specs), None)
+    key = matching.key(extra, specs)
     if key is None:
         placed.homeless[name] = f"no such tensor for its {extra.kind}"
         return
@@ -138,21 +140,15 @@ def _place_extra(
     placed.replaced[key] = extra
 
 
-def _keys(name: str, prefix: Prefix) -> Iterable[str]:
-    for spelled in (name, name.replace(".mlp.", ".block_sparse_moe.")):
-        if (key := prefix(spelled)) is not None:
-            yield key
-
-
 def _grows(key: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     """Whether a tensor may have another number of rows: those that a vocabulary counts."""
     stem = _bias_of(key).removesuffix("bias") + "weight"
-    return is_one_of(stem, (*EMBEDDINGS, *HEADS)) and before[1:] == after[1:]
+    return ends(stem, (*TOKENS, *HEADS)) and before[1:] == after[1:]
 
 
-def _why(module: Module, site: Site | None, specs: Specs) -> str:
+def _why(module: Module, site: Site | None, specs: Specs, matching: Matching) -> str:
     if site is None or site.misfit is None:
-        return "no such weight"
+        return matching.why(module.name)
     spec = specs.get(site.misfit)
     has = list(spec.shape) if spec else "none"
     return f"an update of shape {list(module.shape)} for {site.misfit}, which has {has}"

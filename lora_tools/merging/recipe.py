@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lora_tools.architectures.conventions import TOKENS, ends
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
+from lora_tools.matching import Swap
 from lora_tools.merging.draft import Draft, Options
 from lora_tools.merging.entry import Entry
 from lora_tools.merging.place import Strong
 from lora_tools.merging.sources import sources
-from lora_tools.merging.tied import EMBEDDINGS, is_one_of, tie_of
+from lora_tools.merging.tied import tie_of
 from lora_tools.model import Model
 from lora_tools.quantised import FLOAT8, READABLE, check
 from lora_tools.quantised.configured import SECTIONS
@@ -32,6 +34,8 @@ class Recipe:
     """What a person should know, one sentence each."""
     grown: bool = False
     """Whether the vocabulary has another size than the base's."""
+    swaps: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
+    """What changes before the names of each adapter."""
 
 
 def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None) -> Recipe:
@@ -82,6 +86,7 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
         draft.left_out,
         tuple(draft.notes),
         grown is not None,
+        draft.swaps,
     )
 
 
@@ -134,7 +139,7 @@ def _configured(
     grown = None
     for key, entry in entries.items():
         old = base.tensors.specs.get(key)
-        if old and is_one_of(key, EMBEDDINGS) and old.shape[:1] != entry.spec.shape[:1]:
+        if old and ends(key, TOKENS) and old.shape[:1] != entry.spec.shape[:1]:
             grown = (old.shape[0], entry.spec.shape[0])
     for section in sections:
         if grown and "vocab_size" in section:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_tools.architectures.arrays import taken
 from lora_tools.errors import NonFiniteError
 from lora_tools.files.inputs import input_descriptor
 from lora_tools.files.place import Place, read_array
@@ -114,7 +115,7 @@ def _joined(
             gain = (
                 Gain(_column_factor(entry, loaded), columns=True)
                 if patch.piece.transposed
-                else Gain(loaded.magnitude[slice(*patch.piece.rows)][window], columns=False)
+                else Gain(taken(loaded.magnitude, patch.piece.rows)[window], columns=False)
             )
         parts[number] = loaded._replace(left=loaded.left[window])
     return side_by_side(parts), gain

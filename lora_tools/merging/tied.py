@@ -2,17 +2,9 @@
 
 from typing import NamedTuple
 
+from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.model import Model
 
-EMBEDDINGS = (
-    "embed_tokens.weight",
-    "word_embeddings.weight",
-    "wte.weight",
-    "embed_in.weight",
-    "tok_embeddings.weight",
-    "shared.weight",
-)
-HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "output.weight")
 WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
 """How the names of architectures end that score tokens."""
 
@@ -31,17 +23,12 @@ def tie_of(base: Model) -> Tie | None:
     head of its own is tied.
     """
     architecture = base.architecture or ""
-    embedding = next((key for key in base.tensors.specs if is_one_of(key, EMBEDDINGS)), None)
-    head = next((key for key in base.tensors.specs if is_one_of(key, HEADS)), None)
+    embedding = next((key for key in base.tensors.specs if ends(key, TOKENS)), None)
+    head = next((key for key in base.tensors.specs if ends(key, HEADS)), None)
     if embedding is None or not (head or architecture.endswith(WITH_HEAD)):
         return None
     said = "tie_word_embeddings" in base.config
     if base.tied or (not said and head is None):
         masked = architecture.endswith("ForMaskedLM") and "word_embeddings" in embedding
-        return Tie(embedding, head or (HEADS[2] if masked else HEADS[0]))
+        return Tie(embedding, head or f"{HEADS[2] if masked else HEADS[0]}.weight")
     return None
-
-
-def is_one_of(key: str, endings: tuple[str, ...]) -> bool:
-    """Whether a name ends with one of these, from a dot on."""
-    return any(f".{key}".endswith(f".{ending}") for ending in endings)

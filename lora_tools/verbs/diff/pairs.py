@@ -8,7 +8,7 @@ from lora_tools.adapter import Adapter
 from lora_tools.errors import FormatError, some
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.rotary import Paired
-from lora_tools.names import Prefix, align
+from lora_tools.matching import Prefixes, align
 
 Thing: TypeAlias = Module | Extra
 
@@ -53,7 +53,7 @@ def pair(a: Adapter, b: Adapter, device: str) -> list[Job]:
     ):
         sides_a = {side.name: side for side in (Side(a, thing, device) for thing in things_a)}
         sides_b = {side.name: side for side in (Side(b, thing, device) for thing in things_b)}
-        prefix = _prefix(list(sides_a), list(sides_b))
+        prefix = _prefixes(list(sides_a), list(sides_b))
         pairs = [Job(side, sides_b.pop(prefix(name) or "", None)) for name, side in sides_a.items()]
         jobs += [*pairs, *(Job(None, side) for side in sides_b.values())]
     if not all(_in_one_order(job) for job in jobs):
@@ -87,13 +87,6 @@ def _notes(a: Adapter, b: Adapter, skipped: int) -> Iterator[str]:
         yield f"{skipped} modules or tensors were left out by the patterns."
 
 
-def _prefix(names: Sequence[str], others: Sequence[str]) -> Prefix:
-    """Return the prefix that one side's names have more than the other's."""
-    if not (names and others):
-        return Prefix()
-    # With one prefix for another, layer 0 would pass for layer 1.
-    found = [prefix for prefix in align(names, others) if not (prefix.drop and prefix.add)]
-    if len(found) > 1:
-        ways = some(prefix.drop or prefix.add for prefix in found)
-        raise FormatError(f"the names of one adapter fit the other's in several places: {ways}")
-    return found[0] if found else Prefix()
+def _prefixes(names: Sequence[str], others: Sequence[str]) -> Prefixes:
+    """Return what stands before one side's names and not before the other's."""
+    return align(names, others).check("the names of one adapter fit the other's")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
 from lora_tools.model import Model
-from lora_tools.names import Prefix, align
+from lora_tools.matching import align
 from lora_tools.quantised import READABLE, is_scale
 from lora_tools.verbs.extract.sites import EMBEDDINGS, HEADS, WEIGHT, Place, by_token, place
 
@@ -54,13 +54,17 @@ def match(base: Model, tuned: Model) -> Pairs:
     ours = [key for key in base.tensors if not is_scale(key, base.tensors)]
     theirs = [key for key in tuned.tensors if not is_scale(key, tuned.tensors)]
     prefixes = align(theirs, ours)
-    if len(prefixes) != 1:
-        reason = "fit in several places" if prefixes else "share no name"
+    if prefixes.ties or not prefixes.found:
+        reason = "fit in several places" if prefixes.ties else "share no name"
         raise FormatError(
             f"{tuned.path} and {base.path} are of different architectures: their tensors {reason}"
         ).hint(f"Tuned: {some(theirs, 3)}. Base: {some(ours, 3)}.")
-    where = {prefixes[0](key) or f"{key} (of the tuned model)": key for key in theirs}
-    notes = list(_prefix_notes(prefixes[0]))
+    where: dict[str, str] = {}
+    for key in theirs:
+        name = prefixes(key)
+        known = name in base.tensors and name not in where
+        where[name if name and known else f"{key} (of the tuned model)"] = key
+    notes = [swap.sentence("the tuned model", "the base") for swap in prefixes.swaps(theirs)]
     links = [(key, key, where[key]) for key in ours if key in where]
     links += _tied(base, tuned, where, notes)
     paired = {tuned_key for _, _, tuned_key in links}
@@ -129,15 +133,6 @@ def _check_overlap(
             f"{tuned.path} does not fit {base.path}: it lacks {len(matrices)} of the base's"
             f" matrices: {some(matrices)}"
         ).hint("Are they of the same architecture, and both complete?")
-
-
-def _prefix_notes(prefix: Prefix) -> list[str]:
-    if prefix == Prefix():
-        return []
-    return [
-        f"The tuned model's names begin with {prefix.drop!r} where the base's begin with"
-        f" {prefix.add!r}; modules are named as in the base."
-    ]
 
 
 def _leaf(key: str) -> str:

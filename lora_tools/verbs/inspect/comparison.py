@@ -10,9 +10,8 @@ from lora_tools.executors import Executor
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.metrics import norm
+from lora_tools.matching import Site, Swap, match
 from lora_tools.merging.entry import Patch
-from lora_tools.merging.pieces import Site
-from lora_tools.merging.sites import prefix_of, sites
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
 from lora_tools.quantised import check
@@ -44,6 +43,8 @@ class Comparison:
     sites: Mapping[str, Site | None]
     weights: Mapping[str, Weight]
     """Of the modules that have a site of their shape."""
+    swaps: tuple[Swap, ...] = ()
+    """What changes before the adapter's names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what does not fit, as plain data."""
@@ -51,6 +52,7 @@ class Comparison:
         misfits = {name: site.misfit for name, site in self.sites.items() if site and site.misfit}
         return {
             "path": str(self.base.path),
+            "prefixes": [swap.to_dict() for swap in self.swaps],
             "missing": [name for name, site in self.sites.items() if site is None],
             "misshapen": [
                 {
@@ -82,14 +84,16 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
     """
     check(base, "Compare with the weights that it was quantised from.")
     specs = base.tensors.specs
-    found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
+    matching = match(adapter, specs, base.config)
+    found = matching.sites(specs)
     jobs = [
         Weighing(base, adapter, module, site)
         for module in adapter.manifest.modules
         if (site := found[module.name]) and site.pieces
     ]
     weights = zip(jobs, executor.map(weigh, jobs), strict=True)
-    return Comparison(adapter, base, found, {job.module.name: weight for job, weight in weights})
+    named = {job.module.name: weight for job, weight in weights}
+    return Comparison(adapter, base, found, named, matching.swaps)
 
 
 def weigh(job: Weighing) -> Weight:

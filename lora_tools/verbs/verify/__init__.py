@@ -8,8 +8,9 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import Spec
 from lora_tools.linalg.stored import DIGITS
+from lora_tools.matching import Prefixes, align
 from lora_tools.merging import Entry, Options, Recipe, Strong, plan
-from lora_tools.names import Prefix, align, collapse, template
+from lora_tools.names import collapse, template
 from lora_tools.report import Document, grouped, table
 from lora_tools.text import joined, label
 from lora_tools.verbs.verify.evidence import Evidence, Job, chunks, coarsest, examine
@@ -122,7 +123,7 @@ def verify(
     return proof
 
 
-def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefix) -> Iterator[Job]:
+def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefixes) -> Iterator[Job]:
     places = merged.arrays.places
     for key, entry in found.items():
         name = prefix(key) or key
@@ -140,13 +141,13 @@ def _comparable(spec: Spec, wanted: Spec) -> bool:
     return spec.dtype == wanted.dtype or (spec.dtype in DIGITS and wanted.dtype in DIGITS)
 
 
-def _prefix(recipe: Recipe, merged: Checkpoint) -> Prefix:
+def _prefix(recipe: Recipe, merged: Checkpoint) -> Prefixes:
     """Return what other tools put before the names of a base's tensors."""
     keys = list(recipe.entries)
     if any(key in merged.specs for key in keys):
-        return Prefix()
+        return Prefixes()
     prefixes = align(keys, merged.specs.keys())
-    return prefixes[0] if len(prefixes) == 1 else Prefix()
+    return Prefixes() if prefixes.ties else prefixes
 
 
 def _key(verdict: Verdict) -> tuple[bool, str, str]:
