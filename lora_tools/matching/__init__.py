@@ -2,6 +2,6 @@
 
 from lora_tools.matching.adapters import Matching, match
 from lora_tools.matching.pieces import Piece, Site
-from lora_tools.matching.prefixes import Prefix, Prefixes, Swap, align
+from lora_tools.matching.prefixes import Prefix, Prefixes, Swap, align, listed
 
-__all__ = ["Matching", "Piece", "Prefix", "Prefixes", "Site", "Swap", "align", "match"]
+__all__ = ["Matching", "Piece", "Prefix", "Prefixes", "Site", "Swap", "align", "listed", "match"]

@@ -1,14 +1,12 @@
 """Which weights of a base the modules of an adapter are added to."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_tools.adapter import Adapter
 from lora_tools.architectures.conventions import RENAMED
 from lora_tools.architectures.detection import Hints
-from lora_tools.architectures.families import FAMILIES
-from lora_tools.architectures.family import Family
 from lora_tools.errors import FormatError
 from lora_tools.files.typed import Fields
 from lora_tools.formats.manifest import Extra, Module
@@ -69,12 +67,7 @@ class Matching:
         return find(module, self._prefix(next(names(module))), specs, self.known)
 
 
-def match(
-    adapter: Adapter,
-    specs: Specs,
-    config: Mapping[str, Any],
-    families: Iterable[Family] = FAMILIES,
-) -> Matching:
+def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching:
     """Match an adapter to a base of these tensors and this configuration.
 
     What the base has by the adapter's own names belongs there. Else the tables of its family say
@@ -92,7 +85,7 @@ def match(
     ):
         return Matching(adapter, Prefixes(), Tabled({}), known)
     hints = Hints(manifest.base_model or "", kind or "")
-    tables = tabled(manifest.modules, specs, config, hints, families)
+    tables = tabled(manifest.modules, specs, config, hints)
     left = [
         each
         for each, module in zip(wanted, manifest.modules, strict=False)

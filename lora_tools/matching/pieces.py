@@ -23,6 +23,7 @@ Specs = Mapping[str, Spec]
 
 EXPERT = re.compile(r"(.*\.experts)\.(\d{1,9})\.(\w+)")
 
+
 class Piece(NamedTuple):
     """Some rows of one update of a module, and the rows of a base weight that they belong to.
 
@@ -109,7 +110,9 @@ def _spellings(name: str) -> Iterator[str]:
 def _whole(module: Module, key: str, *, transposed: bool) -> Site:
     count = module.stack
     height = module.inp if transposed else module.out
-    return Site(tuple(Piece(key, i, (range(module.out),), i * height, transposed) for i in range(count)))
+    return Site(
+        tuple(Piece(key, i, (range(module.out),), i * height, transposed) for i in range(count))
+    )
 
 
 def exact(module: Module, specs: Specs) -> Site | None:

@@ -25,7 +25,7 @@ class Swap(NamedTuple):
 
     drop: str
     add: str
-    count: int
+    names: int
     """How many of them there are."""
     dialects: str = ""
     """The family and its dialects, where the paths behind the prefixes differ, too."""
@@ -33,18 +33,28 @@ class Swap(NamedTuple):
     def sentence(self, ours: str, theirs: str) -> str:
         """Return it as a note on two files.
 
-        >>> Swap("", "model.", 2).sentence("the adapter", "the base")
-        "2 names of the adapter begin with '' where those of the base begin with 'model.'."
+        >>> Swap("", "model.", 2).sentence("adapter", "the base")
+        "adapter: names begin with '' where those of the base begin with 'model.' (2 of them)."
         """
-        more = f" ({self.dialects})" if self.dialects else ""
+        more = f"; {self.dialects}" if self.dialects else ""
         return (
-            f"{self.count:,} names of {ours} begin with {self.drop!r} where those of {theirs} begin"
-            f" with {self.add!r}{more}."
+            f"{ours}: names begin with {self.drop!r} where those of {theirs} begin with"
+            f" {self.add!r} ({self.names:,} of them{more})."
         )
+
+    @property
+    def inverse(self) -> "Swap":
+        """The same as the other file has it."""
+        return self._replace(drop=self.add, add=self.drop)
 
     def to_dict(self) -> dict[str, str | int]:
         """Return it as plain data."""
-        return {"from": self.drop, "to": self.add, "count": self.count, "dialects": self.dialects}
+        return {"from": self.drop, "to": self.add, "names": self.names, "dialects": self.dialects}
+
+
+def listed(swaps: Mapping[str, Sequence[Swap]]) -> list[dict[str, str | int]]:
+    """Return what changes before the names of several files, as plain data."""
+    return [{"path": path, **swap.to_dict()} for path, each in swaps.items() for swap in each]
 
 
 @dataclass(frozen=True, slots=True)

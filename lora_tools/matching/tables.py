@@ -1,12 +1,11 @@
 """The rows of a base that a module's update is added to, by the tables of a known family."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect
-from lora_tools.architectures.families import FAMILIES
-from lora_tools.architectures.family import Family
 from lora_tools.architectures.index import Candidate, Home, homes
 from lora_tools.architectures.layout import Numbers, Size
 from lora_tools.architectures.numbers import numbers_of
@@ -15,11 +14,11 @@ from lora_tools.architectures.translation import Fine, fine
 from lora_tools.errors import FormatError, LoraToolsError
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.sites import Convolution, Embedding, Experts
+from lora_tools.matching.layers import WEIGHT
+from lora_tools.matching.layers import sizes as stored_sizes
 from lora_tools.matching.pieces import Piece, Site, Specs
 from lora_tools.matching.prefixes import Swap
 from lora_tools.names import NUMBER
-
-WEIGHT = ".weight"
 
 
 class Tabled(NamedTuple):
@@ -49,23 +48,18 @@ def tabled(
     specs: Specs,
     config: Mapping[str, Any],
     hints: Hints,
-    families: Iterable[Family] = FAMILIES,
 ) -> Tabled:
     """Return the sites of modules whose family both files are of, whatever dialects they have."""
-    families = tuple(families)
     ours = {module.name: module for module in modules if _is_matrix(module)}
     sizes = {name: _size(module) for name, module in ours.items()}
-    weights: dict[str, Size | None] = {
-        key.removesuffix(WEIGHT): Size(*spec.shape) if len(spec.shape) == 2 else None
-        for key, spec in specs.items()
-    }
-    theirs = [there for there in detect(weights, families) if there.candidates]
-    result = Tabled({}, (), undecided := {})
+    theirs = [there for there in detect(stored_sizes(specs), families.FAMILIES) if there.candidates]
+    numbers = numbers_of(config)
+    undecided: dict[str, str] = {}
+    result = Tabled({}, (), undecided)
     swaps: dict[Swap, int] = {}
-    for here in detect(sizes, families) if theirs else ():
+    for here in detect(sizes, families.FAMILIES) if theirs else ():
         if not here.candidates:
             continue
-        numbers = numbers_of(config)
 
         def question(candidate: Candidate, here: Component = here) -> _Answer:
             places = [
@@ -87,7 +81,7 @@ def tabled(
             swap = Swap(*(pair or (here.prefix, prefix)), 0, dialects)
             if pair != ("", ""):
                 swaps[swap] = swaps.get(swap, 0) + 1
-    return result._replace(swaps=tuple(s._replace(count=n) for s, n in swaps.items()))
+    return result._replace(swaps=tuple(s._replace(names=n) for s, n in swaps.items()))
 
 
 def _changed(name: str, other: str) -> tuple[str, str] | None:
@@ -188,9 +182,7 @@ def _key(home: Home, there: _There) -> str | None:
     return key if key in there.specs else None
 
 
-def _rows(
-    module: Module, part: Fine, home: Home, key: str, there: _There
-) -> Iterator[Piece]:
+def _rows(module: Module, part: Fine, home: Home, key: str, there: _There) -> Iterator[Piece]:
     layout, shape = home.rule.layout, there.specs[key].shape
     stacked = layout.stacked or (part.copy > 0 and len(shape) == 3)
     if stacked and len(shape) == 3:

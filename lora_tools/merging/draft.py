@@ -12,10 +12,10 @@ from lora_tools.files.header import Spec
 from lora_tools.files.place import Place, read_array
 from lora_tools.formats.manifest import Extra
 from lora_tools.matching import Swap
+from lora_tools.matching.ties import TiedWeights
 from lora_tools.merging.entry import Entry, Patch, Source, Tokens
 from lora_tools.merging.factors import wide
 from lora_tools.merging.place import Placed, Strong, check_homes, place
-from lora_tools.merging.tied import Tie
 from lora_tools.model import Model
 
 
@@ -35,7 +35,7 @@ class Draft:
     """A recipe in the making: adapters are added one after another."""
 
     def __init__(
-        self, base: Model, entries: dict[str, Entry], tie: Tie | None, options: Options
+        self, base: Model, entries: dict[str, Entry], tie: TiedWeights | None, options: Options
     ) -> None:
         self.base, self.entries, self.tie, self.options = base, entries, tie, options
         self.left_out: dict[str, str] = {}
@@ -184,7 +184,7 @@ def _array(source: Source) -> Any:
     return read_array(source.values) if isinstance(source.values, Place) else source.values
 
 
-def _tied(strong: Strong, tie: Tie, name: str) -> UnsupportedError:
+def _tied(strong: Strong, tie: TiedWeights, name: str) -> UnsupportedError:
     return UnsupportedError(
         f"{strong.adapter.path}: changes {name} alone, but the base ties {tie.embedding} to"
         f" {tie.head}"

@@ -88,9 +88,7 @@ def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
     )
 
 
-def _place_module(
-    strong: Strong, module: Module, site: Site, specs: Specs, placed: Placed
-) -> None:
+def _place_module(strong: Strong, module: Module, site: Site, specs: Specs, placed: Placed) -> None:
     adapter, weight = strong.adapter, strong.weight
     if "bias" in module.parts:
         key = _bias_of(site.pieces[0].key)

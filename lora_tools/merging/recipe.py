@@ -10,11 +10,11 @@ from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.matching import Swap
+from lora_tools.matching.ties import tie_of
 from lora_tools.merging.draft import Draft, Options
 from lora_tools.merging.entry import Entry
 from lora_tools.merging.place import Strong
 from lora_tools.merging.sources import sources
-from lora_tools.merging.tied import tie_of
 from lora_tools.model import Model
 from lora_tools.quantised import FLOAT8, READABLE, check
 from lora_tools.quantised.configured import SECTIONS

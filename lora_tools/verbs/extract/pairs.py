@@ -1,14 +1,18 @@
 """Which tensor of the tuned model is which of the base, or why they do not fit together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lora_tools.architectures.conventions import EMBEDDINGS
+from lora_tools.architectures.detection import Hints
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
-from lora_tools.model import Model
 from lora_tools.matching import align
+from lora_tools.matching.layers import Layer, layers
+from lora_tools.model import Model
 from lora_tools.quantised import READABLE, is_scale
-from lora_tools.verbs.extract.sites import EMBEDDINGS, HEADS, WEIGHT, Place, by_token, place
+from lora_tools.verbs.extract.sites import HEADS, WEIGHT, Place, by_token, place
 
 
 class Pair(NamedTuple):
@@ -64,11 +68,12 @@ def match(base: Model, tuned: Model) -> Pairs:
         name = prefixes(key)
         known = name in base.tensors and name not in where
         where[name if name and known else f"{key} (of the tuned model)"] = key
-    notes = [swap.sentence("the tuned model", "the base") for swap in prefixes.swaps(theirs)]
+    notes = [swap.sentence("The tuned model", "the base") for swap in prefixes.swaps(theirs)]
     links = [(key, key, where[key]) for key in ours if key in where]
     links += _tied(base, tuned, where, notes)
     paired = {tuned_key for _, _, tuned_key in links}
-    both = tuple(_pair(base, tuned, *link) for link in links)
+    tables = layers(base.tensors.specs, Hints(type=base.fields.text("model_type") or ""))
+    both = tuple(_pair(base, tuned, tables, *link) for link in links)
     _check_shapes(base, tuned, both)
     named = {base_key for name, base_key, _ in links if name == base_key} | {n for n, _, _ in links}
     only_base = tuple(key for key in ours if key not in named)
@@ -77,12 +82,14 @@ def match(base: Model, tuned: Model) -> Pairs:
     return Pairs(both, only_base, only_tuned, tuple(notes))
 
 
-def _pair(base: Model, tuned: Model, name: str, base_key: str, tuned_key: str) -> Pair:
+def _pair(
+    base: Model, tuned: Model, known: Mapping[str, Layer], name: str, base_key: str, tuned_key: str
+) -> Pair:
     spec, other = base.tensors.specs[base_key], tuned.tensors.specs[tuned_key]
     readable = spec.dtype in READABLE and other.dtype in READABLE
-    return Pair(
-        name, base_key, tuned_key, spec, other, place(name, spec, base) if readable else None
-    )
+    layer = known.get(base_key.removesuffix(WEIGHT)) if name == base_key else None
+    where = place(name, spec, base, layer) if readable else None
+    return Pair(name, base_key, tuned_key, spec, other, where)
 
 
 def _tied(

@@ -46,6 +46,7 @@ class Merge:
             shards=len(self.files.shards),
             left_out=dict(recipe.left_out),
             notes=recipe.notes,
+            prefixes=recipe.swaps,
         )
 
     def to_text(self) -> str:

@@ -8,7 +8,7 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import Spec
 from lora_tools.linalg.stored import DIGITS
-from lora_tools.matching import Prefixes, align
+from lora_tools.matching import Prefixes, Swap, align, listed
 from lora_tools.merging import Entry, Options, Recipe, Strong, plan
 from lora_tools.names import collapse, template
 from lora_tools.report import Document, grouped, table
@@ -33,6 +33,8 @@ class Proof(Document):
     extra: tuple[str, ...] = ()
     """Tensors of the merged model that its base does not have."""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    prefixes: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
+    """What changes before the names of each adapter, and of the base where it was merged."""
 
     @property
     def passed(self) -> bool:
@@ -58,6 +60,7 @@ class Proof(Document):
             "missing_files": list(self.missing_files),
             "extra": list(self.extra),
             "left_out": dict(self.left_out),
+            "prefixes": listed(self.prefixes),
         }
 
     def table(self, style: str) -> str:
@@ -78,6 +81,11 @@ class Proof(Document):
             names = ", ".join(map(label, self.extra[:5]))
             end.append(f"not in the base: {names} ({len(self.extra)} in all)")
         end += [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
+        end += [
+            f"note: {swap.sentence(label(path), 'the base')}"
+            for path, swaps in self.prefixes.items()
+            for swap in swaps
+        ]
         return joined(end)
 
 
@@ -101,6 +109,8 @@ def verify(
         left_out=recipe.left_out,
     )
     prefix = _prefix(recipe, merged)
+    moved = tuple(swap.inverse for swap in prefix.swaps(recipe.entries))
+    proof.prefixes = recipe.swaps | {str(merged.path): moved}
     found: dict[str, Entry] = {}
     for key, entry in recipe.entries.items():
         name = prefix(key) or key

@@ -18,10 +18,9 @@ from lora_tools.verbs.extract import Options, Report, extract, plan
 
 
 def run(base: Path, tuned: Path, out: Path, rank: int = 4, options=None) -> Report:
-    extraction = extract(plan(base, tuned, options), Fixed(rank), out)
-    out.mkdir()
-    report = extraction.run(out)
-    report.save(out / REPORT)
+    with extract(plan(base, tuned, options), Fixed(rank), out) as extraction:
+        report = extraction.run()
+        report.save(extraction.place / REPORT)
     return report
 
 
