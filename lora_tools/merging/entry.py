@@ -83,7 +83,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorPlan:
     """One tensor of the merged model."""
 
     key: str

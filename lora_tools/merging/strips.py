@@ -14,7 +14,7 @@ from lora_tools.files.place import Place, read_array
 from lora_tools.files.transfer import get
 from lora_tools.linalg.apply import Gain, column_norms, narrowed
 from lora_tools.linalg.stored import WIDTH, widen
-from lora_tools.merging.entry import Entry, Patch, Source
+from lora_tools.merging.entry import Patch, Source, TensorPlan
 from lora_tools.merging.factors import Loaded, load, side_by_side, wide
 from lora_tools.quantised import spread
 from lora_tools.shapes import Float
@@ -37,12 +37,14 @@ class Strip(NamedTuple):
     gain: Gain | None
 
 
-def height(entry: Entry) -> int:
+def height(entry: TensorPlan) -> int:
     """Return the rows of a strip."""
     return max(1, STRIP // max(entry.table[1], 1))
 
 
-def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) -> Iterator[Strip]:
+def strips(
+    entry: TensorPlan, rows: tuple[int, int], kind: type[np.floating[Any]]
+) -> Iterator[Strip]:
     """Yield rows of an entry in order, with factors of type ``kind``, or float64 if they need it.
 
     Raises `NonFiniteError` if a factor holds NaN or Inf, or its update has no square in float64.
@@ -68,7 +70,7 @@ def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) ->
                 )
 
 
-def bands(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple[Patch, ...]]]:
+def bands(entry: TensorPlan, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple[Patch, ...]]]:
     """Yield ranges of rows that the same patches change."""
     first, last = rows
     edges = {first, last}
@@ -84,7 +86,9 @@ def bands(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple
         )
 
 
-def tokens(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, Float[np.ndarray, "k"]]]:
+def tokens(
+    entry: TensorPlan, rows: tuple[int, int]
+) -> Iterator[tuple[int, Float[np.ndarray, "k"]]]:
     """Yield the rows that adapters replace, by number and in float64."""
     for each in entry.tokens:
         values = wide(each.adapter.tensors.arrays[each.extra.key])
@@ -93,13 +97,13 @@ def tokens(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, Float[np.
                 yield row, value
 
 
-def by_columns(entry: Entry) -> bool:
+def by_columns(entry: TensorPlan) -> bool:
     """Whether DoRA normalises the columns of what is stored, which takes all rows at once."""
     return any(patch.dora and patch.piece.transposed for patch in entry.patches)
 
 
 def _joined(
-    entry: Entry,
+    entry: TensorPlan,
     patches: tuple[Patch, ...],
     rows: tuple[int, int],
     updates: dict[tuple[int, str], Update],
@@ -121,7 +125,7 @@ def _joined(
     return side_by_side(parts), gain
 
 
-def _column_factor(entry: Entry, loaded: Loaded) -> Float[np.ndarray, "k"]:
+def _column_factor(entry: TensorPlan, loaded: Loaded) -> Float[np.ndarray, "k"]:
     """Return what DoRA multiplies the columns of a transposed weight with; reads it once."""
     height_, width = entry.table
     total = np.zeros(width)
@@ -139,7 +143,7 @@ def _column_factor(entry: Entry, loaded: Loaded) -> Float[np.ndarray, "k"]:
 class _Reader:
     """Reads the rows of a source, each time into the same buffer."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: TensorPlan) -> None:
         source = entry.source
         self._source = source
         self._width = entry.table[1] * WIDTH.get(source.spec.dtype, 1)

@@ -16,7 +16,7 @@ from lora_tools.architectures.tables import being, one, rows
 from lora_tools.errors import FormatError
 from lora_tools.matching.tables import _contiguous
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Strong, merge, plan
+from lora_tools.verbs.merge import WeightedAdapter, merge, plan
 
 R, H = 2, 8
 
@@ -49,7 +49,7 @@ def known(monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, MADE_UP))
 
 
-def adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> Strong:
+def adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> WeightedAdapter:
     folder.mkdir()
     tensors = {}
     for name, (out, inp) in shapes.items():
@@ -59,10 +59,10 @@ def adapter(folder: Path, shapes: dict[str, tuple[int, int]]) -> Strong:
     targets = sorted({name.rpartition(".")[2] for name in shapes})
     config = {"peft_type": "LORA", "r": R, "lora_alpha": R, "target_modules": targets}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return Strong(read(folder))
+    return WeightedAdapter(read(folder))
 
 
-def delta(strong: Strong, name: str) -> torch.Tensor:
+def delta(strong: WeightedAdapter, name: str) -> torch.Tensor:
     tensors = dense.load_model(strong.adapter.path)
     a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
     return b @ a

@@ -16,7 +16,7 @@ from lora_tools.linalg.apply import Adder, Device, Host, Tally
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import WIDTH, accumulator
-from lora_tools.merging import Entry
+from lora_tools.merging import TensorPlan
 from lora_tools.merging.strips import as_bytes, by_columns, height, strips, tokens
 from lora_tools.verbs.merge.shards import Shard
 
@@ -29,7 +29,7 @@ class Job:
     """Rows of an entry, and where their bytes go."""
 
     shard: str
-    entry: Entry
+    entry: TensorPlan
     rows: tuple[int, int]
     path: Path
     start: int
@@ -42,7 +42,7 @@ class Done:
     """A job that is done, and what it did to the numbers."""
 
     shard: str
-    entry: Entry
+    entry: TensorPlan
     tally: Tally
     nbytes: int
     """Bytes that were written."""
@@ -81,7 +81,7 @@ def merge_rows(job: Job) -> Done:
     return Done(job.shard, entry, tally, count)
 
 
-def _copy(entry: Entry, target: int, start: int) -> None:
+def _copy(entry: TensorPlan, target: int, start: int) -> None:
     values = entry.source.values
     if isinstance(values, Place):
         with input_descriptor(values.path) as source:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_tools.linalg.apply import Tally
 from lora_tools.matching import Swap, listed
-from lora_tools.merging import Entry, Outcome
+from lora_tools.merging import Outcome, TensorPlan
 from lora_tools.names import collapse, template
 from lora_tools.report import Document, code, grouped, percent, section, size, table, total
 from lora_tools.text import joined, label
@@ -39,7 +39,7 @@ class Row:
     """The share of them that kept their value, because the update was below half a step."""
 
 
-def row(entry: Entry, tally: Tally) -> Row:
+def row(entry: TensorPlan, tally: Tally) -> Row:
     """Return the row of an entry."""
     norm = math.sqrt(tally.update)
     return Row(

@@ -9,14 +9,14 @@ from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import Spec
 from lora_tools.linalg.stored import DIGITS
 from lora_tools.matching import Prefixes, Swap, align, listed
-from lora_tools.merging import Entry, Options, Recipe, Strong, plan
+from lora_tools.merging import MergePlan, Options, TensorPlan, WeightedAdapter, plan
 from lora_tools.names import collapse, template
 from lora_tools.report import Document, grouped, table
 from lora_tools.text import joined, label
 from lora_tools.verbs.verify.evidence import Evidence, Job, chunks, coarsest, examine
 from lora_tools.verbs.verify.verdict import Verdict, Word, judge
 
-__all__ = ["Options", "Proof", "Strong", "Verdict", "plan", "verify"]
+__all__ = ["Options", "Proof", "Verdict", "WeightedAdapter", "plan", "verify"]
 
 SCHEMA = "lora-tools/verify/1"
 
@@ -91,28 +91,28 @@ class Proof(Document):
 
 def verify(
     merged: Checkpoint,
-    recipe: Recipe,
+    merge_plan: MergePlan,
     executor: Executor | None = None,
     missing_files: Iterable[str] = (),
 ) -> Proof:
-    """Compare every tensor of a merged model with what its recipe makes.
+    """Compare every tensor of a merged model with what its merge plan makes.
 
     Sums are formed in float64. A model that was stored in another type is compared with the sums
     rounded to that one.
     """
-    adapters = tuple((str(each.adapter.path), each.weight) for each in recipe.adapters)
+    adapters = tuple((str(each.adapter.path), each.weight) for each in merge_plan.adapters)
     proof = Proof(
         str(merged.path),
-        str(recipe.base.path),
+        str(merge_plan.base.path),
         adapters,
         missing_files=tuple(missing_files),
-        left_out=recipe.left_out,
+        left_out=merge_plan.left_out,
     )
-    prefix = _prefix(recipe, merged)
-    moved = tuple(swap.inverse for swap in prefix.swaps(recipe.entries))
-    proof.prefixes = recipe.swaps | {str(merged.path): moved}
-    found: dict[str, Entry] = {}
-    for key, entry in recipe.entries.items():
+    prefix = _prefix(merge_plan, merged)
+    moved = tuple(swap.inverse for swap in prefix.swaps(merge_plan.entries))
+    proof.prefixes = {**merge_plan.swaps, str(merged.path): moved}
+    found: dict[str, TensorPlan] = {}
+    for key, entry in merge_plan.entries.items():
         name = prefix(key) or key
         spec = merged.specs.get(name)
         if spec is None:
@@ -128,12 +128,12 @@ def verify(
     for each in (executor or Serial()).map(examine, jobs):
         total[each.key] = total.get(each.key, Evidence()) + each.evidence
     proof.verdicts += [judge(found[key], e, _cast(found[key])) for key, e in total.items()]
-    known = {prefix(key) or key for key in recipe.entries}
+    known = {prefix(key) or key for key in merge_plan.entries}
     proof.extra = tuple(key for key in merged.specs if key not in known)
     return proof
 
 
-def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefixes) -> Iterator[Job]:
+def _jobs(found: Mapping[str, TensorPlan], merged: Checkpoint, prefix: Prefixes) -> Iterator[Job]:
     places = merged.arrays.places
     for key, entry in found.items():
         name = prefix(key) or key
@@ -141,7 +141,7 @@ def _jobs(found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefixes) -> I
             yield Job(entry, rows, places[name], merged.specs[name], _cast(entry))
 
 
-def _cast(entry: Entry) -> str:
+def _cast(entry: TensorPlan) -> str:
     """Return the coarsest type in which an update may have been before it was added."""
     kinds = {patch.module.dtype for patch in entry.patches}
     return coarsest(entry.spec.dtype, *kinds) if kinds else entry.spec.dtype
@@ -151,9 +151,9 @@ def _comparable(spec: Spec, wanted: Spec) -> bool:
     return spec.dtype == wanted.dtype or (spec.dtype in DIGITS and wanted.dtype in DIGITS)
 
 
-def _prefix(recipe: Recipe, merged: Checkpoint) -> Prefixes:
+def _prefix(merge_plan: MergePlan, merged: Checkpoint) -> Prefixes:
     """Return what other tools put before the names of a base's tensors."""
-    keys = list(recipe.entries)
+    keys = list(merge_plan.entries)
     if any(key in merged.specs for key in keys):
         return Prefixes()
     prefixes = align(keys, merged.specs.keys())

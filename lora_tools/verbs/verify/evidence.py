@@ -13,7 +13,7 @@ from lora_tools.linalg.apply import normalise
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
-from lora_tools.merging import Entry
+from lora_tools.merging import TensorPlan
 from lora_tools.merging.strips import Strip, as_bytes, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
 
@@ -66,7 +66,7 @@ class Evidence(NamedTuple):
 class Job:
     """Rows of an entry to compare with the tensor that claims to be it."""
 
-    entry: Entry
+    entry: TensorPlan
     rows: tuple[int, int]
     values: Any
     """Where the merged tensor lies; a pickle's is in memory."""
@@ -106,7 +106,7 @@ def examine(job: Job) -> Found:
     return Found(entry.key, total)
 
 
-def chunks(entry: Entry) -> list[tuple[int, int]]:
+def chunks(entry: TensorPlan) -> list[tuple[int, int]]:
     """Return the ranges of rows that an entry is examined in."""
     rows, width = entry.table
     if by_columns(entry) or entry.plain or not rows:
@@ -116,7 +116,7 @@ def chunks(entry: Entry) -> list[tuple[int, int]]:
 
 
 def _sides(
-    entry: Entry, strip: Strip, shape: tuple[int, int]
+    entry: TensorPlan, strip: Strip, shape: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     """Return W and dW in float64, dequantised and normalised."""
     base = np.empty(shape[0] * shape[1])

@@ -1,4 +1,4 @@
-"""Recipes: everything that becomes of a base under adapters, known from headers."""
+"""Merge plans: everything that becomes of a base under adapters, known from headers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.matching import Swap
 from lora_tools.matching.ties import tie_of
-from lora_tools.merging.draft import Draft, Options
-from lora_tools.merging.entry import Entry
-from lora_tools.merging.place import Strong
+from lora_tools.merging.entry import TensorPlan
+from lora_tools.merging.matched import WeightedAdapter
+from lora_tools.merging.planner import Options, Planner
 from lora_tools.merging.sources import sources
 from lora_tools.model import Model
 from lora_tools.quantised import FLOAT8, READABLE, check
@@ -21,12 +21,12 @@ from lora_tools.quantised.configured import SECTIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class MergePlan:
     """Every tensor of the merged model by name, and its configuration."""
 
     base: Model
-    adapters: tuple[Strong, ...]
-    entries: Mapping[str, Entry]
+    adapters: tuple[WeightedAdapter, ...]
+    entries: Mapping[str, TensorPlan]
     config: Mapping[str, Any]
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What of the adapters and the base is not in the result, and why."""
@@ -38,10 +38,12 @@ class Recipe:
     """What changes before the names of each adapter."""
 
 
-def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None) -> Recipe:
-    """Return the recipe of a merge; nothing but headers is read.
+def plan(
+    base: Model, adapters: Sequence[WeightedAdapter], options: Options | None = None
+) -> MergePlan:
+    """Return the plan of a merge; nothing but headers is read.
 
-    Raises `FormatError` for entries without a home, and `UnsupportedError`, with the reason, for
+    Raises `FormatError` for unmatched entries, and `UnsupportedError`, with the reason, for
     what cannot be merged rightly.
     """
     options = options or Options()
@@ -51,46 +53,46 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
     if options.untie and tie is None:
         raise PolicyError(f"{base.path}: its embeddings are not tied, so there is nothing to untie")
     entries = {
-        key: Entry(key, found[key].spec, found[key])
+        key: TensorPlan(key, found[key].spec, found[key])
         for key in base.tensors.specs
         if key not in scales
     }
     if tie and options.untie:
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
-    draft = Draft(base, entries, tie, options)
-    for strong in adapters:
-        draft.add(strong)
-    draft.settle()
+    planner = Planner(base, entries, tie, options)
+    for weighted in adapters:
+        planner.add(weighted)
+    planner.settle()
     general = _general(base)
-    entries = {key: _typed(entry, options.dtype, general) for key, entry in draft.entries.items()}
+    entries = {key: _typed(entry, options.dtype, general) for key, entry in planner.entries.items()}
     touched = [key for key, entry in entries.items() if not entry.plain]
     if not any(entry.patches or entry.tokens or entry.source.adapter for entry in entries.values()):
-        draft.notes.append("The adapters change nothing of this base.")
+        planner.notes.append("The adapters change nothing of this base.")
     _check_types(base, [entries[key] for key in touched])
     config, grown = _configured(base, entries, options, dequantised=bool(scales))
     if grown:
-        draft.notes.append(
+        planner.notes.append(
             f"The vocabulary has {grown[1]:,} entries where the base has {grown[0]:,}."
         )
     if scales and options.dtype:
-        draft.left_out |= dict.fromkeys(sorted(scales), "its scale is in the weights now")
+        planner.left_out |= dict.fromkeys(sorted(scales), "its scale is in the weights now")
     elif scales:
         raise UnsupportedError(
             f"{base.path}: a base of scaled float8: {some(sorted(scales), 2)}"
         ).hint("Pass --dtype bfloat16 (or float16, float32) to multiply it out.")
-    return Recipe(
+    return MergePlan(
         base,
         tuple(adapters),
         entries,
         config,
-        draft.left_out,
-        tuple(draft.notes),
+        planner.left_out,
+        tuple(planner.notes),
         grown is not None,
-        draft.swaps,
+        planner.swaps,
     )
 
 
-def _typed(entry: Entry, dtype: str | None, general: str | None) -> Entry:
+def _typed(entry: TensorPlan, dtype: str | None, general: str | None) -> TensorPlan:
     """Give an entry the element type that was asked for, where it has the base's general one."""
     if dtype is None:
         return entry
@@ -108,7 +110,7 @@ def _general(base: Model) -> str | None:
     return max(counts, key=lambda code: counts[code], default=None)
 
 
-def _check_types(base: Model, touched: list[Entry]) -> None:
+def _check_types(base: Model, touched: list[TensorPlan]) -> None:
     packed = [
         f"{entry.key} ({entry.source.spec.dtype})"
         for entry in touched
@@ -130,7 +132,7 @@ def _check_types(base: Model, touched: list[Entry]) -> None:
 
 
 def _configured(
-    base: Model, entries: Mapping[str, Entry], options: Options, *, dequantised: bool
+    base: Model, entries: Mapping[str, TensorPlan], options: Options, *, dequantised: bool
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the configuration that fits the entries, and the old and new size of a vocabulary."""
     config: dict[str, Any] = json.loads(json.dumps(dict(base.config)))
