@@ -1,7 +1,8 @@
 """What the weights of a model are, as its family's table says."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect, known
@@ -10,6 +11,7 @@ from lora_tools.architectures.layout import Role, Size
 from lora_tools.errors import LoraToolsError
 from lora_tools.files.header import Spec
 
+T = TypeVar("T")
 WEIGHT = ".weight"
 
 
@@ -28,6 +30,25 @@ def sizes(specs: Mapping[str, Spec]) -> dict[str, Size | None]:
     }
 
 
+def decided(component: Component, question: Callable[[Candidate], T], hints: Hints) -> T:
+    """Return what a component's candidates answer, each asked once; raises as `decide` does.
+
+    The ``model_type`` of a configuration is its family's own word: others are not asked.
+    """
+    return _typed(component, hints).decide(cache(question), hints)
+
+
+def families_of(component: Component, hints: Hints) -> str:
+    """Return the names of the families that a component may be of."""
+    candidates = _typed(component, hints).candidates
+    return " or ".join(dict.fromkeys(candidate.family.name for candidate in candidates))
+
+
+def _typed(component: Component, hints: Hints) -> Component:
+    typed = [c for c in component.candidates if hints.type and hints.type in c.family.types]
+    return component.among(lambda candidate: candidate in typed) if typed else component
+
+
 def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
     """Return what the modules are of which a table has the name; others are missing."""
     modules, found = sizes(specs), dict[str, Layer]()
@@ -43,7 +64,7 @@ def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
             }
 
         try:
-            found |= component.decide(question, hints)
+            found |= decided(component, question, hints)
         except LoraToolsError:  # families that differ, so that names have to do
             continue
     return found

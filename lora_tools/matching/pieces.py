@@ -115,11 +115,14 @@ def _whole(module: Module, key: str, *, transposed: bool) -> Site:
     )
 
 
-def exact(module: Module, specs: Specs) -> Site | None:
-    """Return the weight that has the module's own name and shape, or None."""
+def exact(module: Module, specs: Specs, name: str = "") -> Site | None:
+    """Return the weight that has the module's shape and name, or the one given; None if none has.
+
+    Stacks of experts have none: which of their axes are which is a question of its own.
+    """
     if isinstance(module.site, Experts):
         return None
-    site = _plain(module, module.name, specs)
+    site = _plain(module, name or module.name, specs)
     return site if site and site.pieces else None
 
 

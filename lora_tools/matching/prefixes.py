@@ -27,8 +27,8 @@ class Swap(NamedTuple):
     add: str
     names: int
     """How many of them there are."""
-    dialects: str = ""
-    """The family and its dialects, where the paths behind the prefixes differ, too."""
+    family: str = ""
+    """The family whose tables match them, where the paths behind the prefixes differ, too."""
 
     def sentence(self, ours: str, theirs: str) -> str:
         """Return it as a note on two files.
@@ -36,7 +36,7 @@ class Swap(NamedTuple):
         >>> Swap("", "model.", 2).sentence("adapter", "the base")
         "adapter: names begin with '' where those of the base begin with 'model.' (2 of them)."
         """
-        more = f"; {self.dialects}" if self.dialects else ""
+        more = f"; other paths, matched by the tables of {self.family}" if self.family else ""
         return (
             f"{ours}: names begin with {self.drop!r} where those of {theirs} begin with"
             f" {self.add!r} ({self.names:,} of them{more})."
@@ -49,7 +49,7 @@ class Swap(NamedTuple):
 
     def to_dict(self) -> dict[str, str | int]:
         """Return it as plain data."""
-        return {"from": self.drop, "to": self.add, "names": self.names, "dialects": self.dialects}
+        return {"from": self.drop, "to": self.add, "names": self.names, "family": self.family}
 
 
 def listed(swaps: Mapping[str, Sequence[Swap]]) -> list[dict[str, str | int]]:

@@ -14,9 +14,9 @@ from lora_tools.architectures.translation import Fine, fine
 from lora_tools.errors import FormatError, LoraToolsError
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.sites import Convolution, Embedding, Experts
-from lora_tools.matching.layers import WEIGHT
+from lora_tools.matching.layers import WEIGHT, decided, families_of
 from lora_tools.matching.layers import sizes as stored_sizes
-from lora_tools.matching.pieces import Piece, Site, Specs
+from lora_tools.matching.pieces import Piece, Site, Specs, exact
 from lora_tools.matching.prefixes import Swap
 from lora_tools.names import NUMBER
 
@@ -30,8 +30,8 @@ class Tabled(NamedTuple):
     """Why the tables say nothing of modules whose family is known."""
 
 
-_Answer: TypeAlias = tuple[str, dict[str, Site], str]
-"""The base's prefix, the sites behind it, and how the dialects differ, if they do."""
+_Answer: TypeAlias = tuple[str, dict[str, Site]]
+"""The base's prefix, and the sites behind it."""
 
 
 class _There(NamedTuple):
@@ -71,14 +71,15 @@ def tabled(
             return _best([_sites(ours, here.paths[candidate], candidate, p) for p in places])
 
         try:
-            prefix, sites, dialects = here.decide(question, hints)
+            prefix, sites = decided(here, question, hints)
         except LoraToolsError as error:
             undecided |= dict.fromkeys(here.names, str(error))
             continue
         result.sites.update(sites)
         for name, site in sites.items():
             pair = _changed(name, site.pieces[0].key.removesuffix(WEIGHT))
-            swap = Swap(*(pair or (here.prefix, prefix)), 0, dialects)
+            family = "" if pair else families_of(here, hints)
+            swap = Swap(*(pair or (here.prefix, prefix)), 0, family)
             if pair != ("", ""):
                 swaps[swap] = swaps.get(swap, 0) + 1
     return result._replace(swaps=tuple(s._replace(names=n) for s, n in swaps.items()))
@@ -114,12 +115,12 @@ def _size(module: Module) -> Size:
 
 def _best(answers: Sequence[_Answer]) -> _Answer:
     """Return the answer that places the most modules. Raises `FormatError` if several do."""
-    most = max((len(sites) for _, sites, _ in answers), default=0)
+    most = max((len(sites) for _, sites in answers), default=0)
     if not most:
-        return "", {}, ""
+        return "", {}
     best = [answer for answer in answers if len(answer[1]) == most]
     if any(answer[1] != best[0][1] for answer in best):
-        places = " and ".join(dict.fromkeys(prefix or "the top" for prefix, *_ in best))
+        places = " and ".join(dict.fromkeys(prefix or "the top" for prefix, _ in best))
         raise FormatError(f"fits the base in several places: {places}")
     return best[0]
 
@@ -129,6 +130,11 @@ def _sites(
 ) -> _Answer:
     """Return the sites of modules in a component of the base; those that fit are in it."""
     found: dict[str, Site] = {}
+    if candidate == there.candidate:  # the same names: nothing moves
+        for name, path in paths.items():
+            if site := exact(modules[name], there.specs, f"{there.prefix}{path}"):
+                found[name] = site
+        return there.prefix, found
     for name, path in paths.items():
         module = modules[name]
         try:
@@ -138,9 +144,7 @@ def _sites(
             continue
         if pieces and _covers(module, pieces):
             found[name] = Site(_joined(pieces))
-    ours, theirs = candidate.dialect, there.candidate.dialect
-    dialects = "" if ours == theirs else f"{candidate.family.name}: {ours} to {theirs}"
-    return there.prefix, found, dialects
+    return there.prefix, found
 
 
 def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:

@@ -103,7 +103,7 @@ def test_a_family_of_nobodys_merges_from_one_dialect_into_the_other(prefix, tmp_
             torch.testing.assert_close(after[key] - before[key], update)
     prefixes = report.to_dict()["prefixes"]
     assert {(each["from"], each["to"]) for each in prefixes} == {("", prefix)}
-    assert {each["dialects"] for each in prefixes} == {"Made-up: fine to fused"}
+    assert {each["family"] for each in prefixes} == {"Made-up"}
 
 
 def test_and_back_from_fused_to_split(tmp_path):
