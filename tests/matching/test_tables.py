@@ -14,8 +14,11 @@ from lora_tools.architectures.family import MODEL, Container, Family, Tie
 from lora_tools.architectures.layout import Interleaved
 from lora_tools.architectures.tables import being, one, rows
 from lora_tools.errors import FormatError
+from lora_tools.formats.sites import Embedding, Linear
 from lora_tools.matching.tables import _contiguous
+from lora_tools.matching.ties import tie_of
 from lora_tools.model import open_model
+from lora_tools.verbs.extract.pairs import match as pair_models
 from lora_tools.verbs.merge import WeightedAdapter, merge, plan
 
 R, H = 2, 8
@@ -153,3 +156,38 @@ def test_a_row_by_row_order_is_one_piece_of_the_weight():
     assert [row for run in own for row in run] == [0, 2, 1, 3]
     apart = [*_contiguous((range(4),), (range(2, 4), range(6, 8)))]
     assert apart == [(2, (range(2),)), (6, (range(2, 4),))]
+
+
+def test_a_family_of_nobodys_is_extracted_by_its_roles(tmp_path):
+    """The table says that a layer is stored as (in, out), and what is looked up."""
+    state = {
+        "lookup.weight": torch.randn(20, H),
+        "trunk.0.turned.weight": torch.randn(H, 12),
+        "trunk.0.qkv.weight": torch.randn(3 * H, H),
+    }
+    tuned = {
+        key: w + torch.randn(len(w), 1) @ torch.randn(1, w.shape[1]) for key, w in state.items()
+    }
+    config = {"model_type": "made_up"}
+    folders = [
+        dense.save_base(tmp_path / name, weights, torch.float32, **config)
+        for name, weights in (("base", state), ("tuned", tuned))
+    ]
+    pairs = pair_models(*map(open_model, folders)).both
+    places = {pair.name: pair.place for pair in pairs}
+    assert places["lookup.weight"].site == Embedding()
+    assert places["trunk.0.turned.weight"].site == Linear(transposed=True)
+    assert places["trunk.0.qkv.weight"].site == Linear()
+
+
+def test_the_tie_of_a_family_is_its_own(tmp_path):
+    state = {"lookup.weight": torch.zeros(20, H), "trunk.0.qkv.weight": torch.zeros(3 * H, H)}
+    for number, (config, tie) in enumerate(
+        (
+            ({"tie_word_embeddings": True}, ("lookup.weight", "scores.weight")),
+            ({"tie_word_embeddings": False}, None),
+        )
+    ):
+        known = {"model_type": "made_up", "architectures": ["MadeUpForCausalLM"], **config}
+        base = dense.save_base(tmp_path / str(number), state, torch.float32, **known)
+        assert tie_of(open_model(base)) == tie

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from lora_tools import read
 from lora_tools.errors import FormatError, LoraToolsError, PolicyError, UnsupportedError
 from lora_tools.model import open_model
+from lora_tools.verbs.inspect import inspect
 from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.verify import verify
 
 R, H = 3, 8
 
@@ -291,3 +293,49 @@ def test_dora_by_column_is_refused_by_name(tmp_path):
     save_file(tensors, file)
     with pytest.raises(UnsupportedError, match=r"DoRA by input column.*lora_unet_q"):
         plan(open_model(base), [WeightedAdapter(read(file))])
+
+
+def test_layer_31_is_not_layer_0_of_a_base_with_one(tmp_path):
+    base = base_of(tmp_path, **{"model.layers.0.q_proj.weight": (8, H)})
+    strong = adapter(tmp_path / "adapter", {"model.layers.31.q_proj": (8, H)})
+    with pytest.raises(FormatError, match=r"layers\.31\.q_proj: no such weight") as caught:
+        plan(open_model(base), [strong])
+    assert "model.layers.0.q_proj.weight" in "".join(caught.value.__notes__)
+    left = plan(open_model(base), [strong], Options(allow_missing=True))
+    assert [*left.left_out] == [f"{strong.adapter.path}: model.layers.31.q_proj"]
+    assert left.entries["model.layers.0.q_proj.weight"].plain
+
+
+def test_a_vision_tower_is_not_a_language_model(tmp_path):
+    base = base_of(tmp_path, **{f"model.layers.{i}.q_proj.weight": (8, H) for i in range(2)})
+    shapes = {f"vision_tower.encoder.layers.{i}.q_proj": (8, H) for i in range(2)}
+    with pytest.raises(FormatError, match="2 entries are unmatched") as caught:
+        plan(open_model(base), [adapter(tmp_path / "adapter", shapes)])
+    said = str(caught.value)
+    assert "is under vision_tower.encoder., the base has such names only under model." in said
+
+
+def test_two_components_in_one_place_are_refused_with_both(tmp_path):
+    base = base_of(tmp_path, **{"layers.0.q_proj.weight": (8, H)})
+    shapes = {f"{tower}.layers.0.q_proj": (8, H) for tower in ("left", "right")}
+    with pytest.raises(FormatError, match=r"left\.layers.* and right\.layers.* both fit layers"):
+        plan(open_model(base), [adapter(tmp_path / "adapter", shapes)])
+
+
+def test_a_prefix_is_in_the_report_of_a_merge_and_of_its_proof(tmp_path):
+    base = base_of(tmp_path, torch.float32, **{"lm.model.layers.0.q_proj.weight": (8, H)})
+    strong = adapter(tmp_path / "adapter", {"model.layers.0.q_proj": (8, H)})
+    made = plan(open_model(base), [strong])
+    report = merge(made).write(tmp_path / "out")
+    path = str(strong.adapter.path)
+    swap = {"path": path, "from": "", "to": "lm.", "names": 1, "family": ""}
+    assert report.to_dict()["prefixes"] == [swap]
+    said = "names begin with '' where those of the base begin with 'lm.' (1 of them)"
+    assert said in report.to_text()
+    proof = verify(open_model(tmp_path / "out").tensors, made)
+    assert proof.passed
+    assert proof.to_dict()["prefixes"] == [swap]
+    assert said in proof.summary()
+    compared = inspect(strong.adapter, base=open_model(base)).to_dict()
+    assert compared["base"]["prefixes"] == [{key: swap[key] for key in swap if key != "path"}]
+    assert any(said in note for note in compared["notes"])
