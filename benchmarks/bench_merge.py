@@ -169,7 +169,7 @@ def stages(folder: Path) -> Iterator[str]:
     from lora_tools.files import journal, place
     from lora_tools.linalg.apply import Host
     from lora_tools.model import open_model
-    from lora_tools.verbs.merge import Strong, merge, plan
+    from lora_tools.verbs.merge import WeightedAdapter, merge, plan
 
     spent = dict.fromkeys(("read", "load", "add", "write", "copy", "disk"), 0.0)
 
@@ -189,7 +189,7 @@ def stages(folder: Path) -> Iterator[str]:
         setattr(owner, name, real)
 
     jobs = sys.modules["lora_tools.verbs.merge.jobs"]
-    made = merge(plan(open_model(folder / "base"), [Strong(read(folder / "adapter"))]))
+    made = merge(plan(open_model(folder / "base"), [WeightedAdapter(read(folder / "adapter"))]))
     began = time.perf_counter()
     with (
         timed(place, "get", "read"),

@@ -11,7 +11,7 @@ from lora_tools.adapter import read
 from lora_tools.base import base_of
 from lora_tools.errors import LoraToolsError, UnsupportedError
 from lora_tools.executors import Serial
-from lora_tools.merging import Options, Strong, plan
+from lora_tools.merging import Options, WeightedAdapter, plan
 from lora_tools.model import open_model
 from lora_tools.verbs.extract.options import Options as ExtractOptions
 from lora_tools.verbs.extract.plan import make_plan
@@ -365,10 +365,10 @@ def strong(tmp_path):
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["down_proj"]})
     )
-    return Strong(read(folder))
+    return WeightedAdapter(read(folder))
 
 
-def verbs(path: Path, strong: Strong):
+def verbs(path: Path, strong: WeightedAdapter):
     """Yield the ways in which a base is read under adapters; verify plans as merge does."""
     yield lambda: plan(open_model(path), [strong], Options(dtype="BF16"))
     yield lambda: compare(strong.adapter, open_model(path), Serial())  # inspect --base

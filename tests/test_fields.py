@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from lora_tools import LoraToolsError, read
 from lora_tools.base import base_of
 from lora_tools.card import metadata, with_metadata
-from lora_tools.merging import Strong, plan
+from lora_tools.merging import WeightedAdapter, plan
 from lora_tools.model import open_model
 from lora_tools.runtimes import judge, named, subject
 from lora_tools.verbs.inspect import look
 from lora_tools.verbs.inspect.inspection import Inspection
-from lora_tools.verbs.push.package import Wish, draft
+from lora_tools.verbs.push.package import Wish, planner
 
 DEEP = "[" * 100_000 + "]" * 100_000
 VALUES = {
@@ -260,7 +260,7 @@ def _based(base: Path, folder: Path) -> None:
     model = open_model(base)
     attempt(lambda: (model.architecture, model.tied))
     attempt(lambda: base_of(model, "remedy"))
-    plan(model, [Strong(read(folder, strict=False, base=model.config))])
+    plan(model, [WeightedAdapter(read(folder, strict=False, base=model.config))])
 
 
 @pytest.mark.parametrize("field", ["weight_map", "metadata", "a.weight"])
@@ -290,7 +290,7 @@ def test_every_field_of_a_report_may_hold_anything(field, tmp_path):
         (folder / "lora_tools_report.json").write_bytes(spelled(REPORT, name, form.format(value)))
         place = tmp_path / f"place{number}"
         place.mkdir()
-        attempt(lambda place=place: draft(folder, wish, place).package("alice/x", "# x\n", {}))
+        attempt(lambda place=place: planner(folder, wish, place).package("alice/x", "# x\n", {}))
         shutil.rmtree(place)
 
 
@@ -332,7 +332,7 @@ def test_front_matter_may_hold_anything(front, tmp_path):
     wish = Wish("alice/x", picture=False)
     attempt(lambda: metadata(text))
     attempt(lambda: with_metadata(text, {"tags": ["lora"]}))
-    attempt(lambda: draft(folder, wish, tmp_path / "place").package("alice/x", text, {}))
+    attempt(lambda: planner(folder, wish, tmp_path / "place").package("alice/x", text, {}))
 
 
 def test_names_that_occur_twice_are_refused_by_name(tmp_path):

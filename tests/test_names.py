@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_tools.grid import grid
-from lora_tools.names import Prefix, align, collapse, matches, template
+from lora_tools.names import collapse, matches, template
 
 
 @pytest.mark.parametrize(
@@ -82,36 +82,6 @@ def expand(ranges: str) -> set[int]:
 def test_a_collapsed_name_says_which_numbers_there_are(numbers):
     text = collapse([f"layers.{number}.q" for number in numbers])
     assert expand(text.removeprefix("layers.[").removesuffix("].q")) == numbers
-
-
-LAYERS = [f"layers.{i}.{name}.weight" for i in range(3) for name in ("q", "k")]
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [("", ""), ("model.", ""), ("", "model."), ("a.b.", "c."), ("m.", "x.m.")]
-)
-def test_names_align_whatever_stands_before_either(ours, theirs):
-    names = [ours + name for name in LAYERS]
-    others = [theirs + name for name in LAYERS] + ["embed.weight", "q.weight"]
-    (prefix,) = align(names, others)
-    assert [prefix(name) for name in names] == others[: len(names)]
-
-
-def test_most_names_decide_where_all_belong():
-    others = [f"model.{name}" for name in LAYERS] + ["layers.0.q.weight"]
-    assert align(LAYERS, others) == (Prefix("", "model."),)
-
-
-def test_names_that_fit_twice_are_not_decided():
-    towers = [f"{tower}.{name}" for tower in ("text", "vision") for name in LAYERS]
-    assert align(LAYERS, towers) == (Prefix("", "text."), Prefix("", "vision."))
-
-
-def test_strangers_do_not_align():
-    assert align(["layers.0.q"], {"layers.0.v", "layers.0.xq"}) == ()
-    assert align(["layers.0.q.weight"], {"norm.weight", "head.weight"}) == ()
-    assert align([], {"a"}) == ()
-    assert Prefix("model.", "")("layers.0.q") is None
 
 
 def test_numbers_that_nobody_counts_and_blanks_of_a_name_itself_are_no_crash():

@@ -1,8 +1,8 @@
-"""Recipes of merges: what becomes of every tensor of a base, before any of it is computed."""
+"""Plans of merges: what becomes of every tensor of a base, before any of it is computed."""
 
-from lora_tools.merging.draft import Options
-from lora_tools.merging.entry import Entry, Outcome
-from lora_tools.merging.place import Strong
-from lora_tools.merging.recipe import Recipe, general, plan
+from lora_tools.merging.entry import Outcome, TensorPlan
+from lora_tools.merging.matched import WeightedAdapter
+from lora_tools.merging.merge_plan import MergePlan, general, plan
+from lora_tools.merging.planner import Options
 
-__all__ = ["Entry", "Options", "Outcome", "Recipe", "Strong", "general", "plan"]
+__all__ = ["MergePlan", "Options", "Outcome", "TensorPlan", "WeightedAdapter", "general", "plan"]

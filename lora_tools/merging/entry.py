@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_tools.adapter import Adapter
+from lora_tools.architectures.rows import count
 from lora_tools.base import Weight
 from lora_tools.files.header import Spec
 from lora_tools.files.place import Place
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.sites import Convolution
-from lora_tools.merging.pieces import Piece
+from lora_tools.matching import Piece
 
 if TYPE_CHECKING:
     from lora_tools.update import Array
@@ -34,8 +35,8 @@ class Patch:
     @property
     def stop(self) -> int:
         """The row of the weight after the last one that is changed."""
-        first, last = self.piece.rows
-        height = self.module.inp if self.piece.transposed and not self.bias else last - first
+        turned = self.piece.transposed and not self.bias
+        height = self.module.inp if turned else count(self.piece.rows)
         return self.piece.start + height
 
     @property
@@ -87,7 +88,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorPlan:
     """One tensor of the merged model."""
 
     key: str

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.adapter import Adapter
+from lora_tools.architectures.arrays import taken
 from lora_tools.errors import NonFiniteError, some
 from lora_tools.formats.finite import not_finite, sound
 from lora_tools.formats.manifest import Module
@@ -54,7 +55,7 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> Loaded:
     except NonFiniteError as error:
         where = f"{patch.adapter.tensors.path}: {module.name}: B times its scale"
         raise NonFiniteError(f"{where}: {error}") from error
-    b = b[slice(*piece.rows)] * scale
+    b = taken(b, piece.rows) * scale
     if isinstance(module.site, Convolution) and module.site.groups > 1:
         own = patch.width
         a = a.reshape(len(a), module.site.groups, own)[:, piece.part]

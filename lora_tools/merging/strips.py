@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_tools.architectures.arrays import taken
 from lora_tools.base import Rows
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Gain, column_norms, narrowed
-from lora_tools.merging.entry import Entry, Patch
+from lora_tools.merging.entry import Patch, TensorPlan
 from lora_tools.merging.factors import Loaded, load, side_by_side, wide
 from lora_tools.shapes import Float
 from lora_tools.update import Update
@@ -34,12 +35,14 @@ class Strip(NamedTuple):
         self.rows.decode(self.raw, self.first, self.last, out)
 
 
-def height(entry: Entry) -> int:
+def height(entry: TensorPlan) -> int:
     """Return the rows of a strip."""
     return max(1, STRIP // max(entry.table[1], 1))
 
 
-def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) -> Iterator[Strip]:
+def strips(
+    entry: TensorPlan, rows: tuple[int, int], kind: type[np.floating[Any]]
+) -> Iterator[Strip]:
     """Yield rows of an entry in order, with factors of type ``kind``, or float64 if they need it.
 
     Raises `NonFiniteError` if a factor holds NaN or Inf, or its update has no square in float64.
@@ -63,7 +66,7 @@ def strips(entry: Entry, rows: tuple[int, int], kind: type[np.floating[Any]]) ->
                 yield Strip(low, high, source.raw(low, high), source, part, right, its)
 
 
-def bands(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple[Patch, ...]]]:
+def bands(entry: TensorPlan, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple[Patch, ...]]]:
     """Yield ranges of rows that the same patches change."""
     first, last = rows
     edges = {first, last}
@@ -79,7 +82,9 @@ def bands(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, int, tuple
         )
 
 
-def tokens(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, Float[np.ndarray, "k"]]]:
+def tokens(
+    entry: TensorPlan, rows: tuple[int, int]
+) -> Iterator[tuple[int, Float[np.ndarray, "k"]]]:
     """Yield the rows that adapters replace, by number and in float64."""
     for each in entry.tokens:
         values = wide(each.adapter.tensors.arrays[each.extra.key])
@@ -88,13 +93,13 @@ def tokens(entry: Entry, rows: tuple[int, int]) -> Iterator[tuple[int, Float[np.
                 yield row, value
 
 
-def by_columns(entry: Entry) -> bool:
+def by_columns(entry: TensorPlan) -> bool:
     """Whether DoRA normalises the columns of what is stored, which takes all rows at once."""
     return any(patch.dora and patch.piece.transposed for patch in entry.patches)
 
 
 def _joined(
-    entry: Entry,
+    entry: TensorPlan,
     patches: tuple[Patch, ...],
     rows: tuple[int, int],
     updates: dict[tuple[int, str], Update],
@@ -110,13 +115,13 @@ def _joined(
             gain = (
                 Gain(_column_factor(entry, loaded), columns=True)
                 if patch.piece.transposed
-                else Gain(loaded.magnitude[slice(*patch.piece.rows)][window], columns=False)
+                else Gain(taken(loaded.magnitude, patch.piece.rows)[window], columns=False)
             )
         parts[number] = loaded._replace(left=loaded.left[window])
     return side_by_side(parts), gain
 
 
-def _column_factor(entry: Entry, loaded: Loaded) -> Float[np.ndarray, "k"]:
+def _column_factor(entry: TensorPlan, loaded: Loaded) -> Float[np.ndarray, "k"]:
     """Return what DoRA multiplies the columns of a transposed weight with; reads it once."""
     height_, width = entry.table
     total = np.zeros(width)

@@ -99,7 +99,7 @@ def test_weights_are_counted(base, tmp_path):
 def test_a_wrong_base_is_named_on_both_sides(base, tmp_path):
     done = run("merge", base, FIXTURES / "gpt2-conv1d", tmp_path / "out")
     assert done.returncode == 1
-    assert "have no home in the base" in done.stderr
+    assert "are unmatched in the base" in done.stderr
     assert "transformer.h.0.attn.c_attn" in done.stderr
     assert "The base has " in done.stderr
     assert not list(tmp_path.iterdir())

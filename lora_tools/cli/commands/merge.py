@@ -56,7 +56,7 @@ from lora_tools.text import visible
     help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
 )
 @untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
-@allow_missing_option("Leave out, and list, what has no home in BASE.")
+@allow_missing_option("Leave out, and list, what is unmatched in BASE.")
 @alpha_option
 @engine_options
 @evict_option
@@ -101,11 +101,14 @@ def command(
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
     found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
     executor = make_executor(device, jobs)
-    from lora_tools.verbs.merge import Options, Strong, merge, plan  # imports numpy
+    from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan  # imports numpy
 
-    strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
-    recipe = plan(model, strong, Options(dtype, untie, allow_missing))
-    made = merge(recipe, most=max_shard_size, device=device)
+    weighted = [
+        WeightedAdapter(each, w)
+        for each, w in zip(found, weights or [1.0] * len(found), strict=True)
+    ]
+    merge_plan = plan(model, weighted, Options(dtype, untie, allow_missing))
+    made = merge(merge_plan, most=max_shard_size, device=device)
     if dry_run:
         report = made.report
     else:

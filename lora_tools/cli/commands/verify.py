@@ -33,7 +33,7 @@ from lora_tools.model import open_model
 @weight_option("The weight that each ADAPTER was merged with, in order.  [default: 1]")
 @formats_option("the ADAPTERs")
 @untie_option("The tied embeddings of BASE were given a head.")
-@allow_missing_option("Leave out what has no home in BASE.")
+@allow_missing_option("Leave out what is unmatched in BASE.")
 @alpha_option
 @engine_options
 @json_option
@@ -67,16 +67,19 @@ def command(
     executor = make_executor(device, jobs)
     from lora_tools.verbs.verify import (
         Options,
-        Strong,
+        WeightedAdapter,
         decoded_dtype,
         plan,
         verify,
     )  # imports numpy
 
-    strong = [Strong(each, w) for each, w in zip(found, weights or [1.0] * len(found), strict=True)]
+    weighted = [
+        WeightedAdapter(each, w)
+        for each, w in zip(found, weights or [1.0] * len(found), strict=True)
+    ]
     dtype = decoded_dtype(result, model)
-    recipe = plan(model, strong, Options(dtype, untie, allow_missing))
-    proof = verify(result, recipe, executor if quiet else Visible(executor), missing)
+    merge_plan = plan(model, weighted, Options(dtype, untie, allow_missing))
+    proof = verify(result, merge_plan, executor if quiet else Visible(executor), missing)
     if as_json:
         show_json(proof.to_json())
     elif not quiet:

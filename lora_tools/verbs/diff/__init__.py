@@ -53,7 +53,7 @@ def diff(
     fit A's in several ways, and `PolicyError` for patterns that match nothing.
     """
     options, executor = options or Options(), executor or Serial()
-    jobs = pair(a, b, options.device)
+    jobs, swaps = pair(a, b, options.device)
     patterns = (*options.include, *options.exclude)
     names = [name for job in jobs for name in job.names]
     idle = [pattern for pattern in patterns if not any(matches(pattern, n) for n in names)]
@@ -69,5 +69,5 @@ def diff(
         (a.base_model, b.base_model),
         options.tolerance,
         rows,
-        notes(a, b, len(jobs) - len(chosen)),
+        notes(a, b, len(jobs) - len(chosen), swaps),
     )

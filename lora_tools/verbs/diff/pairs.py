@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from lora_tools.adapter import Adapter
-from lora_tools.errors import FormatError, some
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.rotary import Paired
-from lora_tools.names import Prefix, align
+from lora_tools.matching import Prefixes, Swap, align
 
 Thing: TypeAlias = Module | Extra
 
@@ -50,31 +49,34 @@ class Job:
         return tuple(side.name for side in (self.a, self.b) if side)
 
 
-def pair(a: Adapter, b: Adapter, device: str) -> list[Job]:
+def pair(a: Adapter, b: Adapter, device: str) -> tuple[list[Job], tuple[Swap, ...]]:
     """Pair modules and other tensors by name: A's in order, then what only B has.
 
-    Names may have a prefix more on one side. Raises `FormatError` if they fit in several ways, and
-    `UnsupportedError` if their rows cannot be brought into one order.
+    Returns what changes before the names, too: each component may have its own prefix. Raises
+    `FormatError` if they fit in several ways, and `UnsupportedError` if their rows cannot be
+    brought into one order.
     """
-    jobs = []
+    jobs: list[Job] = []
+    swaps: list[Swap] = []
     for things_a, things_b in (
         (a.manifest.modules, b.manifest.modules),
         (a.manifest.extras, b.manifest.extras),
     ):
         sides_a = {side.name: side for side in (Side(a, thing, device) for thing in things_a)}
         sides_b = {side.name: side for side in (Side(b, thing, device) for thing in things_b)}
-        prefix = _prefix(list(sides_a), list(sides_b))
+        prefix = _prefixes(list(sides_a), list(sides_b))
+        swaps += prefix.swaps(sides_a)
         pairs = [Job(side, sides_b.pop(prefix(name) or "", None)) for name, side in sides_a.items()]
         jobs += [*pairs, *(Job(None, side) for side in sides_b.values())]
     if not all(_in_one_order(job) for job in jobs):
         a.check_order()
         b.check_order()
-    return jobs
+    return jobs, tuple(swaps)
 
 
-def notes(a: Adapter, b: Adapter, skipped: int) -> tuple[str, ...]:
+def notes(a: Adapter, b: Adapter, skipped: int, swaps: Sequence[Swap] = ()) -> tuple[str, ...]:
     """Return what a person should know of the comparison, a sentence each."""
-    return tuple(_notes(a, b, skipped))
+    return (*_notes(a, b, skipped), *(swap.sentence("A", "B") for swap in swaps))
 
 
 def _in_one_order(job: Job) -> bool:
@@ -97,13 +99,6 @@ def _notes(a: Adapter, b: Adapter, skipped: int) -> Iterator[str]:
         yield f"{skipped} modules or tensors were left out by the patterns."
 
 
-def _prefix(names: Sequence[str], others: Sequence[str]) -> Prefix:
-    """Return the prefix that one side's names have more than the other's."""
-    if not (names and others):
-        return Prefix()
-    # With one prefix for another, layer 0 would pass for layer 1.
-    found = [prefix for prefix in align(names, others) if not (prefix.drop and prefix.add)]
-    if len(found) > 1:
-        ways = some(prefix.drop or prefix.add for prefix in found)
-        raise FormatError(f"the names of one adapter fit the other's in several places: {ways}")
-    return found[0] if found else Prefix()
+def _prefixes(names: Sequence[str], others: Sequence[str]) -> Prefixes:
+    """Return what stands before one side's names and not before the other's."""
+    return align(names, others).check("the names of one adapter fit the other's")

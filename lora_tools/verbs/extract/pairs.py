@@ -1,13 +1,17 @@
 """Which tensor of the tuned model is which of the base, or why they do not fit together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lora_tools.architectures.conventions import EMBEDDINGS
+from lora_tools.architectures.detection import Hints
 from lora_tools.base import Base
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
-from lora_tools.names import Prefix, align
-from lora_tools.verbs.extract.sites import EMBEDDINGS, HEADS, WEIGHT, Place, by_token, place
+from lora_tools.matching import align
+from lora_tools.matching.layers import Layer, layers
+from lora_tools.verbs.extract.sites import HEADS, WEIGHT, Place, by_token, place
 
 
 class Pair(NamedTuple):
@@ -52,17 +56,22 @@ def match(base: Base, tuned: Base) -> Pairs:
     """
     ours, theirs = list(base), list(tuned)
     prefixes = align(theirs, ours)
-    if len(prefixes) != 1:
-        reason = "fit in several places" if prefixes else "share no name"
+    if prefixes.ties or not prefixes.found:
+        reason = "fit in several places" if prefixes.ties else "share no name"
         raise FormatError(
             f"{tuned.path} and {base.path} are of different architectures: their tensors {reason}"
         ).hint(f"Tuned: {some(theirs, 3)}. Base: {some(ours, 3)}.")
-    where = {prefixes[0](key) or f"{key} (of the tuned model)": key for key in theirs}
-    notes = list(_prefix_notes(prefixes[0]))
+    where: dict[str, str] = {}
+    for key in theirs:
+        name = prefixes(key)
+        known = name in base and name not in where
+        where[name if name and known else f"{key} (of the tuned model)"] = key
+    notes = [swap.sentence("The tuned model", "the base") for swap in prefixes.swaps(theirs)]
     links = [(key, key, where[key]) for key in ours if key in where]
     links += _tied(base, tuned, where, notes)
     paired = {tuned_key for _, _, tuned_key in links}
-    both = tuple(_pair(base, tuned, *link) for link in links)
+    tables = layers(base.specs, Hints(type=base.model.fields.text("model_type") or ""))
+    both = tuple(_pair(base, tuned, tables, *link) for link in links)
     _check_shapes(base, tuned, both)
     named = {base_key for name, base_key, _ in links if name == base_key} | {n for n, _, _ in links}
     only_base = tuple(key for key in ours if key not in named)
@@ -71,10 +80,13 @@ def match(base: Base, tuned: Base) -> Pairs:
     return Pairs(both, only_base, only_tuned, tuple(notes))
 
 
-def _pair(base: Base, tuned: Base, name: str, base_key: str, tuned_key: str) -> Pair:
+def _pair(
+    base: Base, tuned: Base, known: Mapping[str, Layer], name: str, base_key: str, tuned_key: str
+) -> Pair:
     spec, other = base.specs[base_key], tuned.specs[tuned_key]
     is_numbers = base[base_key].is_numbers and tuned[tuned_key].is_numbers
-    where = place(name, spec, base.model) if is_numbers else None
+    layer = known.get(base_key.removesuffix(WEIGHT)) if name == base_key else None
+    where = place(name, spec, base.model, layer) if is_numbers else None
     return Pair(name, base_key, tuned_key, spec, other, where)
 
 
@@ -126,15 +138,6 @@ def _check_overlap(
             f"{tuned.path} does not fit {base.path}: it lacks {len(matrices)} of the base's"
             f" matrices: {some(matrices)}"
         ).hint("Are they of the same architecture, and both complete?")
-
-
-def _prefix_notes(prefix: Prefix) -> list[str]:
-    if prefix == Prefix():
-        return []
-    return [
-        f"The tuned model's names begin with {prefix.drop!r} where the base's begin with"
-        f" {prefix.add!r}; modules are named as in the base."
-    ]
 
 
 def _leaf(key: str) -> str:

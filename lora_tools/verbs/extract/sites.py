@@ -2,37 +2,22 @@
 
 from typing import NamedTuple
 
+from lora_tools.architectures import conventions
+from lora_tools.architectures.conventions import (
+    CONV1D_LAYERS,
+    CONV1D_MODELS,
+    EMBEDDINGS,
+    TRANSPOSED_EXPERTS,
+)
 from lora_tools.files.header import Spec
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
+from lora_tools.matching.layers import Layer
 from lora_tools.model import Model
 
 WEIGHT = ".weight"
 
-# Names that models of transformers, and torch's own, give to tables that are looked up.
-EMBEDDINGS = frozenset(
-    {
-        "embed_in",
-        "embed_positions",
-        "embed_tokens",
-        "embedding",
-        "embeddings",
-        "position_embeddings",
-        "shared",
-        "tok_embeddings",
-        "token_type_embeddings",
-        "word_embeddings",
-        "wpe",
-        "wte",
-    }
-)
-HEADS = frozenset({"lm_head", "embed_out", "output"})
+HEADS = frozenset(name for name in conventions.HEADS if "." not in name)
 """Output layers whose rows belong to tokens."""
-
-# modeling_utils.Conv1D, a linear layer stored as (in, out), in these models of transformers.
-CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-# Experts stored as (count, in, out) in these models; as (count, out, in) in all others.
-TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text"})
 
 
 class Place(NamedTuple):
@@ -57,8 +42,11 @@ class Place(NamedTuple):
         return self.rows if self.transposed else self.columns
 
 
-def place(key: str, spec: Spec, model: Model) -> Place | None:
-    """Return where an update of this weight goes, or None if no LoRA can hold it."""
+def place(key: str, spec: Spec, model: Model, layer: Layer | None = None) -> Place | None:
+    """Return where an update of this weight goes, or None if no LoRA can hold it.
+
+    ``layer``: what a table of its family says that it is; None: its name and shape have to.
+    """
     shape = spec.shape
     if len(shape) < 2 or min(shape) < 1:
         return None
@@ -68,15 +56,16 @@ def place(key: str, spec: Spec, model: Model) -> Place | None:
     if name == key:
         if len(shape) != 3 or "experts" not in parent.split("."):
             return None
-        swapped = _kind(model) in TRANSPOSED_EXPERTS
+        swapped = layer.transposed if layer else _kind(model) in TRANSPOSED_EXPERTS
         return Place(key, Experts(leaf, shape[0]), shape[0], shape[1], shape[2], swapped)
     if len(shape) > 5:
         return None
     if len(shape) > 2:
         return Place(name, Convolution(shape[1], shape[2:]), 1, rows, columns, False)
-    if leaf in EMBEDDINGS:
+    if leaf in EMBEDDINGS if layer is None else layer.role == "embedding":
         return Place(name, Embedding(), 1, rows, columns, True)
-    swapped = _kind(model) in CONV1D_MODELS and leaf in CONV1D_LAYERS
+    by_name = _kind(model) in CONV1D_MODELS and leaf in CONV1D_LAYERS
+    swapped = layer.transposed if layer else by_name
     return Place(name, Linear(transposed=swapped), 1, rows, columns, swapped)
 
 

@@ -11,9 +11,8 @@ from lora_tools.base import Weight as BaseWeight
 from lora_tools.executors import Executor
 from lora_tools.files.address import Address, reopened
 from lora_tools.linalg.metrics import norm
+from lora_tools.matching import Site, Swap, match
 from lora_tools.merging.entry import Patch
-from lora_tools.merging.pieces import Site
-from lora_tools.merging.sites import prefix_of, sites
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
 
@@ -47,6 +46,8 @@ class Comparison:
     sites: Mapping[str, Site | None]
     weights: Mapping[str, Weight] = field(default_factory=dict)
     """Of the modules that have a site of their shape."""
+    swaps: tuple[Swap, ...] = ()
+    """What changes before the adapter's names."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process finds the same sites, once, and no weights."""
@@ -58,6 +59,7 @@ class Comparison:
         misfits = {name: site.misfit for name, site in self.sites.items() if site and site.misfit}
         return {
             "path": str(self.base.path),
+            "prefixes": [swap.to_dict() for swap in self.swaps],
             "missing": [name for name, site in self.sites.items() if site is None],
             "misshapen": [
                 {
@@ -94,9 +96,9 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
 def _found(adapter: Adapter, base: Model) -> Comparison:
     """Find what each module is added to, from headers."""
     weights = base_of(base, "Compare with the weights that it was quantised from.")
-    specs = weights.specs
-    found = sites(adapter, prefix_of(adapter, specs), specs, base.config)
-    return Comparison(adapter, weights, found)
+    matching = match(adapter, weights.specs, base.config)
+    found = matching.sites(weights.specs)
+    return Comparison(adapter, weights, found, swaps=matching.swaps)
 
 
 def weigh(job: Weighing) -> Weight:

@@ -65,7 +65,7 @@ class Inspection:
                 for extra in manifest.extras
             ],
             "problems": self.problems,
-            "notes": [*manifest.notes, *(spectra.notes if spectra else ())],
+            "notes": [*manifest.notes, *(spectra.notes if spectra else ()), *self._swaps()],
             "ranks": [offer._asdict() for offer in spectra.offers] if spectra else None,
             "suggestion": spectra.suggestion.to_dict() if spectra and spectra.suggestion else None,
             "base": self.comparison.to_dict() if self.comparison else None,
@@ -77,6 +77,11 @@ class Inspection:
         """What is wrong with the adapter, a sentence each."""
         faults = self.spectra.faults if self.spectra else ()
         return [*self.adapter.manifest.problems, *faults]
+
+    def _swaps(self) -> list[str]:
+        """Return what changes before the adapter's names in the base, a sentence each."""
+        swaps = self.comparison.swaps if self.comparison else ()
+        return [swap.sentence("the adapter", "the base") for swap in swaps]
 
     def _totals(self) -> dict[str, Any]:
         modules, base = self.adapter.manifest.modules, self.base

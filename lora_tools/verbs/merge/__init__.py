@@ -14,7 +14,7 @@ from lora_tools.files.journal import Journal, begun, journaled
 from lora_tools.files.ours import Force
 from lora_tools.files.transfer import begin
 from lora_tools.linalg.apply import Tally
-from lora_tools.merging import Entry, Options, Recipe, Strong, plan
+from lora_tools.merging import MergePlan, Options, TensorPlan, WeightedAdapter, plan
 from lora_tools.names import collapse, template
 from lora_tools.report import size, table
 from lora_tools.verbs.merge.folder import complete, purpose, sources
@@ -22,36 +22,37 @@ from lora_tools.verbs.merge.jobs import Job, jobs, merge_rows
 from lora_tools.verbs.merge.outcome import Merged, Row, row
 from lora_tools.verbs.merge.shards import Shard, Shards, shards
 
-__all__ = ["Merge", "Merged", "Options", "Row", "Strong", "merge", "plan"]
+__all__ = ["Merge", "Merged", "Options", "Row", "WeightedAdapter", "merge", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A merge before it is computed: every file and every offset is known."""
 
-    recipe: Recipe
+    merge_plan: MergePlan
     files: Shards
     device: str = "cpu"
 
     @property
     def report(self) -> Merged:
         """The report, with all that is known before it is computed."""
-        recipe = self.recipe
-        adapters = tuple((str(each.adapter.path), each.weight) for each in recipe.adapters)
+        merge_plan = self.merge_plan
+        adapters = tuple((str(each.adapter.path), each.weight) for each in merge_plan.adapters)
         return Merged(
-            str(recipe.base.path),
+            str(merge_plan.base.path),
             adapters,
-            copied=sum(not _counts(entry) for entry in recipe.entries.values()),
+            copied=sum(not _counts(entry) for entry in merge_plan.entries.values()),
             nbytes=self.files.nbytes,
             shards=len(self.files.shards),
-            left_out=dict(recipe.left_out),
-            notes=recipe.notes,
+            left_out=dict(merge_plan.left_out),
+            notes=merge_plan.notes,
+            prefixes=merge_plan.swaps,
         )
 
     def to_text(self) -> str:
         """Return the plan as a table for a terminal."""
         groups: dict[tuple[str, ...], list[str]] = {}
-        for entry in self.recipe.entries.values():
+        for entry in self.merge_plan.entries.values():
             if _counts(entry):
                 about = (template(entry.key), entry.outcome, entry.source.spec.dtype)
                 more = (entry.spec.dtype, "×".join(map(str, entry.spec.shape)))
@@ -84,14 +85,14 @@ class Merge:
         _check_room(out, self.files.nbytes)
         report = self.report
         report.arguments = arguments
-        decided, private = purpose(self.recipe, self.files), sources(self.recipe)
+        decided, private = purpose(self.merge_plan, self.files), sources(self.merge_plan)
         with journaled(out, decided, force=force, sources=private) as journal:
             report.resumed = len(journal.done)
             self._write(journal, executor or Serial(), finished, evict=evict)
             for shard in self.files.shards:
                 report.rows += [_row(line) for line in journal.done[_name(journal, shard)]]
             report.seconds = time.monotonic() - began
-            complete(self.recipe, self.files, report, journal.place)
+            complete(self.merge_plan, self.files, report, journal.place)
         return report
 
     def _write(
@@ -103,8 +104,8 @@ class Merge:
             if _name(journal, shard) not in journal.done
         }
         tallies: dict[str, dict[str, Tally]] = {name: {} for name in todo}
-        recipe, place = self.recipe, journal.place
-        ahead = (j for shard in todo.values() for j in jobs(recipe, shard, place, self.device))
+        merge_plan, place = self.merge_plan, journal.place
+        ahead = (j for shard in todo.values() for j in jobs(merge_plan, shard, place, self.device))
         guests = Guests(path for job in ahead for path in job.entry.files if evict)
         before: str | None = None
         for done in executor.map(merge_rows, self._jobs(todo.values(), journal)):
@@ -112,7 +113,7 @@ class Merge:
                 _close(journal, todo[before], tallies[before])
             before, of = done.shard, tallies[done.shard]
             of[done.key] = of.get(done.key, Tally()) + done.tally
-            for path in recipe.entries[done.key].files:
+            for path in merge_plan.entries[done.key].files:
                 guests.done(path)
             finished(done.nbytes)
         if before is not None:
@@ -122,15 +123,15 @@ class Merge:
         for shard in todo:
             path = journal.path(_name(journal, shard))
             begin(path, shard.layout)
-            yield from jobs(self.recipe, shard, path, self.device)
+            yield from jobs(self.merge_plan, shard, path, self.device)
 
 
-def merge(recipe: Recipe, *, most: int | None = None, device: str = "cpu") -> Merge:
+def merge(merge_plan: MergePlan, *, most: int | None = None, device: str = "cpu") -> Merge:
     """Lay a merge out: its files as the base's, or of at most ``most`` bytes each.
 
     Nothing is computed before the result's `Merge.write`.
     """
-    return Merge(recipe, shards(recipe, most), device)
+    return Merge(merge_plan, shards(merge_plan, most), device)
 
 
 def _close(journal: Journal, shard: Shard, tallies: dict[str, Tally]) -> None:
@@ -147,7 +148,7 @@ def _row(line: dict[str, Any]) -> Row:
     return Row(**line | {"shape": tuple(line["shape"])})  # JSON has no tuples
 
 
-def _counts(entry: Entry) -> bool:
+def _counts(entry: TensorPlan) -> bool:
     """Whether an entry has a row in the report: all but plain copies of the base's do."""
     return not entry.plain or entry.source.adapter is not None
 

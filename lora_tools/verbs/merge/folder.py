@@ -13,7 +13,7 @@ from lora_tools.files.fingerprint import fingerprint
 from lora_tools.files.opening import INDEX
 from lora_tools.files.place import Place
 from lora_tools.files.sides import carry, side_files
-from lora_tools.merging import Recipe
+from lora_tools.merging import MergePlan
 from lora_tools.model import CONFIG
 from lora_tools.text import config_text
 from lora_tools.verbs.merge.outcome import Merged
@@ -32,15 +32,15 @@ TOKENIZER = (
 """How the names of the files of a tokenizer begin."""
 
 
-def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> None:
+def complete(merge_plan: MergePlan, files: Shards, report: Merged, folder: Path) -> None:
     """Add everything but weights to a folder, and say in the report what was not copied."""
     if files.index_name:
         write_text(folder / files.index_name, files.index)
-    left_out = _copy_sides(recipe, folder)
+    left_out = _copy_sides(merge_plan, folder)
     report.left_out = {**report.left_out, **left_out}
-    if recipe.base.config or recipe.config:
-        _write_config(recipe, folder)
-    base, section = recipe.base.path, report.to_markdown()
+    if merge_plan.base.config or merge_plan.config:
+        _write_config(merge_plan, folder)
+    base, section = merge_plan.base.path, report.to_markdown()
     if base.is_dir():
         report.notes += card.carry(base / README, folder / README, section)
     if not (folder / README).exists():
@@ -48,68 +48,70 @@ def complete(recipe: Recipe, files: Shards, report: Merged, folder: Path) -> Non
     report.save(folder / REPORT)
 
 
-def sources(recipe: Recipe) -> Iterator[Path]:
+def sources(merge_plan: MergePlan) -> Iterator[Path]:
     """Yield the files that the merged model is made of, as far as they are there."""
-    base = recipe.base
+    base = merge_plan.base
     yield from base.tensors.files
     yield base.tensors.path.parent / CONFIG
     if base.path.is_dir():
         yield from side_files(base.path, (CONFIG, README, REPORT)).carried
-    for strong in recipe.adapters:
-        yield from strong.adapter.files
+    for weighted in merge_plan.adapters:
+        yield from weighted.adapter.files
 
 
-def purpose(recipe: Recipe, files: Shards) -> dict[str, Any]:
+def purpose(merge_plan: MergePlan, files: Shards) -> dict[str, Any]:
     """Return a digest of all that decides the bytes of the weights: inputs, plan and layout."""
     inputs = {
         place.path
-        for place in recipe.base.tensors.arrays.places.values()
+        for place in merge_plan.base.tensors.arrays.places.values()
         if isinstance(place, Place)
     }
-    for strong in recipe.adapters:
-        inputs.add(strong.adapter.tensors.path)
+    for weighted in merge_plan.adapters:
+        inputs.add(weighted.adapter.tensors.path)
     document = {
         "inputs": [fingerprint(path) for path in sorted(inputs)],
-        "weights": [[str(each.adapter.path.resolve()), each.weight] for each in recipe.adapters],
+        "weights": [
+            [str(each.adapter.path.resolve()), each.weight] for each in merge_plan.adapters
+        ],
         "modules": [
             [entry.key, sorted(entry.modules.items())]
-            for entry in recipe.entries.values()
+            for entry in merge_plan.entries.values()
             if not entry.plain
         ],
-        "left_out": sorted(recipe.left_out),
+        "left_out": sorted(merge_plan.left_out),
         "shards": [[shard.name, shard.layout.header.hex()] for shard in files.shards],
     }
     digest = hashlib.blake2b(json.dumps(document).encode(), digest_size=16).hexdigest()
     return {"merge": digest}
 
 
-def _write_config(recipe: Recipe, folder: Path) -> None:
+def _write_config(merge_plan: MergePlan, folder: Path) -> None:
     """Write the configuration; byte for byte the base's if nothing in it changed."""
-    source = recipe.base.tensors.path.parent / CONFIG
-    if recipe.config == recipe.base.config:
+    source = merge_plan.base.tensors.path.parent / CONFIG
+    if merge_plan.config == merge_plan.base.config:
         carry(source, folder / CONFIG)
         return
-    write_text(folder / CONFIG, config_text(recipe.config) + "\n")
+    write_text(folder / CONFIG, config_text(merge_plan.config) + "\n")
 
 
-def _copy_sides(recipe: Recipe, folder: Path) -> dict[str, str]:
-    base = recipe.base.path
+def _copy_sides(merge_plan: MergePlan, folder: Path) -> dict[str, str]:
+    base = merge_plan.base.path
     if not base.is_dir():
         return {}
     sides = side_files(base, (CONFIG, README, REPORT))
     for file in sides.carried:
         carry(file, folder / file.name)
-    if recipe.grown:
-        for file in _tokenizers(recipe):
+    if merge_plan.grown:
+        for file in _tokenizers(merge_plan):
             (folder / file.name).unlink(missing_ok=True)
             carry(file, folder / file.name)
     ours = (".safetensors", INDEX)  # which the merge replaces
     return {name: why for name, why in sides.left_out.items() if not name.endswith(ours)}
 
 
-def _tokenizers(recipe: Recipe) -> Iterator[Path]:
+def _tokenizers(merge_plan: MergePlan) -> Iterator[Path]:
     """Yield the adapters' files of a tokenizer: with a grown vocabulary they are the right ones."""
-    for strong in recipe.adapters:
-        for file in strong.adapter.side_files().carried:
+    for weighted in merge_plan.adapters:
+        for file in weighted.adapter.side_files().carried:
             if file.name.startswith(TOKENIZER):
                 yield file

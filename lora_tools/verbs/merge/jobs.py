@@ -16,7 +16,7 @@ from lora_tools.linalg.apply import Adder, Device, Host, Tally
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import WIDTH, accumulator
-from lora_tools.merging import Entry, Recipe
+from lora_tools.merging import MergePlan, TensorPlan
 from lora_tools.merging.strips import by_columns, height, strips, tokens
 from lora_tools.verbs.merge.shards import Shard
 
@@ -28,7 +28,7 @@ CHUNK = 1 << 25
 class Job:
     """Rows of an entry, and where their bytes go."""
 
-    recipe: Recipe
+    merge_plan: MergePlan
     shard: str
     key: str
     rows: tuple[int, int]
@@ -38,9 +38,9 @@ class Job:
     device: str = "cpu"
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> TensorPlan:
         """What the tensor is made of."""
-        return self.recipe.entries[self.key]
+        return self.merge_plan.entries[self.key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Done:
     """Bytes that were written."""
 
 
-def jobs(recipe: Recipe, shard: Shard, path: Path, device: str) -> Iterator[Job]:
+def jobs(merge_plan: MergePlan, shard: Shard, path: Path, device: str) -> Iterator[Job]:
     """Yield the jobs of a shard, in the order of its file."""
     path = path.absolute()  # another process may be in another folder
     for entry in sorted(shard.entries, key=lambda entry: shard.layout.slots[entry.key].start):
@@ -65,11 +65,11 @@ def jobs(recipe: Recipe, shard: Shard, path: Path, device: str) -> Iterator[Job]
             step = max(1, CHUNK * rows // max(entry.spec.nbytes, 1))
             step = max(height(entry), step // height(entry) * height(entry))
         if entry.plain or not rows:
-            yield Job(recipe, shard.name, entry.key, (0, rows), path, start, device)
+            yield Job(merge_plan, shard.name, entry.key, (0, rows), path, start, device)
             continue
         for first in range(0, rows, step):
             part = (first, min(first + step, rows))
-            yield Job(recipe, shard.name, entry.key, part, path, start, device)
+            yield Job(merge_plan, shard.name, entry.key, part, path, start, device)
 
 
 @exact()
@@ -89,7 +89,7 @@ def merge_rows(job: Job) -> Done:
     return Done(job.shard, job.key, tally, count)
 
 
-def _copy(entry: Entry, target: int, start: int) -> None:
+def _copy(entry: TensorPlan, target: int, start: int) -> None:
     values = entry.source.values
     if isinstance(values, Place):
         with input_descriptor(values.path) as source:

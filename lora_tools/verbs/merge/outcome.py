@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_tools.linalg.apply import Tally
-from lora_tools.merging import Entry, Outcome
+from lora_tools.matching import Swap, listed
+from lora_tools.merging import Outcome, TensorPlan
 from lora_tools.names import collapse, template
 from lora_tools.report import Document, code, grouped, percent, section, size, table, total
 from lora_tools.text import joined, label
@@ -38,7 +39,7 @@ class Row:
     """The share of them that kept their value, because the update was below half a step."""
 
 
-def row(entry: Entry, tally: Tally) -> Row:
+def row(entry: TensorPlan, tally: Tally) -> Row:
     """Return the row of an entry."""
     norm = math.sqrt(tally.update)
     return Row(
@@ -71,6 +72,8 @@ class Merged(Document):
     """Shards that an earlier, interrupted call had finished."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    prefixes: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
+    """What changes before the names of each adapter."""
     arguments: str = ""
     seconds: float = 0.0
 
@@ -122,6 +125,7 @@ class Merged(Document):
             "tensors": [asdict(row) for row in self.rows],
             "left_out": dict(self.left_out),
             "notes": list(self.notes),
+            "prefixes": listed(self.prefixes),
         }
 
     def to_markdown(self) -> str:

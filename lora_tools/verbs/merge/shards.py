@@ -11,7 +11,7 @@ from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX
 from lora_tools.files.place import Place
 from lora_tools.files.typed import Fields
-from lora_tools.merging import Entry, Recipe
+from lora_tools.merging import MergePlan, TensorPlan
 from lora_tools.text import config_text
 
 WEIGHTS = "model.safetensors"
@@ -24,7 +24,7 @@ class Shard:
     """One file of weights: its entries in file order, and its layout."""
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: tuple[TensorPlan, ...]
     layout: Layout
 
 
@@ -42,15 +42,15 @@ class Shards:
         return sum(shard.layout.size for shard in self.shards)
 
 
-def shards(recipe: Recipe, most: int | None = None) -> Shards:
+def shards(merge_plan: MergePlan, most: int | None = None) -> Shards:
     """Lay the merged model out: as the base is, or in files of at most ``most`` bytes each.
 
     A tensor larger than ``most`` has a file of its own.
     """
-    base = recipe.base.tensors
-    groups = _as_base(recipe) if most is None else _at_most(recipe, most)
+    base = merge_plan.base.tensors
+    groups = _as_base(merge_plan) if most is None else _at_most(merge_plan, most)
     metadata = dict(base.metadata) or {"format": "pt"}
-    if any(not entry.source.weight.whole for entry in recipe.entries.values()):
+    if any(not entry.source.weight.whole for entry in merge_plan.entries.values()):
         metadata.pop(QUANTISED, None)  # the scales that it speaks of are in the weights now
     made = tuple(
         Shard(name, tuple(entries), _laid_out(entries, metadata))
@@ -58,19 +58,19 @@ def shards(recipe: Recipe, most: int | None = None) -> Shards:
     )
     stem = _stem(base.path.name)
     indexed = len(made) > 1 or (most is None and base.path.name.endswith(INDEX))
-    return Shards(made, f"{stem}{INDEX}" if indexed else None, _index(recipe, made))
+    return Shards(made, f"{stem}{INDEX}" if indexed else None, _index(merge_plan, made))
 
 
-def _laid_out(entries: list[Entry], metadata: Mapping[str, str]) -> Layout:
+def _laid_out(entries: list[TensorPlan], metadata: Mapping[str, str]) -> Layout:
     return layout({entry.key: entry.spec for entry in entries}, metadata)
 
 
-def _as_base(recipe: Recipe) -> dict[str, list[Entry]]:
-    base = recipe.base.tensors
+def _as_base(merge_plan: MergePlan) -> dict[str, list[TensorPlan]]:
+    base = merge_plan.base.tensors
     places = base.arrays.places
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[TensorPlan]] = {}
     last = WEIGHTS
-    for key, entry in recipe.entries.items():
+    for key, entry in merge_plan.entries.items():
         weight = entry.source.weight
         place = places.get(key) if weight.plain else weight.values[0]
         if isinstance(place, Place):
@@ -79,16 +79,16 @@ def _as_base(recipe: Recipe) -> dict[str, list[Entry]]:
     return groups
 
 
-def _at_most(recipe: Recipe, most: int) -> dict[str, list[Entry]]:
-    files: list[list[Entry]] = []
+def _at_most(merge_plan: MergePlan, most: int) -> dict[str, list[TensorPlan]]:
+    files: list[list[TensorPlan]] = []
     room = -1
-    for entry in recipe.entries.values():
+    for entry in merge_plan.entries.values():
         if entry.spec.nbytes > room:
             files.append([])
             room = most
         files[-1].append(entry)
         room -= entry.spec.nbytes
-    stem = _stem(recipe.base.tensors.path.name)
+    stem = _stem(merge_plan.base.tensors.path.name)
     if len(files) == 1:
         return {f"{stem}.safetensors": files[0]}
     return {
@@ -107,9 +107,9 @@ def _stem(name: str) -> str:
     return re.sub(r"-\d+-of-\d+$", "", stem) or "model"
 
 
-def _index(recipe: Recipe, made: tuple[Shard, ...]) -> str:
+def _index(merge_plan: MergePlan, made: tuple[Shard, ...]) -> str:
     """Return the index, with the size in bytes that the tensors truly have."""
-    path = recipe.base.tensors.path
+    path = merge_plan.base.tensors.path
     metadata: dict[str, object] = {}
     if path.name.endswith(INDEX):
         index = Fields(str(path), read_object(path), CheckpointError)

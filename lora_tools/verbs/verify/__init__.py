@@ -9,15 +9,16 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import Spec
 from lora_tools.linalg.stored import DIGITS
-from lora_tools.merging import Entry, Options, Recipe, Strong, general, plan
+from lora_tools.matching import Prefixes, Swap, align, listed
+from lora_tools.merging import MergePlan, Options, TensorPlan, WeightedAdapter, general, plan
 from lora_tools.model import Model
-from lora_tools.names import Prefix, align, collapse, template
+from lora_tools.names import collapse, template
 from lora_tools.report import Document, grouped, table
 from lora_tools.text import joined, label
 from lora_tools.verbs.verify.evidence import Evidence, Job, chunks, coarsest, examine
 from lora_tools.verbs.verify.verdict import Verdict, Word, judge
 
-__all__ = ["Options", "Proof", "Strong", "Verdict", "decoded_dtype", "plan", "verify"]
+__all__ = ["Options", "Proof", "Verdict", "WeightedAdapter", "decoded_dtype", "plan", "verify"]
 
 SCHEMA = "lora-tools/verify/1"
 
@@ -34,6 +35,8 @@ class Proof(Document):
     extra: tuple[str, ...] = ()
     """Tensors of the merged model that its base does not have."""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    prefixes: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
+    """What changes before the names of each adapter, and of the base where it was merged."""
 
     @property
     def passed(self) -> bool:
@@ -59,6 +62,7 @@ class Proof(Document):
             "missing_files": list(self.missing_files),
             "extra": list(self.extra),
             "left_out": dict(self.left_out),
+            "prefixes": listed(self.prefixes),
         }
 
     def table(self, style: str) -> str:
@@ -79,31 +83,38 @@ class Proof(Document):
             names = ", ".join(map(label, self.extra[:5]))
             end.append(f"not in the base: {names} ({len(self.extra)} in all)")
         end += [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
+        end += [
+            f"note: {swap.sentence(label(path), 'the base')}"
+            for path, swaps in self.prefixes.items()
+            for swap in swaps
+        ]
         return joined(end)
 
 
 def verify(
     merged: Checkpoint,
-    recipe: Recipe,
+    merge_plan: MergePlan,
     executor: Executor | None = None,
     missing_files: Iterable[str] = (),
 ) -> Proof:
-    """Compare every tensor of a merged model with what its recipe makes.
+    """Compare every tensor of a merged model with what its merge plan makes.
 
     Sums are formed in float64. A model that was stored in another type is compared with the sums
     rounded to that one.
     """
-    adapters = tuple((str(each.adapter.path), each.weight) for each in recipe.adapters)
+    adapters = tuple((str(each.adapter.path), each.weight) for each in merge_plan.adapters)
     proof = Proof(
         str(merged.path),
-        str(recipe.base.path),
+        str(merge_plan.base.path),
         adapters,
         missing_files=tuple(missing_files),
-        left_out=recipe.left_out,
+        left_out=merge_plan.left_out,
     )
-    prefix = _prefix(recipe, merged)
-    found: dict[str, Entry] = {}
-    for key, entry in recipe.entries.items():
+    prefix = _prefix(merge_plan, merged)
+    moved = tuple(swap.inverse for swap in prefix.swaps(merge_plan.entries))
+    proof.prefixes = {**merge_plan.swaps, str(merged.path): moved}
+    found: dict[str, TensorPlan] = {}
+    for key, entry in merge_plan.entries.items():
         name = prefix(key) or key
         spec = merged.specs.get(name)
         if spec is None:
@@ -114,12 +125,12 @@ def verify(
             proof.verdicts.append(Verdict(key, word, f"{said} {list(entry.spec.shape)}"))
         else:
             found[key] = replace(entry, spec=spec) if spec != entry.spec else entry
-    jobs = _jobs(recipe, found, merged, prefix)
+    jobs = _jobs(merge_plan, found, merged, prefix)
     total: dict[str, Evidence] = {}
     for each in (executor or Serial()).map(examine, jobs):
         total[each.key] = total.get(each.key, Evidence()) + each.evidence
     proof.verdicts += [judge(found[key], e, _cast(found[key])) for key, e in total.items()]
-    known = {prefix(key) or key for key in recipe.entries}
+    known = {prefix(key) or key for key in merge_plan.entries}
     proof.extra = tuple(key for key in merged.specs if key not in known)
     return proof
 
@@ -134,14 +145,14 @@ def decoded_dtype(merged: Checkpoint, base: Model) -> str | None:
 
 
 def _jobs(
-    recipe: Recipe, found: Mapping[str, Entry], merged: Checkpoint, prefix: Prefix
+    merge_plan: MergePlan, found: Mapping[str, TensorPlan], merged: Checkpoint, prefix: Prefixes
 ) -> Iterator[Job]:
     for key, entry in found.items():
         for rows in chunks(entry):
-            yield Job(recipe, key, rows, merged, prefix(key) or key, _cast(entry))
+            yield Job(merge_plan, key, rows, merged, prefix(key) or key, _cast(entry))
 
 
-def _cast(entry: Entry) -> str:
+def _cast(entry: TensorPlan) -> str:
     """Return the coarsest type in which an update may have been before it was added."""
     kinds = {patch.module.dtype for patch in entry.patches}
     return coarsest(entry.spec.dtype, *kinds) if kinds else entry.spec.dtype
@@ -151,13 +162,13 @@ def _comparable(spec: Spec, wanted: Spec) -> bool:
     return spec.dtype == wanted.dtype or (spec.dtype in DIGITS and wanted.dtype in DIGITS)
 
 
-def _prefix(recipe: Recipe, merged: Checkpoint) -> Prefix:
+def _prefix(merge_plan: MergePlan, merged: Checkpoint) -> Prefixes:
     """Return what other tools put before the names of a base's tensors."""
-    keys = list(recipe.entries)
+    keys = list(merge_plan.entries)
     if any(key in merged.specs for key in keys):
-        return Prefix()
+        return Prefixes()
     prefixes = align(keys, merged.specs.keys())
-    return prefixes[0] if len(prefixes) == 1 else Prefix()
+    return Prefixes() if prefixes.ties else prefixes
 
 
 def _key(verdict: Verdict) -> tuple[bool, str, str]:

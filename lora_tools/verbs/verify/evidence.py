@@ -16,7 +16,7 @@ from lora_tools.linalg.apply import normalise
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
-from lora_tools.merging import Entry, Recipe
+from lora_tools.merging import MergePlan, TensorPlan
 from lora_tools.merging.strips import Strip, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
 
@@ -69,7 +69,7 @@ class Evidence(NamedTuple):
 class Job:
     """Rows of an entry to compare with the tensor that claims to be it."""
 
-    recipe: Recipe
+    merge_plan: MergePlan
     key: str
     rows: tuple[int, int]
     merged: Checkpoint
@@ -80,7 +80,7 @@ class Job:
 
     def __reduce__(self) -> tuple[Any, ...]:
         merged = Address(_merged_again, (self.merged.path.absolute(), self.merged.state))
-        return _job, (self.recipe, self.key, self.rows, merged, self.name, self.cast)
+        return _job, (self.merge_plan, self.key, self.rows, merged, self.name, self.cast)
 
     @property
     def spec(self) -> Spec:
@@ -88,9 +88,9 @@ class Job:
         return self.merged.specs[self.name]
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> TensorPlan:
         """What the tensor should be, in the type that it has."""
-        entry = self.recipe.entries[self.key]
+        entry = self.merge_plan.entries[self.key]
         return replace(entry, spec=self.spec) if self.spec != entry.spec else entry
 
 
@@ -125,9 +125,11 @@ def examine(job: Job) -> Found:
     return Found(entry.key, total)
 
 
-def _job(recipe: Recipe, key: str, rows: tuple[int, int], merged: Address, *more: str) -> Job:
+def _job(
+    merge_plan: MergePlan, key: str, rows: tuple[int, int], merged: Address, *more: str
+) -> Job:
     name, cast = more
-    return Job(recipe, key, rows, reopened(merged), name, cast)
+    return Job(merge_plan, key, rows, reopened(merged), name, cast)
 
 
 def _merged_again(path: Path, before: str) -> Checkpoint:
@@ -137,7 +139,7 @@ def _merged_again(path: Path, before: str) -> Checkpoint:
     return found
 
 
-def chunks(entry: Entry) -> list[tuple[int, int]]:
+def chunks(entry: TensorPlan) -> list[tuple[int, int]]:
     """Return the ranges of rows that an entry is examined in."""
     rows, width = entry.table
     if by_columns(entry) or entry.plain or not rows:

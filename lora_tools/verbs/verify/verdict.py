@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_tools.merging import Entry
+from lora_tools.merging import TensorPlan
 from lora_tools.verbs.verify.evidence import FEW, Evidence
 
 Word = Literal[
@@ -42,7 +42,7 @@ class Verdict:
         return self.word in PASSED
 
 
-def judge(entry: Entry, evidence: Evidence, cast: str) -> Verdict:
+def judge(entry: TensorPlan, evidence: Evidence, cast: str) -> Verdict:
     """Return the verdict on a tensor."""
     key, e = entry.key, evidence
     if entry.plain:
@@ -62,14 +62,14 @@ def judge(entry: Entry, evidence: Evidence, cast: str) -> Verdict:
     )
 
 
-def _copy(entry: Entry, e: Evidence) -> Verdict:
+def _copy(entry: TensorPlan, e: Evidence) -> Verdict:
     if e.equal == e.elements:
         return Verdict(entry.key, "exact" if entry.source.adapter else "copied")
     word: Word = "different" if entry.source.adapter else "untouched changed"
     return Verdict(entry.key, word, f"{e.elements - e.equal:,} of {e.elements:,} bytes differ")
 
 
-def _strength(entry: Entry, e: Evidence) -> Verdict | None:
+def _strength(entry: TensorPlan, e: Evidence) -> Verdict | None:
     """Say with which strength an update was added, if any explains the tensor.
 
     The least-squares factor f minimises ``||(M - W) - f dW||``. What is left has to be rounding: at

@@ -213,13 +213,29 @@ def test_one_layer_does_not_pass_for_another(tmp_path):
 
 
 def test_names_that_fit_in_several_places_are_refused(tmp_path):
+    def towers(tensors):
+        names = ("encoder", "left.encoder"), ("encoder", "right.encoder")
+        return {k.replace(*swap, 1): t.clone() for swap in names for k, t in tensors.items()}
+
+    b = changed(PLAIN, tmp_path / "b", towers)
+    with pytest.raises(FormatError, match=r"several places: left\., right\."):
+        diff(read(PLAIN), read(b))
+
+
+def test_a_prefix_is_noted_and_never_has_a_number(tmp_path):
+    def deeper(tensors):
+        return {k.replace("encoder.", "bert.encoder.", 1): t for k, t in tensors.items()}
+
+    found = diff(read(PLAIN), read(changed(PLAIN, tmp_path / "b", deeper)))
+    assert {row.outcome(1e-6) for row in found.rows} == {"same"}
+    assert any("begin with '' where those of B begin with 'bert.'" in note for note in found.notes)
+
     def only(tensors):
         kept = {k: t for k, t in tensors.items() if "layer.0.attention.self.query" in k}
         return {k.replace("encoder.layer.0.attention.", ""): t for k, t in kept.items()}
 
-    a = changed(PLAIN, tmp_path / "a", only)
-    with pytest.raises(FormatError, match="several places"):
-        diff(read(a), read(PLAIN))
+    bare = diff(read(changed(PLAIN, tmp_path / "a", only)), read(PLAIN))
+    assert {row.outcome(1e-6) for row in bare.rows} == {"only in A", "only in B"}
 
 
 def test_other_shapes_are_listed_and_differ(tmp_path):

@@ -25,10 +25,9 @@ def test_a_gpu_extracts_what_the_cpu_does(tmp_path, small, gpu):
         options = Options(device=device, precision=Precision(small=small))
         found = plan(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", options)
         out = tmp_path / device
-        extraction = extract(found, Fixed(8), out)
-        out.mkdir()
-        with gpu if device == "cuda" else nullcontext():
-            reports.append(extraction.run(out))
+        where = gpu if device == "cuda" else nullcontext()
+        with extract(found, Fixed(8), out) as extraction, where:
+            reports.append(extraction.run())
     for x, y in zip(reports[0].extracted, reports[1].extracted, strict=True):
         assert y.error == pytest.approx(x.error, rel=1e-4)
         assert y.error >= y.optimal_error_lower_bound * (1 - 1e-6)
@@ -42,9 +41,8 @@ def test_a_matrix_of_one_row_or_column_is_extracted(tmp_path, shape, gpu):
     found = plan(
         tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", Options(device="cuda")
     )
-    (tmp_path / "out").mkdir()
-    with gpu:
-        (row,) = extract(found, Fixed(4), tmp_path / "out").run(tmp_path / "out").extracted
+    with extract(found, Fixed(4), tmp_path / "out") as extraction, gpu:
+        (row,) = extraction.run().extracted
     assert row.error < 1e-2
 
 
@@ -58,11 +56,10 @@ def test_a_certificate_holds_whatever_precision_was_set(tmp_path, setting, gpu):
         save_file({"layers.0.up.weight": weight}, tmp_path / f"{name}.safetensors")
     options = Options(device="cuda", precision=Precision(small=16))
     found = plan(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", options)
-    (tmp_path / "out").mkdir()
     torch.set_float32_matmul_precision(setting)
     try:
-        with gpu:
-            (row,) = extract(found, Fixed(8), tmp_path / "out").run(tmp_path / "out").extracted
+        with extract(found, Fixed(8), tmp_path / "out") as extraction, gpu:
+            (row,) = extraction.run().extracted
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -49,7 +49,12 @@ def test_ratios_are_those_of_dense_matrices(name, dtype, base):
         norm = float(deltas[stems[module["module"]]].norm())
         assert module["base"]["norm"] == pytest.approx(float(weight.norm()), rel=1e-6)
         assert module["base"]["ratio"] == pytest.approx(norm / float(weight.norm()), rel=1e-5)
-    assert document["base"] == {"path": str(folder), "missing": [], "misshapen": []}
+    assert document["base"] == {
+        "path": str(folder),
+        "prefixes": [],
+        "missing": [],
+        "misshapen": [],
+    }
     specs = weights.specs.values()
     assert document["totals"]["base_params"] == sum(spec.numel for spec in specs)
     assert document["totals"]["base_bytes"] == sum(spec.nbytes for spec in specs)

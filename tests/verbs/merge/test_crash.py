@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lora_tools import read
 from lora_tools.errors import CheckpointError, OutputError
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Strong, merge, plan
+from lora_tools.verbs.merge import WeightedAdapter, merge, plan
 
 LAYERS, WIDTH, RANK = 12, 768, 4
 
@@ -57,7 +57,7 @@ def command(inputs: Path, out: Path) -> list[str]:
 
 
 def made(inputs: Path):
-    return merge(plan(open_model(inputs / "base"), [Strong(read(inputs / "adapter"))]))
+    return merge(plan(open_model(inputs / "base"), [WeightedAdapter(read(inputs / "adapter"))]))
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -163,7 +163,9 @@ def test_another_merge_does_not_take_over_unfinished_shards(inputs, tmp_path, mo
     with pytest.raises(OSError, match="Input/output"):
         made(inputs).write(tmp_path / "out")
     monkeypatch.setattr(jobs, "put", real)
-    other = merge(plan(open_model(inputs / "base"), [Strong(read(inputs / "adapter"), 0.5)]))
+    other = merge(
+        plan(open_model(inputs / "base"), [WeightedAdapter(read(inputs / "adapter"), 0.5)])
+    )
     report = other.write(tmp_path / "out")
     assert report.resumed == 0
     other.write(tmp_path / "whole")

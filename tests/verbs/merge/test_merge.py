@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lora_tools import Threads, read
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Merged, Options, Strong, merge, plan
+from lora_tools.verbs.merge import Merged, Options, WeightedAdapter, merge, plan
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 ALIKE = ("minilm-bin", "minilm-rslora", "minilm-patterns")  # minilm-plain in other clothes
@@ -23,7 +23,10 @@ KINDS = [name for name in MADE if name != "minilm-fp16-r32"]  # of a kind with m
 
 
 def run(base: Path, adapters, out: Path, *, most=None, jobs=2, **options) -> Merged:
-    strong = [each if isinstance(each, Strong) else Strong(read(each)) for each in adapters]
+    strong = [
+        each if isinstance(each, WeightedAdapter) else WeightedAdapter(read(each))
+        for each in adapters
+    ]
     made = merge(plan(open_model(base), strong, Options(**options)), most=most)
     return made.write(out, Threads(jobs))
 
@@ -121,7 +124,7 @@ def test_the_real_peft_merges_the_same(name, tmp_path):
 def test_a_weight_multiplies_the_update(weight, tmp_path):
     folder = FIXTURES / "minilm-plain"
     base = dense.save_base(tmp_path / "base", dense.state_of(BASES[folder.name]()), torch.bfloat16)
-    run(base, [Strong(read(folder), weight)], tmp_path / "out")
+    run(base, [WeightedAdapter(read(folder), weight)], tmp_path / "out")
     wanted = dense.merged(folder, dense.load_model(base), weight)
     assert wrong(dense.load_model(tmp_path / "out"), wanted, torch.bfloat16) <= 1e-4
 
@@ -129,7 +132,7 @@ def test_a_weight_multiplies_the_update(weight, tmp_path):
 def test_dora_at_another_strength_is_what_peft_computes(tmp_path):
     folder = FIXTURES / "minilm-dora"
     base = dense.save_base(tmp_path / "base", dense.state_of(BASES[folder.name]()), torch.float32)
-    run(base, [Strong(read(folder), 0.5)], tmp_path / "out")
+    run(base, [WeightedAdapter(read(folder), 0.5)], tmp_path / "out")
     model = judge.load(BASES[folder.name](), folder)
     for module in model.modules():
         if hasattr(module, "scale_layer"):
@@ -145,7 +148,7 @@ def test_several_adapters_are_summed_before_the_one_rounding(tmp_path):
         tmp_path / "base", dense.state_of(BASES["minilm-plain"]()), torch.float16
     )
     weights = (0.7, -0.3, 1.0)
-    strong = [Strong(read(FIXTURES / n), w) for n, w in zip(names, weights, strict=True)]
+    strong = [WeightedAdapter(read(FIXTURES / n), w) for n, w in zip(names, weights, strict=True)]
     run(base, strong, tmp_path / "out")
     wanted = {key: tensor.double() for key, tensor in dense.load_model(base).items()}
     for name, weight in zip(names, weights, strict=True):
@@ -157,7 +160,7 @@ def test_an_adapter_is_taken_out_again_up_to_two_roundings(tmp_path):
     folder = FIXTURES / "minilm-plain"
     base = dense.save_base(tmp_path / "base", dense.state_of(BASES[folder.name]()), torch.bfloat16)
     run(base, [folder], tmp_path / "in")
-    run(tmp_path / "in", [Strong(read(folder), -1.0)], tmp_path / "out")
+    run(tmp_path / "in", [WeightedAdapter(read(folder), -1.0)], tmp_path / "out")
     before, inside, after = (dense.load_model(tmp_path / n) for n in ("base", "in", "out"))
     for key, tensor in before.items():
         if not torch.equal(tensor, inside[key]):
@@ -187,7 +190,7 @@ def test_threads_shards_and_order_do_not_change_a_byte(tmp_path):
 def test_a_layout_without_changes_is_the_bases_byte_for_byte(tmp_path):
     folder = FIXTURES / "minilm-plain"
     base = dense.save_base(tmp_path / "base", dense.state_of(BASES[folder.name]()), torch.bfloat16)
-    run(base, [Strong(read(folder), 0.0)], tmp_path / "out")
+    run(base, [WeightedAdapter(read(folder), 0.0)], tmp_path / "out")
     for file in base.iterdir():
         if file.suffix in (".safetensors", ".json") and "index" not in file.name:
             assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
@@ -207,11 +210,11 @@ def test_another_type_is_rounded_to_once(tmp_path):
 def test_a_lossy_merge_is_warned_of(tmp_path):
     folder = FIXTURES / "minilm-plain"
     base = dense.save_base(tmp_path / "base", dense.state_of(BASES[folder.name]()), torch.bfloat16)
-    loud = run(base, [Strong(read(folder), 0.01)], tmp_path / "tiny")
+    loud = run(base, [WeightedAdapter(read(folder), 0.01)], tmp_path / "tiny")
     assert loud.warning
     assert "--dtype float32" in loud.warning
     assert loud.swallowed > 0.5
-    assert run(base, [Strong(read(folder), 5.0)], tmp_path / "large").warning is None
+    assert run(base, [WeightedAdapter(read(folder), 5.0)], tmp_path / "large").warning is None
 
 
 def test_an_extracted_adapter_brings_its_fine_tune_back(tmp_path):

@@ -24,7 +24,7 @@ from lora_tools import Threads, read
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Options, Strong, merge, plan
+from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
 from lora_tools.verbs.verify import verify
 
 SMALL = {"num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 64}
@@ -112,7 +112,7 @@ def test_a_merged_model_computes_what_the_live_one_does(name, shards, tmp_path):
     model = build().eval()
     model.save_pretrained(tmp_path / "base", max_shard_size=shards)
     live = trained(model, config, tmp_path / "adapter")
-    recipe = plan(open_model(tmp_path / "base"), [Strong(read(tmp_path / "adapter"))])
+    recipe = plan(open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))])
     report = merge(recipe).write(tmp_path / "out", Threads(2))
     assert not report.left_out
     auto = AutoModelForSequenceClassification if name == "bert" else AutoModelForCausalLM
@@ -134,7 +134,7 @@ def test_peft_and_transformers_save_a_merge_that_verify_accepts(tmp_path):
     model.save_pretrained(tmp_path / "base")
     live = trained(model, config, tmp_path / "adapter")
     live.merge_and_unload().save_pretrained(tmp_path / "theirs")
-    recipe = plan(open_model(tmp_path / "base"), [Strong(read(tmp_path / "adapter"))])
+    recipe = plan(open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))])
     proof = verify(open_checkpoint(tmp_path / "theirs"), recipe)
     assert proof.passed, proof.to_text()
     experts = [v for v in proof.verdicts if ".experts." in v.tensor]
@@ -149,7 +149,7 @@ def test_tied_embeddings_are_refused_or_untied(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         live = trained(model, config, tmp_path / "adapter")
-    base, strong = open_model(tmp_path / "base"), [Strong(read(tmp_path / "adapter"))]
+    base, strong = open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))]
     with pytest.raises(UnsupportedError, match=r"ties model\.embed_tokens\.weight to lm_head"):
         plan(base, strong)
     merge(plan(base, strong, Options(untie=True))).write(tmp_path / "out")
@@ -174,7 +174,7 @@ def test_trained_tokens_of_tied_embeddings_stay_tied(tmp_path):
         if "trainable_tokens_delta" in name:
             torch.nn.init.normal_(weight)
     live.save_pretrained(tmp_path / "adapter")
-    recipe = plan(open_model(tmp_path / "base"), [Strong(read(tmp_path / "adapter"))])
+    recipe = plan(open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))])
     merge(recipe).write(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor([[1, 3, 97, 5, 2]])
@@ -191,7 +191,7 @@ def test_a_grown_vocabulary_is_merged_and_announced(tmp_path):
     config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     live = trained(model, config, tmp_path / "adapter")
     (tmp_path / "adapter" / "tokenizer.json").write_text("new")
-    recipe = plan(open_model(tmp_path / "base"), [Strong(read(tmp_path / "adapter"))])
+    recipe = plan(open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))])
     assert recipe.grown
     report = merge(recipe).write(tmp_path / "out")
     assert any("107" in note for note in report.notes)

@@ -1,4 +1,4 @@
-"""Recipes: everything that becomes of a base under adapters, known from headers."""
+"""Merge plans: everything that becomes of a base under adapters, known from headers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,26 +6,28 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_tools.adapter import Adapter
+from lora_tools.architectures.conventions import TOKENS, ends
 from lora_tools.base import base_of
 from lora_tools.codecs.declared import SECTIONS
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
-from lora_tools.merging.draft import Draft, Options
-from lora_tools.merging.entry import Entry, Source
-from lora_tools.merging.place import Strong
-from lora_tools.merging.tied import EMBEDDINGS, is_one_of, tie_of
+from lora_tools.matching import Swap
+from lora_tools.matching.ties import tie_of
+from lora_tools.merging.entry import Source, TensorPlan
+from lora_tools.merging.matched import WeightedAdapter
+from lora_tools.merging.planner import Options, Planner
 from lora_tools.model import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class MergePlan:
     """Every tensor of the merged model by name, and its configuration."""
 
     base: Model
-    adapters: tuple[Strong, ...]
-    entries: Mapping[str, Entry]
+    adapters: tuple[WeightedAdapter, ...]
+    entries: Mapping[str, TensorPlan]
     config: Mapping[str, Any]
     options: Options
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -34,6 +36,8 @@ class Recipe:
     """What a person should know, one sentence each."""
     grown: bool = False
     """Whether the vocabulary has another size than the base's."""
+    swaps: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
+    """What changes before the names of each adapter."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process plans the same from the same headers, once."""
@@ -47,10 +51,12 @@ class Recipe:
         return Address(_plan_again, (self.base.address, self.options, weights, *adapters))
 
 
-def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None) -> Recipe:
-    """Return the recipe of a merge; nothing but headers is read.
+def plan(
+    base: Model, adapters: Sequence[WeightedAdapter], options: Options | None = None
+) -> MergePlan:
+    """Return the plan of a merge; nothing but headers is read.
 
-    Raises `FormatError` for entries without a home, and `UnsupportedError`, with the reason, for
+    Raises `FormatError` for unmatched entries, and `UnsupportedError`, with the reason, for
     what cannot be merged rightly.
     """
     options = options or Options()
@@ -60,51 +66,54 @@ def plan(base: Model, adapters: Sequence[Strong], options: Options | None = None
     tie = tie_of(base)
     if options.untie and tie is None:
         raise PolicyError(f"{base.path}: its embeddings are not tied, so there is nothing to untie")
-    entries = {key: Entry(key, weight.spec, Source(weight)) for key, weight in weights.items()}
+    entries = {key: TensorPlan(key, weight.spec, Source(weight)) for key, weight in weights.items()}
     if tie and options.untie:
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
-    draft = Draft(base, entries, tie, options)
-    for strong in adapters:
-        draft.add(strong)
-    draft.settle()
+    planner = Planner(base, entries, tie, options)
+    for weighted in adapters:
+        planner.add(weighted)
+    planner.settle()
     most = general(base.tensors.specs)
-    entries = {key: _typed(entry, options.dtype, most) for key, entry in draft.entries.items()}
+    entries = {key: _typed(entry, options.dtype, most) for key, entry in planner.entries.items()}
     touched = [key for key, entry in entries.items() if not entry.plain]
     if not any(entry.patches or entry.tokens or entry.source.adapter for entry in entries.values()):
-        draft.notes.append("The adapters change nothing of this base.")
+        planner.notes.append("The adapters change nothing of this base.")
     _check_types(base, [entries[key] for key in touched])
     config, grown = _configured(base, entries, options, dequantised=bool(weights.encoded))
     if grown:
-        draft.notes.append(
+        planner.notes.append(
             f"The vocabulary has {grown[1]:,} entries where the base has {grown[0]:,}."
         )
     if weights.encoded and options.dtype:
-        draft.left_out |= dict.fromkeys(sorted(weights.aside), "its scale is in the weights now")
+        planner.left_out |= dict.fromkeys(sorted(weights.aside), "its scale is in the weights now")
     elif weights.encoded:
         kinds = " and ".join(sorted({weight.codec.title for weight in weights.encoded}))
         raise UnsupportedError(
             f"{base.path}: a base of {kinds} with scales: {some(sorted(weights.aside), 2)}"
         ).hint("Pass --dtype bfloat16 (or float16, float32) to multiply it out.")
-    return Recipe(
+    return MergePlan(
         base,
         tuple(adapters),
         entries,
         config,
         options,
-        draft.left_out,
-        tuple(draft.notes),
+        planner.left_out,
+        tuple(planner.notes),
         grown is not None,
+        planner.swaps,
     )
 
 
 def _plan_again(
     base: Model, options: Options, weights: Sequence[float], *adapters: Adapter
-) -> Recipe:
+) -> MergePlan:
     """Plan a merge for the jobs of another process."""
-    return plan(base, [Strong(*pair) for pair in zip(adapters, weights, strict=True)], options)
+    return plan(
+        base, [WeightedAdapter(*pair) for pair in zip(adapters, weights, strict=True)], options
+    )
 
 
-def _typed(entry: Entry, dtype: str | None, most: str | None) -> Entry:
+def _typed(entry: TensorPlan, dtype: str | None, most: str | None) -> TensorPlan:
     """Give an entry the element type that was asked for, where it has the base's general one."""
     if dtype is None:
         return entry
@@ -122,7 +131,7 @@ def general(specs: Mapping[str, Spec]) -> str | None:
     return max(counts, key=lambda code: counts[code], default=None)
 
 
-def _check_types(base: Model, touched: list[Entry]) -> None:
+def _check_types(base: Model, touched: list[TensorPlan]) -> None:
     packed = [
         f"{entry.key} ({entry.source.spec.dtype})"
         for entry in touched
@@ -144,7 +153,7 @@ def _check_types(base: Model, touched: list[Entry]) -> None:
 
 
 def _configured(
-    base: Model, entries: Mapping[str, Entry], options: Options, *, dequantised: bool
+    base: Model, entries: Mapping[str, TensorPlan], options: Options, *, dequantised: bool
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the configuration that fits the entries, and the old and new size of a vocabulary."""
     config: dict[str, Any] = json.loads(json.dumps(dict(base.config)))
@@ -153,7 +162,7 @@ def _configured(
     grown = None
     for key, entry in entries.items():
         old = base.tensors.specs.get(key)
-        if old and is_one_of(key, EMBEDDINGS) and old.shape[:1] != entry.spec.shape[:1]:
+        if old and ends(key, TOKENS) and old.shape[:1] != entry.spec.shape[:1]:
             grown = (old.shape[0], entry.spec.shape[0])
     for section in sections:
         if grown and "vocab_size" in section:

@@ -1,6 +1,6 @@
-"""Pieces: the rows of a base that a module's update is added to, fused or split as they may be.
+"""Pieces: the rows of a base that a module's update is added to, by names and shapes alone.
 
-Files and models spell the same weights differently. An adapter that addresses stacked experts may
+Files and models name the same weights differently. An adapter that addresses stacked experts may
 meet a base with a weight per expert; one with q, k and v apart a base that fuses them; each the
 other way round. Only layouts in which rows follow one another are known here. Interleaved ones
 (GPT-NeoX's ``query_key_value``) are never guessed.
@@ -10,30 +10,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from lora_tools.architectures.conventions import DOWN, FUSED, GATE_UP, RENAMED, Ways
+from lora_tools.architectures.conventions import TRANSPOSED_EXPERTS as TRANSPOSED
+from lora_tools.architectures.rows import Rows
 from lora_tools.errors import FormatError
 from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.sites import Embedding, Experts, Linear
+from lora_tools.matching.prefixes import Prefix
 
 Specs = Mapping[str, Spec]
 
-RENAMED = ((".mlp.", ".block_sparse_moe."), (".mlp.", ".feed_forward."))
-"""What transformers 5 calls a layer, and what the files of older models call it."""
-
-Ways = tuple[tuple[str, ...], ...]
-
-GATE_UP: Ways = (("gate_proj", "up_proj"), ("w1", "w3"), ("fc1", "fc3"))
-DOWN: Ways = (("down_proj",), ("w2",), ("fc2",))
-FUSED: Mapping[str, Ways] = {
-    "qkv_proj": (("q_proj", "k_proj", "v_proj"),),
-    "gate_up_proj": GATE_UP[:2],
-    "in_proj_weight": (("q_proj", "k_proj", "v_proj"),),
-}
-"""A fused projection, and the names of its parts in the order of their rows."""
-
 EXPERT = re.compile(r"(.*\.experts)\.(\d{1,9})\.(\w+)")
-TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})
-"""Models whose experts are stored as (expert, in, out)."""
 
 
 class Piece(NamedTuple):
@@ -46,8 +34,8 @@ class Piece(NamedTuple):
     key: str
     part: int
     """Which update of the stack."""
-    rows: tuple[int, int]
-    """The rows of the update, before any transposition."""
+    rows: Rows
+    """The rows of the update, before any transposition, in the weight's order."""
     start: int
     """The first row of the weight."""
     transposed: bool
@@ -81,7 +69,7 @@ def names(module: Module) -> Iterator[str]:
             yield f"{match[1]}.down_proj"
 
 
-def find(module: Module, prefix: Any, specs: Specs, config: Mapping[str, Any]) -> Site | None:
+def find(module: Module, prefix: Prefix, specs: Specs, config: Mapping[str, Any]) -> Site | None:
     """Return where a module belongs, or None if the base has no such weight.
 
     ``config`` is the adapter's and the base's, for what shapes leave open. Raises `FormatError`
@@ -122,7 +110,20 @@ def _spellings(name: str) -> Iterator[str]:
 def _whole(module: Module, key: str, *, transposed: bool) -> Site:
     count = module.stack
     height = module.inp if transposed else module.out
-    return Site(tuple(Piece(key, i, (0, module.out), i * height, transposed) for i in range(count)))
+    return Site(
+        tuple(Piece(key, i, (range(module.out),), i * height, transposed) for i in range(count))
+    )
+
+
+def exact(module: Module, specs: Specs, name: str = "") -> Site | None:
+    """Return the weight that has the module's shape and name, or the one given; None if none has.
+
+    Stacks of experts have none: which of their axes are which is a question of its own.
+    """
+    if isinstance(module.site, Experts):
+        return None
+    site = _plain(module, name or module.name, specs)
+    return site if site and site.pieces else None
 
 
 def _plain(module: Module, name: str, specs: Specs) -> Site | None:
@@ -207,7 +208,7 @@ def _parts(module: Module, keys: list[str], specs: Specs, number: int) -> Site:
         spec = specs.get(key)
         if spec is None or len(spec.shape) != 2 or spec.shape[1] != module.inp:
             return Site((), key)
-        pieces.append(Piece(key, number, (row, row + spec.shape[0]), 0, False))
+        pieces.append(Piece(key, number, (range(row, row + spec.shape[0]),), 0, False))
         row += spec.shape[0]
     return Site(tuple(pieces)) if row == module.out else Site((), keys[-1])
 
@@ -226,7 +227,7 @@ def _fused(module: Module, name: str, specs: Specs) -> Site | None:
         start = _start(parts.index(leaf), len(parts), module.out, shape[0])
         if start is None:
             return Site((), key)
-        return Site((Piece(key, 0, (0, module.out), start, False),))
+        return Site((Piece(key, 0, (range(module.out),), start, False),))
     return None
 
 
@@ -256,7 +257,7 @@ def _expert_of_stack(
         if turned or len(shape) != 3 or shape[1:] != (high, module.inp) or expert >= shape[0]:
             return Site((), key)
         start = expert * high + parts.index(leaf) * module.out
-        return Site((Piece(key, 0, (0, module.out), start, False),))
+        return Site((Piece(key, 0, (range(module.out),), start, False),))
     return None
 
 

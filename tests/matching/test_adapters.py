@@ -7,8 +7,7 @@ from lora_tools.adapter import read
 from lora_tools.errors import FormatError
 from lora_tools.files.header import Spec, spec_of
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear
-from lora_tools.merging.pieces import Site
-from lora_tools.merging.sites import prefix_of, sites
+from lora_tools.matching import Site, match
 
 PLAIN = Path(__file__).parents[2] / "fixtures" / "minilm-plain"
 
@@ -19,7 +18,7 @@ def specs_of(name: str) -> dict[str, Spec]:
 
 def found(folder: Path, specs: dict[str, Spec]) -> dict[str, Site | None]:
     adapter = read(folder)
-    return sites(adapter, prefix_of(adapter, specs), specs, {})
+    return match(adapter, specs, {}).sites(specs)
 
 
 def keys(site: Site) -> list[str]:

@@ -1,4 +1,4 @@
-"""Recipes: where updates belong, and what is refused before a byte is written."""
+"""Merge plans: where updates belong, and what is refused before a byte is written."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,16 @@ from safetensors.torch import save_file
 from lora_tools import read
 from lora_tools.errors import FormatError, LoraToolsError, PolicyError, UnsupportedError
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Options, Strong, merge, plan
+from lora_tools.verbs.inspect import inspect
+from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.verify import verify
 
 R, H = 3, 8
 
 
-def adapter(folder: Path, shapes: dict[str, tuple[int, int]], extras=None, **config) -> Strong:
+def adapter(
+    folder: Path, shapes: dict[str, tuple[int, int]], extras=None, **config
+) -> WeightedAdapter:
     """Save random factors for modules of shapes (out, in)."""
     folder.mkdir(parents=True)
     tensors = dict(extras or {})
@@ -27,7 +31,7 @@ def adapter(folder: Path, shapes: dict[str, tuple[int, int]], extras=None, **con
     targets = sorted({name.rpartition(".")[2] for name in shapes})
     known = {"peft_type": "LORA", "r": R, "lora_alpha": 2 * R, "target_modules": targets}
     (folder / "adapter_config.json").write_text(json.dumps(known | config))
-    return Strong(read(folder))
+    return WeightedAdapter(read(folder))
 
 
 def base_of(tmp_path: Path, dtype=torch.float64, config=None, **shapes) -> Path:
@@ -35,14 +39,16 @@ def base_of(tmp_path: Path, dtype=torch.float64, config=None, **shapes) -> Path:
     return dense.save_base(tmp_path / "base", state, dtype, **(config or {}))
 
 
-def delta(strong: Strong, name: str) -> torch.Tensor:
+def delta(strong: WeightedAdapter, name: str) -> torch.Tensor:
     """Return an update in float64, from the file alone."""
     tensors = dense.load_model(strong.adapter.path)
     a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
     return 2 * b @ a
 
 
-def merged(base: Path, strong: Strong, tmp_path: Path, **options) -> dict[str, torch.Tensor]:
+def merged(
+    base: Path, strong: WeightedAdapter, tmp_path: Path, **options
+) -> dict[str, torch.Tensor]:
     merge(plan(open_model(base), [strong], Options(**options))).write(tmp_path / "out")
     return dense.load_model(tmp_path / "out")
 
@@ -200,11 +206,11 @@ def test_what_cannot_be_merged_is_refused_by_name(name, tmp_path):
         plan(open_model(base), [strong])
 
 
-def test_entries_without_a_home_are_named_and_may_be_left_out(tmp_path):
+def test_unmatched_entries_are_named_and_may_be_left_out(tmp_path):
     base = base_of(tmp_path, **{"a.q_proj.weight": (8, H), "a.v_proj.weight": (4, 4)})
     shapes = {"a.q_proj": (8, H), "a.k_proj": (8, H), "a.v_proj": (8, H)}
     strong = adapter(tmp_path / "adapter", shapes)
-    with pytest.raises(FormatError, match=r"2 entries have no home") as caught:
+    with pytest.raises(FormatError, match=r"2 entries are unmatched") as caught:
         plan(open_model(base), [strong])
     said = str(caught.value)
     assert "a.k_proj: no such weight" in said
@@ -232,7 +238,7 @@ def test_replacements_that_contradict_each_other_are_refused(tmp_path):
     report = got.write(tmp_path / "out")
     assert {row.tensor: row.outcome for row in report.rows}["score.weight"] == "replaced"
     assert torch.equal(dense.load_model(tmp_path / "out")["score.weight"], torch.ones(2, H))
-    out = plan(open_model(base), [Strong(strong[0].adapter, -1.0)])
+    out = plan(open_model(base), [WeightedAdapter(strong[0].adapter, -1.0)])
     assert "cannot undo" in next(iter(out.left_out.values()))
 
 
@@ -242,7 +248,7 @@ def test_dora_is_neither_taken_out_nor_added_to(tmp_path):
     dora = adapter(tmp_path / "dora", {"q_proj": (8, H)}, extras, use_dora=True)
     plain = adapter(tmp_path / "plain", {"q_proj": (8, H)})
     with pytest.raises(UnsupportedError, match="cannot be taken out"):
-        plan(open_model(base), [Strong(dora.adapter, -1.0)])
+        plan(open_model(base), [WeightedAdapter(dora.adapter, -1.0)])
     for pair in ([dora, plain], [plain, dora]):
         with pytest.raises(UnsupportedError, match="nothing else can be added"):
             plan(open_model(base), pair)
@@ -269,7 +275,7 @@ def test_nan_and_overflow_are_named(tmp_path):
         config = (tmp_path / "large" / "adapter_config.json").read_text()
         (folder / "adapter_config.json").write_text(config)
         with pytest.raises(LoraToolsError) as caught:
-            merge(plan(open_model(base), [Strong(read(folder))])).write(tmp_path / "out")
+            merge(plan(open_model(base), [WeightedAdapter(read(folder))])).write(tmp_path / "out")
         assert said in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
         assert not (tmp_path / "out").exists()
     del large
@@ -286,4 +292,50 @@ def test_dora_by_column_is_refused_by_name(tmp_path):
     }
     save_file(tensors, file)
     with pytest.raises(UnsupportedError, match=r"DoRA by input column.*lora_unet_q"):
-        plan(open_model(base), [Strong(read(file))])
+        plan(open_model(base), [WeightedAdapter(read(file))])
+
+
+def test_layer_31_is_not_layer_0_of_a_base_with_one(tmp_path):
+    base = base_of(tmp_path, **{"model.layers.0.q_proj.weight": (8, H)})
+    strong = adapter(tmp_path / "adapter", {"model.layers.31.q_proj": (8, H)})
+    with pytest.raises(FormatError, match=r"layers\.31\.q_proj: no such weight") as caught:
+        plan(open_model(base), [strong])
+    assert "model.layers.0.q_proj.weight" in "".join(caught.value.__notes__)
+    left = plan(open_model(base), [strong], Options(allow_missing=True))
+    assert [*left.left_out] == [f"{strong.adapter.path}: model.layers.31.q_proj"]
+    assert left.entries["model.layers.0.q_proj.weight"].plain
+
+
+def test_a_vision_tower_is_not_a_language_model(tmp_path):
+    base = base_of(tmp_path, **{f"model.layers.{i}.q_proj.weight": (8, H) for i in range(2)})
+    shapes = {f"vision_tower.encoder.layers.{i}.q_proj": (8, H) for i in range(2)}
+    with pytest.raises(FormatError, match="2 entries are unmatched") as caught:
+        plan(open_model(base), [adapter(tmp_path / "adapter", shapes)])
+    said = str(caught.value)
+    assert "is under vision_tower.encoder., the base has such names only under model." in said
+
+
+def test_two_components_in_one_place_are_refused_with_both(tmp_path):
+    base = base_of(tmp_path, **{"layers.0.q_proj.weight": (8, H)})
+    shapes = {f"{tower}.layers.0.q_proj": (8, H) for tower in ("left", "right")}
+    with pytest.raises(FormatError, match=r"left\.layers.* and right\.layers.* both fit layers"):
+        plan(open_model(base), [adapter(tmp_path / "adapter", shapes)])
+
+
+def test_a_prefix_is_in_the_report_of_a_merge_and_of_its_proof(tmp_path):
+    base = base_of(tmp_path, torch.float32, **{"lm.model.layers.0.q_proj.weight": (8, H)})
+    strong = adapter(tmp_path / "adapter", {"model.layers.0.q_proj": (8, H)})
+    made = plan(open_model(base), [strong])
+    report = merge(made).write(tmp_path / "out")
+    path = str(strong.adapter.path)
+    swap = {"path": path, "from": "", "to": "lm.", "names": 1, "family": ""}
+    assert report.to_dict()["prefixes"] == [swap]
+    said = "names begin with '' where those of the base begin with 'lm.' (1 of them)"
+    assert said in report.to_text()
+    proof = verify(open_model(tmp_path / "out").tensors, made)
+    assert proof.passed
+    assert proof.to_dict()["prefixes"] == [swap]
+    assert said in proof.summary()
+    compared = inspect(strong.adapter, base=open_model(base)).to_dict()
+    assert compared["base"]["prefixes"] == [{key: swap[key] for key in swap if key != "path"}]
+    assert any(said in note for note in compared["notes"])

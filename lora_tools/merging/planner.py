@@ -1,20 +1,22 @@
-"""Drafts: a recipe in the making, to which adapters are added one after another."""
+"""Planner: a merge plan in the making, to which adapters are added one after another."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.base import plain
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.files.place import Place, read_array
 from lora_tools.formats.manifest import Extra
-from lora_tools.merging.entry import Entry, Patch, Source, Tokens
+from lora_tools.matching import Swap
+from lora_tools.matching.ties import TiedWeights
+from lora_tools.merging.entry import Patch, Source, TensorPlan, Tokens
 from lora_tools.merging.factors import wide
-from lora_tools.merging.place import Placed, Strong, check_homes, place
-from lora_tools.merging.tied import EMBEDDINGS, HEADS, Tie, is_one_of
+from lora_tools.merging.matched import MatchedUpdates, WeightedAdapter, check_matched, match_updates
 from lora_tools.model import Model
 
 
@@ -27,38 +29,41 @@ class Options:
     untie: bool = False
     """Give tied embeddings a head of their own."""
     allow_missing: bool = False
-    """Leave out what has no home in the base, and list it."""
+    """Leave out what is unmatched in the base, and list it."""
 
 
-class Draft:
-    """A recipe in the making: adapters are added one after another."""
+class Planner:
+    """A merge plan in the making: adapters are added one after another."""
 
     def __init__(
-        self, base: Model, entries: dict[str, Entry], tie: Tie | None, options: Options
+        self, base: Model, entries: dict[str, TensorPlan], tie: TiedWeights | None, options: Options
     ) -> None:
         self.base, self.entries, self.tie, self.options = base, entries, tie, options
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
+        self.swaps: dict[str, tuple[Swap, ...]] = {}
 
-    def add(self, strong: Strong) -> None:
+    def add(self, weighted: WeightedAdapter) -> None:
         """Add all that an adapter holds."""
         specs = {key: entry.spec for key, entry in self.entries.items()}
-        placed = place(strong, specs, self.base.config)
-        self._check_tie(strong, placed)
+        matched = match_updates(weighted, specs, self.base.config)
+        self._check_tie(weighted, matched)
+        self.notes += [s.sentence(str(weighted.adapter.path), "the base") for s in matched.swaps]
+        self.swaps |= {str(weighted.adapter.path): matched.swaps}
         if not self.options.allow_missing:
-            check_homes(strong.adapter, placed, specs)
+            check_matched(weighted.adapter, matched, specs)
         self.left_out |= {
-            f"{strong.adapter.path}: {name}": why for name, why in placed.homeless.items()
+            f"{weighted.adapter.path}: {name}": why for name, why in matched.unmatched.items()
         }
-        for key, extra in placed.replaced.items():
-            self._replace(strong, key, extra)
-        for key, tokens in placed.tokens.items():
-            self._tokens(strong, key, tokens)
-        for key, patches in placed.patches.items():
-            self._patch(strong, key, patches)
+        for key, extra in matched.replaced.items():
+            self._replace(weighted, key, extra)
+        for key, tokens in matched.tokens.items():
+            self._tokens(weighted, key, tokens)
+        for key, patches in matched.patches.items():
+            self._patch(weighted, key, patches)
 
-    def _replace(self, strong: Strong, key: str, extra: Extra) -> None:
-        adapter, weight = strong.adapter, strong.weight
+    def _replace(self, weighted: WeightedAdapter, key: str, extra: Extra) -> None:
+        adapter, weight = weighted.adapter, weighted.weight
         if weight <= 0:
             self.left_out[f"{adapter.path}: {extra.key}"] = (
                 f"{extra.kind} replaces what the base has, which --weight {weight:g} cannot undo"
@@ -75,11 +80,12 @@ class Draft:
         kind = old.spec.dtype if old.spec.dtype in FLOATS else extra.spec.dtype
         self.entries[key] = replace(old, source=source, spec=Spec(kind, extra.spec.shape))
 
-    def _tokens(self, strong: Strong, key: str, tokens: list[Tokens]) -> None:
-        if strong.weight <= 0:
+    def _tokens(self, weighted: WeightedAdapter, key: str, tokens: list[Tokens]) -> None:
+        if weighted.weight <= 0:
             self.left_out |= {
-                f"{strong.adapter.path}: {each.extra.key}": (
-                    f"trained tokens replace rows, which a weight of {strong.weight:g} cannot undo"
+                f"{weighted.adapter.path}: {each.extra.key}": (
+                    "trained tokens replace rows, which a weight of"
+                    f" {weighted.weight:g} cannot undo"
                 )
                 for each in tokens
             }
@@ -96,8 +102,8 @@ class Draft:
                 )
             self.entries[name] = replace(entry, tokens=tuple(tokens))
 
-    def _patch(self, strong: Strong, key: str, patches: list[Patch]) -> None:
-        if strong.weight == 0:
+    def _patch(self, weighted: WeightedAdapter, key: str, patches: list[Patch]) -> None:
+        if weighted.weight == 0:
             return
         entry = self.entries[key]
         every = (*entry.patches, *patches)
@@ -105,36 +111,38 @@ class Draft:
             raise UnsupportedError(
                 f"{key}: DoRA normalises its rows, so that nothing else can be added to them"
             ).hint("Merge DoRA adapters one at a time.")
-        if strong.weight < 0 and any(patch.dora for patch in patches):
+        if weighted.weight < 0 and any(patch.dora for patch in patches):
             raise UnsupportedError(
                 f"{key}: DoRA cannot be taken out: the norms that its rows had are in no file"
             ).hint("Keep the base.")
         self.entries[key] = replace(entry, patches=every)
 
-    def _check_tie(self, strong: Strong, placed: Placed) -> None:
+    def _check_tie(self, weighted: WeightedAdapter, matched: MatchedUpdates) -> None:
         """Refuse to change one half of a tied pair; take two equal replacements for one."""
         tie = self.tie
         if tie is None or self.options.untie:
             return
         leaf = tie.head.removesuffix(".weight")
         heads = [
-            name for name in placed.homeless if f".{name}".endswith((f".{leaf}", f".{leaf}.weight"))
+            name
+            for name in matched.unmatched
+            if f".{name}".endswith((f".{leaf}", f".{leaf}.weight"))
         ]
-        embedding = placed.replaced.get(tie.embedding)
+        embedding = matched.replaced.get(tie.embedding)
         for name in heads:
-            extra = _extra_named(strong, name)
-            if extra and embedding and _equal(strong, extra, embedding):
-                del placed.homeless[name]
+            extra = _extra_named(weighted, name)
+            if extra and embedding and _equal(weighted, extra, embedding):
+                del matched.unmatched[name]
                 continue
-            raise _tied(strong, tie, name)
-        touched = tie.embedding in placed.patches and strong.weight != 0
-        head = placed.replaced.get(tie.head)
-        if embedding and head and not touched and _equal(strong, head, embedding):
+            raise _tied(weighted, tie, name)
+        touched = tie.embedding in matched.patches and weighted.weight != 0
+        head = matched.replaced.get(tie.head)
+        if embedding and head and not touched and _equal(weighted, head, embedding):
             return
-        if touched or head or tie.head in placed.patches:
-            raise _tied(strong, tie, tie.embedding if touched else tie.head)
+        if touched or head or tie.head in matched.patches:
+            raise _tied(weighted, tie, tie.embedding if touched else tie.head)
         if embedding and tie.head in self.entries:
-            placed.replaced[tie.head] = embedding  # the file holds a copy of the one tensor
+            matched.replaced[tie.head] = embedding  # the file holds a copy of the one tensor
 
     def settle(self) -> None:
         """Check what only all adapters together can show."""
@@ -152,22 +160,22 @@ class Draft:
             kind: {
                 key: sum(entry.spec.shape[:1]) - sum(entry_of.shape[:1])
                 for key, entry in self.entries.items()
-                if is_one_of(key, names) and (entry_of := self.base.tensors.specs.get(key))
+                if ends(key, names) and (entry_of := self.base.tensors.specs.get(key))
             }
-            for kind, names in (("in", EMBEDDINGS), ("out", HEADS))
+            for kind, names in (("in", TOKENS), ("out", HEADS))
         }
         grown = any(rows["in"].values())
         return next((key for key, more in rows["out"].items() if grown and not more), None)
 
 
-def _extra_named(strong: Strong, name: str) -> Extra | None:
-    return next((e for e in strong.adapter.manifest.extras if (e.name or e.key) == name), None)
+def _extra_named(weighted: WeightedAdapter, name: str) -> Extra | None:
+    return next((e for e in weighted.adapter.manifest.extras if (e.name or e.key) == name), None)
 
 
-def _equal(strong: Strong, one: Extra, other: Extra) -> bool:
+def _equal(weighted: WeightedAdapter, one: Extra, other: Extra) -> bool:
     if one.spec != other.spec:
         return False
-    x, y = (wide(strong.adapter.tensors.arrays[extra.key]) for extra in (one, other))
+    x, y = (wide(weighted.adapter.tensors.arrays[extra.key]) for extra in (one, other))
     return bool(np.array_equal(x, y))
 
 
@@ -181,8 +189,8 @@ def _array(source: Source) -> Any:
     return read_array(source.values) if isinstance(source.values, Place) else source.values
 
 
-def _tied(strong: Strong, tie: Tie, name: str) -> UnsupportedError:
+def _tied(weighted: WeightedAdapter, tie: TiedWeights, name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{strong.adapter.path}: changes {name} alone, but the base ties {tie.embedding} to"
+        f"{weighted.adapter.path}: changes {name} alone, but the base ties {tie.embedding} to"
         f" {tie.head}"
     ).hint("Pass --untie to write both, each with its own update, as the adapter was trained.")

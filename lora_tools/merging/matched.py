@@ -1,46 +1,49 @@
-"""Place what an adapter holds on the tensors of a base, or say what has no home there."""
+"""What an adapter changes of the tensors of a base, and what of it is unmatched."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_tools.adapter import Adapter
+from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.manifest import Extra, Module
+from lora_tools.matching import Matching, Site, Swap, match
+from lora_tools.matching.pieces import Specs
 from lora_tools.merging.entry import Patch, Tokens
 from lora_tools.merging.grouped import reads_others
-from lora_tools.merging.pieces import Site, Specs
-from lora_tools.merging.sites import prefix_of, sites
-from lora_tools.merging.tied import EMBEDDINGS, HEADS, is_one_of
-from lora_tools.names import Prefix
 
 
 @dataclass(slots=True)
-class Placed:
+class MatchedUpdates:
     """What one adapter does to the tensors of a base."""
 
     patches: dict[str, list[Patch]] = field(default_factory=dict)
     tokens: dict[str, list[Tokens]] = field(default_factory=dict)
     replaced: dict[str, Extra] = field(default_factory=dict)
-    homeless: dict[str, str] = field(default_factory=dict)
-    """Names of the adapter that have no home, and why."""
+    unmatched: dict[str, str] = field(default_factory=dict)
+    """Names of the adapter that no tensor of the base matches, and why."""
+    swaps: tuple[Swap, ...] = ()
+    """What changes before the adapter's names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Strong:
+class WeightedAdapter:
     """An adapter and the strength it is to be merged with."""
 
     adapter: Adapter
     weight: float = 1.0
 
 
-def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
-    """Find the home of everything that an adapter holds; ``config`` is the base's.
+def match_updates(
+    weighted: WeightedAdapter, specs: Specs, config: Mapping[str, Any]
+) -> MatchedUpdates:
+    """Match everything that an adapter has with a base; ``config`` is the base's.
 
     Raises `FormatError` if it fits in several places equally well, and `UnsupportedError` for what
     no base weight can hold.
     """
-    adapter, placed = strong.adapter, Placed()
+    adapter, matched = weighted.adapter, MatchedUpdates()
     manifest = adapter.manifest
     adapter.check_order()
     if manifest.config.get("layer_replication"):
@@ -53,33 +56,34 @@ def place(strong: Strong, specs: Specs, config: Mapping[str, Any]) -> Placed:
             f"{adapter.path}: DoRA by input column, of which a merge is not defined as PEFT's is:"
             f" {some(sideways)}"
         ).hint("Merge it with the tool that trained it.")
-    prefix = prefix_of(adapter, specs)
+    matching = match(adapter, specs, config)
+    matched.swaps = matching.swaps
     for extra in manifest.extras:
-        _place_extra(strong, extra, prefix, specs, placed)
+        _place_extra(weighted, extra, matching, specs, matched)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
-    grown = dict(specs) | {key: extra.spec for key, extra in placed.replaced.items()}
-    found = sites(adapter, prefix, grown, config)
+    grown = dict(specs) | {key: extra.spec for key, extra in matched.replaced.items()}
+    found = matching.sites(grown)
     for module in manifest.modules:
         site = found[module.name]
         if site is None or site.misfit:
-            placed.homeless[module.name] = _why(module, site, grown)
+            matched.unmatched[module.name] = _why(module, site, grown, matching)
             continue
         if reads_others(adapter, module):
-            placed.homeless[module.name] = (
+            matched.unmatched[module.name] = (
                 "a convolution with groups, each of which reads all channels: its weight has no"
                 " place for those of other groups"
             )
             continue
-        _place_module(strong, module, site, prefix, grown, placed)
-    return placed
+        _place_module(weighted, module, site, grown, matched)
+    return matched
 
 
-def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
-    """Raise `FormatError`, with the names of both sides, if anything has no home."""
-    if not placed.homeless:
+def check_matched(adapter: Adapter, matched: MatchedUpdates, specs: Specs) -> None:
+    """Raise `FormatError`, with the names of both sides, if anything is unmatched."""
+    if not matched.unmatched:
         return
-    lines = [f"{name}: {why}" for name, why in placed.homeless.items()]
-    error = FormatError(f"{adapter.path}: {len(lines)} entries have no home in the base:")
+    lines = [f"{name}: {why}" for name, why in matched.unmatched.items()]
+    error = FormatError(f"{adapter.path}: {len(lines)} entries are unmatched in the base:")
     error.listing(lines, most=5).hint(f"The base has {some(specs)}.")
     raise error.hint(
         "Check that it is the base of this adapter, or pass --allow-missing to go on without."
@@ -87,20 +91,20 @@ def check_homes(adapter: Adapter, placed: Placed, specs: Specs) -> None:
 
 
 def _place_module(
-    strong: Strong, module: Module, site: Site, prefix: Prefix, specs: Specs, placed: Placed
+    weighted: WeightedAdapter, module: Module, site: Site, specs: Specs, matched: MatchedUpdates
 ) -> None:
-    adapter, weight = strong.adapter, strong.weight
+    adapter, weight = weighted.adapter, weighted.weight
     if "bias" in module.parts:
         key = _bias_of(site.pieces[0].key)
-        rows = (0, module.parts["bias"].spec.numel)
-        if len(site.pieces) > 1 or key not in specs or specs[key].shape != (rows[1],):
-            placed.homeless[f"{module.name}.bias"] = "the base layer has no bias to add it to"
+        size = module.parts["bias"].spec.numel
+        if len(site.pieces) > 1 or key not in specs or specs[key].shape != (size,):
+            matched.unmatched[f"{module.name}.bias"] = "the base layer has no bias to add it to"
             return
-        piece = site.pieces[0]._replace(key=key, rows=rows, start=0, transposed=False)
+        piece = site.pieces[0]._replace(key=key, rows=(range(size),), start=0, transposed=False)
         patch = Patch(adapter, module, piece, weight, bias=True)
-        placed.patches.setdefault(key, []).append(patch)
+        matched.patches.setdefault(key, []).append(patch)
     for piece in site.pieces:
-        placed.patches.setdefault(piece.key, []).append(Patch(adapter, module, piece, weight))
+        matched.patches.setdefault(piece.key, []).append(Patch(adapter, module, piece, weight))
 
 
 def _bias_of(weight: str) -> str:
@@ -108,51 +112,49 @@ def _bias_of(weight: str) -> str:
 
 
 def _place_extra(
-    strong: Strong, extra: Extra, prefix: Prefix, specs: Specs, placed: Placed
+    weighted: WeightedAdapter,
+    extra: Extra,
+    matching: Matching,
+    specs: Specs,
+    matched: MatchedUpdates,
 ) -> None:
     name = extra.name or extra.key
-    key = next((k for k in _keys(name, prefix) if k in specs), None)
+    key = matching.key(extra, specs)
     if key is None:
-        placed.homeless[name] = f"no such tensor for its {extra.kind}"
+        matched.unmatched[name] = f"no such tensor for its {extra.kind}"
         return
     spec = specs[key]
     if extra.rows is not None:
         if len(extra.rows) != extra.spec.shape[0] or extra.spec.shape[1:] != spec.shape[1:]:
             raise FormatError(
-                f"{strong.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
+                f"{weighted.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
                 f" {len(extra.rows)} rows of {key}, which has {list(spec.shape)}"
             )
         beyond = [row for row in extra.rows if not 0 <= row < spec.shape[0]]
         if beyond:
             raise FormatError(
-                f"{strong.adapter.path}: tokens {some(beyond)} of {key}, which has only"
+                f"{weighted.adapter.path}: tokens {some(beyond)} of {key}, which has only"
                 f" {spec.shape[0]} rows"
             ).hint("Resize the base's embeddings first, as was done for the training.")
-        placed.tokens.setdefault(key, []).append(Tokens(strong.adapter, extra))
+        matched.tokens.setdefault(key, []).append(Tokens(weighted.adapter, extra))
         return
     if spec.shape != extra.spec.shape and not _grows(key, spec.shape, extra.spec.shape):
-        placed.homeless[name] = (
+        matched.unmatched[name] = (
             f"has the shape {list(extra.spec.shape)}, the base's {key} {list(spec.shape)}"
         )
         return
-    placed.replaced[key] = extra
-
-
-def _keys(name: str, prefix: Prefix) -> Iterable[str]:
-    for spelled in (name, name.replace(".mlp.", ".block_sparse_moe.")):
-        if (key := prefix(spelled)) is not None:
-            yield key
+    matched.replaced[key] = extra
 
 
 def _grows(key: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     """Whether a tensor may have another number of rows: those that a vocabulary counts."""
     stem = _bias_of(key).removesuffix("bias") + "weight"
-    return is_one_of(stem, (*EMBEDDINGS, *HEADS)) and before[1:] == after[1:]
+    return ends(stem, (*TOKENS, *HEADS)) and before[1:] == after[1:]
 
 
-def _why(module: Module, site: Site | None, specs: Specs) -> str:
+def _why(module: Module, site: Site | None, specs: Specs, matching: Matching) -> str:
     if site is None or site.misfit is None:
-        return "no such weight"
+        return matching.why(module.name)
     spec = specs.get(site.misfit)
     has = list(spec.shape) if spec else "none"
     return f"an update of shape {list(module.shape)} for {site.misfit}, which has {has}"

@@ -1,0 +1,79 @@
+"""What models call their parts when no table has them: words that most libraries share."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+Ways: TypeAlias = tuple[tuple[str, ...], ...]
+
+GATE_UP: Ways = (("gate_proj", "up_proj"), ("w1", "w3"), ("fc1", "fc3"))
+DOWN: Ways = (("down_proj",), ("w2",), ("fc2",))
+FUSED: Mapping[str, Ways] = {
+    "qkv_proj": (("q_proj", "k_proj", "v_proj"),),
+    "gate_up_proj": GATE_UP[:2],
+    "in_proj_weight": (("q_proj", "k_proj", "v_proj"),),
+}
+"""A fused projection, and the names of its parts in the order of their rows."""
+
+RENAMED = ((".mlp.", ".block_sparse_moe."), (".mlp.", ".feed_forward."))
+"""What transformers 5 calls a layer, and what the files of older models call it."""
+
+TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text"})
+"""Models whose stacked experts are stored as (expert, in, out)."""
+
+EMBEDDINGS = frozenset(
+    {
+        "embed_in",
+        "embed_positions",
+        "embed_tokens",
+        "embedding",
+        "embeddings",
+        "position_embeddings",
+        "shared",
+        "tok_embeddings",
+        "token_type_embeddings",
+        "word_embeddings",
+        "wpe",
+        "wte",
+    }
+)
+"""Modules whose rows are looked up."""
+TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings", "shared")
+"""Those whose rows are the tokens of a vocabulary."""
+HEADS = ("lm_head", "embed_out", "cls.predictions.decoder", "output")
+"""Modules whose rows score tokens."""
+
+CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+"""Layers of these models that are stored as (in, out)."""
+
+MODALITIES: Mapping[str, str] = {
+    **dict.fromkeys(("vision", "visual", "image", "vit", "siglip"), "vision"),
+    **dict.fromkeys(("audio", "speech", "sound", "acoustic"), "audio"),
+    **dict.fromkeys(("unet", "diffusion", "denoiser"), "diffusion"),
+    **dict.fromkeys(("text", "language", "llm"), "text"),
+    "vae": "vae",
+    "encoder": "encoder",
+    "decoder": "decoder",
+}
+"""Words of a path, cut at dots and underscores, that say which part of a model is meant."""
+DEFAULT = frozenset({"text", "decoder"})
+"""Parts that a model is where nothing else is said: a decoder of text."""
+
+
+def modalities(path: str) -> frozenset[str]:
+    """Return the parts of a model that a path names.
+
+    >>> sorted(modalities("model.vision_tower.encoder."))
+    ['encoder', 'vision']
+    """
+    words = path.lower().replace("_", ".").replace("-", ".").split(".")
+    return frozenset(MODALITIES[word] for word in words if word in MODALITIES)
+
+
+def ends(key: str, endings: tuple[str, ...]) -> bool:
+    """Whether a weight's name ends with one of these modules' names, from a dot on.
+
+    >>> ends("model.embed_tokens.weight", TOKENS), ends("my_wte.weight", TOKENS)
+    (True, False)
+    """
+    return any(f".{key}".endswith(f".{ending}.weight") for ending in endings)

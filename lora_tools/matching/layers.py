@@ -1,0 +1,79 @@
+"""What the weights of a model are, as its family's table says."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+from lora_tools.architectures import families
+from lora_tools.architectures.detection import Component, Hints, detect, known
+from lora_tools.architectures.index import Candidate, template
+from lora_tools.architectures.layout import Role, Size
+from lora_tools.errors import LoraToolsError
+from lora_tools.files.header import Spec
+
+T = TypeVar("T")
+WEIGHT = ".weight"
+
+
+class Layer(NamedTuple):
+    """What a module is, and whether its matrix is stored as (in, out)."""
+
+    role: Role
+    transposed: bool
+
+
+def sizes(specs: Mapping[str, Spec]) -> dict[str, Size | None]:
+    """Return the modules of a model and, of matrices, their sizes as they are stored."""
+    return {
+        key.removesuffix(WEIGHT): Size(*spec.shape) if len(spec.shape) == 2 else None
+        for key, spec in specs.items()
+    }
+
+
+def decided(component: Component, question: Callable[[Candidate], T], hints: Hints) -> T:
+    """Return what a component's candidates answer, each asked once; raises as `decide` does.
+
+    The ``model_type`` of a configuration is its family's own word: others are not asked.
+    """
+    return _typed(component, hints).decide(cache(question), hints)
+
+
+def families_of(component: Component, hints: Hints) -> str:
+    """Return the names of the families that a component may be of."""
+    candidates = _typed(component, hints).candidates
+    return " or ".join(dict.fromkeys(candidate.family.name for candidate in candidates))
+
+
+def _typed(component: Component, hints: Hints) -> Component:
+    typed = [c for c in component.candidates if hints.type and hints.type in c.family.types]
+    return component.among(lambda candidate: candidate in typed) if typed else component
+
+
+def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
+    """Return what the modules are of which a table has the name; others are missing."""
+    modules, found = sizes(specs), dict[str, Layer]()
+    for component in detect(modules, families.FAMILIES):
+        if not component.candidates:
+            continue
+
+        def question(candidate: Candidate, component: Component = component) -> dict[str, Layer]:
+            return {
+                name: layer
+                for name, path in component.paths[candidate].items()
+                if (layer := _layer(path, modules[name], candidate))
+            }
+
+        try:
+            found |= decided(component, question, hints)
+        except LoraToolsError:  # families that differ, so that names have to do
+            continue
+    return found
+
+
+def _layer(path: str, size: Size | None, candidate: Candidate) -> Layer | None:
+    match = known(path, size, candidate)
+    if match is None:
+        return None
+    layout = match.layout
+    fine, _ = template(layout.parts[0].path)
+    return Layer(layout.role or candidate.family.role(fine), layout.transposed)
