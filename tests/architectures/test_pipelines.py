@@ -1,6 +1,10 @@
 """Which model of a pipeline a name is of: by its folder, by its path, and neither."""
 
+import subprocess
+import sys
+
 import pytest
+from conftest import FIXTURES
 
 from lora_tools.architectures.families import FAMILIES
 from lora_tools.architectures.pipelines import components, is_known, known, split
@@ -50,3 +54,13 @@ def test_a_path_is_known_whole_or_not():
     assert is_known("double_blocks.0.img_attn.qkv")
     assert not is_known("double_blocks.0.img_attn.qkv.x")
     assert not is_known("double_blocks_0_img_attn_qkv")
+
+
+def test_a_peft_adapter_is_read_without_any_family():
+    """Their tables take longer to import than its header to read."""
+    code = (
+        "import sys; from lora_tools.adapter import read; read(sys.argv[1]);"
+        "print(sorted(name for name in sys.modules if '.families' in name))"
+    )
+    words = [sys.executable, "-c", code, str(FIXTURES / "minilm-plain")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "[]\n"

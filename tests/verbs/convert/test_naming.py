@@ -132,3 +132,20 @@ def test_without_its_table_it_is_nobodys(tmp_path):
     source = read(peft(tmp_path / "made"))
     names = [module.name for module in source.manifest.modules]
     assert pipelines.components(names) == {}
+
+
+def test_a_model_with_one_set_of_names_has_the_prefix_that_its_trainers_load(tmp_path):
+    """Qwen-Image's authors name it as diffusers does; nobody loads ``lora_transformer_`` of it."""
+    paths = [f"transformer_blocks.{i}.{x}" for i in range(60) for x in ("attn.to_q", "img_mod.1")]
+    tensors = {}
+    for path in paths:
+        out = 6 * WIDE if path.endswith("mod.1") else WIDE
+        tensors[f"transformer.{path}.lora_A.weight"] = np.ones((2, WIDE), np.float32)
+        tensors[f"transformer.{path}.lora_B.weight"] = np.ones((out, 2), np.float32)
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    for target, before in (("kohya", "lora_unet_"), ("comfyui", "diffusion_model.")):
+        plan = convert(read(tmp_path), format_named(target))
+        expected = {
+            before + (path.replace(".", "_") if target == "kohya" else path) for path in paths
+        }
+        assert {job.target.module.stem for job in plan.jobs} == expected
