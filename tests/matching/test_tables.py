@@ -13,6 +13,7 @@ from lora_tools.architectures import families
 from lora_tools.architectures.family import MODEL, Container, Family, Tie
 from lora_tools.architectures.layout import Interleaved
 from lora_tools.architectures.tables import being, one, rows
+from lora_tools.base import base_of
 from lora_tools.errors import FormatError
 from lora_tools.formats.sites import Embedding, Linear
 from lora_tools.matching.tables import _contiguous
@@ -173,7 +174,7 @@ def test_a_family_of_nobodys_is_extracted_by_its_roles(tmp_path):
         dense.save_base(tmp_path / name, weights, torch.float32, **config)
         for name, weights in (("base", state), ("tuned", tuned))
     ]
-    pairs = pair_models(*map(open_model, folders)).both
+    pairs = pair_models(*(base_of(open_model(folder), "") for folder in folders)).both
     places = {pair.name: pair.place for pair in pairs}
     assert places["lookup.weight"].site == Embedding()
     assert places["trunk.0.turned.weight"].site == Linear(transposed=True)

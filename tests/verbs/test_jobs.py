@@ -22,7 +22,7 @@ from lora_tools.rewrite.source import source
 from lora_tools.verbs.convert import convert, translate
 from lora_tools.verbs.extract import extract
 from lora_tools.verbs.extract import plan as extraction
-from lora_tools.verbs.merge import Strong, merge, plan
+from lora_tools.verbs.merge import WeightedAdapter, merge, plan
 from lora_tools.verbs.verify import verify
 
 LIMIT = 4096
@@ -192,9 +192,9 @@ def test_names_that_the_base_gives_back(made, tmp_path, both):
     assert {row.module for row in rows} == set(read(made / "one"))
 
 
-def strong(made: Path, base) -> list[Strong]:
+def strong(made: Path, base) -> list[WeightedAdapter]:
     return [
-        Strong(read(made / name, base=base.config), weight)
+        WeightedAdapter(read(made / name, base=base.config), weight)
         for name, weight in (("one", 1.0), ("two", 0.5))
     ]
 
@@ -202,7 +202,7 @@ def strong(made: Path, base) -> list[Strong]:
 def merging(made: Path):
     base = open_model(made / "base")
     first, second = strong(made, base)
-    return plan(base, [first, Strong(second.adapter, -0.5)])
+    return plan(base, [first, WeightedAdapter(second.adapter, -0.5)])
 
 
 def test_merge(made, both):
