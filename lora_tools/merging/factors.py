@@ -43,7 +43,7 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> Loaded:
     check_strength(patch, low, scale)
     if patch.bias:
         assert isinstance(update, Biased)
-        return Loaded(scale * wide(update.bias)[:, None], np.ones((1, 1)))
+        return Loaded(scale * taken(wide(update.bias), piece.rows)[:, None], np.ones((1, 1)))
     b, a = (wide(x[piece.part] if x.ndim == 3 else x) for x in (low.b, low.a))
     for name, factor in (("b", b), ("a", a)):
         if not np.isfinite(factor).all():

@@ -100,7 +100,9 @@ def _place_module(
         if len(site.pieces) > 1 or key not in specs or specs[key].shape != (size,):
             matched.unmatched[f"{module.name}.bias"] = "the base layer has no bias to add it to"
             return
-        piece = site.pieces[0]._replace(key=key, rows=(range(size),), start=0, transposed=False)
+        whole = site.pieces[0]
+        rows = (range(size),) if whole.transposed else whole.rows  # its order is the weight's
+        piece = whole._replace(key=key, rows=rows, start=0, transposed=False)
         patch = Patch(adapter, module, piece, weight, bias=True)
         matched.patches.setdefault(key, []).append(patch)
     for piece in site.pieces:

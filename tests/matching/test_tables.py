@@ -192,3 +192,17 @@ def test_the_tie_of_a_family_is_its_own(tmp_path):
         known = {"model_type": "made_up", "architectures": ["MadeUpForCausalLM"], **config}
         base = dense.save_base(tmp_path / str(number), state, torch.float32, **known)
         assert tie_of(open_model(base)) == tie
+
+
+def test_a_bias_moves_as_the_rows_of_its_weight(tmp_path):
+    state = {"trunk.0.paired.weight": torch.zeros(H, H), "trunk.0.paired.bias": torch.zeros(H)}
+    config = {"model_type": "made_up", "num_attention_heads": 2}
+    base = dense.save_base(tmp_path / "base", state, torch.float64, **config)
+    folder = adapter(tmp_path / "adapter", {"branch.0.out": (H, H)}).adapter.path
+    file, bias = folder / "adapter_model.safetensors", torch.arange(8.0)
+    save_file(dense.load_model(folder) | {"base_model.model.branch.0.out.lora_B.bias": bias}, file)
+    known = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(known | {"lora_bias": True}))
+    merge(plan(open_model(base), [WeightedAdapter(read(folder))])).write(tmp_path / "out")
+    after = dense.load_model(tmp_path / "out")["trunk.0.paired.bias"]
+    assert after.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
