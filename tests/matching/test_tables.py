@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lora_tools import base as bases
 from lora_tools import read
 from lora_tools.architectures import families
 from lora_tools.architectures.family import MODEL, Container, Family, Tie
 from lora_tools.architectures.layout import Interleaved
 from lora_tools.architectures.tables import being, one, rows
-from lora_tools.base import base_of
 from lora_tools.errors import FormatError
 from lora_tools.formats.sites import Embedding, Linear
 from lora_tools.matching.tables import _contiguous
@@ -174,7 +174,7 @@ def test_a_family_of_nobodys_is_extracted_by_its_roles(tmp_path):
         dense.save_base(tmp_path / name, weights, torch.float32, **config)
         for name, weights in (("base", state), ("tuned", tuned))
     ]
-    pairs = pair_models(*(base_of(open_model(folder), "") for folder in folders)).both
+    pairs = pair_models(*(bases.base_of(open_model(folder), "") for folder in folders)).both
     places = {pair.name: pair.place for pair in pairs}
     assert places["lookup.weight"].site == Embedding()
     assert places["trunk.0.turned.weight"].site == Linear(transposed=True)
