@@ -17,7 +17,7 @@ from lora_tools.model import open_model
 from lora_tools.runtimes import judge, named, subject
 from lora_tools.verbs.inspect import look
 from lora_tools.verbs.inspect.inspection import Inspection
-from lora_tools.verbs.push.package import Wish, planner
+from lora_tools.verbs.push.package import Wish, draft
 
 DEEP = "[" * 100_000 + "]" * 100_000
 VALUES = {
@@ -290,7 +290,7 @@ def test_every_field_of_a_report_may_hold_anything(field, tmp_path):
         (folder / "lora_tools_report.json").write_bytes(spelled(REPORT, name, form.format(value)))
         place = tmp_path / f"place{number}"
         place.mkdir()
-        attempt(lambda place=place: planner(folder, wish, place).package("alice/x", "# x\n", {}))
+        attempt(lambda place=place: draft(folder, wish, place).package("alice/x", "# x\n", {}))
         shutil.rmtree(place)
 
 
@@ -332,7 +332,7 @@ def test_front_matter_may_hold_anything(front, tmp_path):
     wish = Wish("alice/x", picture=False)
     attempt(lambda: metadata(text))
     attempt(lambda: with_metadata(text, {"tags": ["lora"]}))
-    attempt(lambda: planner(folder, wish, tmp_path / "place").package("alice/x", text, {}))
+    attempt(lambda: draft(folder, wish, tmp_path / "place").package("alice/x", text, {}))
 
 
 def test_names_that_occur_twice_are_refused_by_name(tmp_path):

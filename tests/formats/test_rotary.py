@@ -25,7 +25,7 @@ from lora_tools.formats.rotary import (
 from lora_tools.linalg.rank import Fixed
 from lora_tools.verbs.convert import convert
 from lora_tools.verbs.diff import diff
-from lora_tools.verbs.merge import Strong, plan
+from lora_tools.verbs.merge import WeightedAdapter, plan
 from lora_tools.verbs.shrink import shrink
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 3))
@@ -100,7 +100,7 @@ def test_what_needs_the_order_of_the_base_refuses_an_unknown_one(adapter, tmp_pa
     base = open_model(tmp_path / "base.safetensors")
     for act in (
         lambda: convert(unknown, other),
-        lambda: plan(base, [Strong(unknown)]),
+        lambda: plan(base, [WeightedAdapter(unknown)]),
         lambda: diff(unknown, adapter),
         lambda: diff(adapter, unknown),
     ):

@@ -30,7 +30,7 @@ from lora_tools.update import factors
 from lora_tools.verbs.convert import convert
 from lora_tools.verbs.diff import diff
 from lora_tools.verbs.inspect import inspect
-from lora_tools.verbs.merge import Options, Strong, merge, plan
+from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
 from lora_tools.verbs.shrink import shrink
 from lora_tools.verbs.verify import verify
 
@@ -503,7 +503,7 @@ def test_merge_and_verify_bring_rows_into_the_order_of_the_base(tmp_path):
     tensors, expected = made_up()
     file = as_the_converter_writes(tmp_path / "x.gguf", tensors)
     adapter = read(file, base=base.config)
-    merge(plan(base, [Strong(adapter)])).write(tmp_path / "merged")
+    merge(plan(base, [WeightedAdapter(adapter)])).write(tmp_path / "merged")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     before = load_file(tmp_path / "base" / "model.safetensors")
     for path, delta in expected.items():
@@ -511,10 +511,10 @@ def test_merge_and_verify_bring_rows_into_the_order_of_the_base(tmp_path):
             delta.T if "embed" in path else delta
         )
         assert torch.equal(merged[f"{path}.weight"], wide.float())
-    recipe = plan(base, [Strong(adapter)], Options(None))
+    recipe = plan(base, [WeightedAdapter(adapter)], Options(None))
     assert verify(open_model(tmp_path / "merged").tensors, recipe).passed
     with pytest.raises(UnsupportedError, match="does not say how many heads"):
-        plan(base, [Strong(read(file))])
+        plan(base, [WeightedAdapter(read(file))])
 
 
 def test_diff_compares_across_formats_once_the_heads_are_known(tmp_path):
