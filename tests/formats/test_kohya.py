@@ -427,7 +427,7 @@ UPDATES = [
 ]
 
 
-@pytest.mark.parametrize("names", UPDATES, ids=" ".join)
+@pytest.mark.parametrize("names", UPDATES, ids=lambda names: " ".join(sorted(names)))
 def test_a_tensor_that_an_update_has_no_use_for_is_not_dropped(names):
     """Of a full difference and a LoKr of one module, either would be the whole update."""
 
