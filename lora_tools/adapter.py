@@ -167,7 +167,9 @@ def read(
     tensors = open_checkpoint(file)
     config, spelling = _config(file.parent), format_named(format) if format else None
     try:
-        spelling = spelling or detected(tensors.specs, config, partial(_config, file.parent))
+        spelling = spelling or detected(
+            tensors.specs, config, partial(_config, file.parent), file.name
+        )
         config = _config(file.parent, spelling) if spelling.config_file else config
         contents = Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         manifest = spelling.read(contents)

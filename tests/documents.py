@@ -120,7 +120,7 @@ def full(names: Iterable[str], **options: Any) -> Document:
         ("mlx", "loads and does nothing", [finding | {"verdict": "loads and does nothing"}]),
     ]
     found["verdicts"] = [
-        {"executor": executor, "version": "1.2.3", "verdict": verdict, "findings": findings}
+        {"runtime": executor, "version": "1.2.3", "verdict": verdict, "findings": findings}
         for executor, verdict, findings in said
     ]
     return found

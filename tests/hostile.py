@@ -46,7 +46,7 @@ def adapter(folder: Path, *, rank: int = 2, torn: bool = False) -> Path:
         "lora_alpha": 4,
         "target_modules": [name.rpartition(".")[2] for name in modules()],
         "base_model_name_or_path": EVIL + LONG,
-        "task_type": EVIL + "\ud800",
+        "task_type": EVIL,
         "peft_version": EVIL + LONG,
         "revision": EVIL,
     }
@@ -72,7 +72,7 @@ def model(folder: Path) -> Path:
     folder.mkdir(parents=True)
     weights = {f"{name}.weight": torch.randn(SIZE, SIZE) for name in modules()}
     save_file(weights, folder / "model.safetensors", {"format": "pt", EVIL: EVIL})
-    config = {"architectures": [EVIL], "model_type": "\ud800", "_name_or_path": EVIL}
+    config = {"architectures": [EVIL], "model_type": EVIL, "_name_or_path": EVIL}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

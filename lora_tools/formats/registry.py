@@ -101,14 +101,17 @@ def detected(
     specs: Mapping[str, Spec],
     config: Mapping[str, Any] | None,
     own: Callable[[Format], Mapping[str, Any] | None] | None = None,
+    file: str = "",
 ) -> Format:
     """Return the one format that recognises an adapter, by its tensors rather than its folder.
 
     ``config`` is the configuration that ours have; ``own`` returns that of another package's
-    format. Raises `FormatError` if none recognises it or several do, `UnsupportedError` for a known
-    stranger.
+    format, and ``file`` is the name of the tensors' file. Raises `FormatError` if none recognises
+    it or several do, `UnsupportedError` for a known stranger.
     """
     claims = [format for format in FORMATS if format.detect(specs, config)]
+    if len(claims) == 1 and file in claims[0].files:
+        return claims[0]
     if not any(format.detect(specs, None) for format in claims):  # by a configuration, if at all
         others = [f for f in plugins() if f.detect(specs, own(f) if own else config)]
         claims = others or claims
