@@ -114,7 +114,25 @@ def test_the_error_of_several_modules_is_right_at_any_size(size):
         math.hypot(0.3, 0.8) / 5, rel=1e-2 if size < 1e-300 else 1e-12
     )
     rows = [
-        Row(f"m{i}", (4, 4), 2, 1, 1, norm * size, 0.9, 0.1 * norm, 0.05, size, size, "shrunk")
+        Row(
+            module=f"m{i}",
+            key_prefix=f"m{i}",
+            shape=(4, 4),
+            rank_before=2,
+            rank_after=1,
+            rank_stored=1,
+            scale_before=1.0,
+            scale=1.0,
+            alpha=1.0,
+            dtype="F64",
+            norm=norm * size,
+            energy=0.9,
+            error=0.1 * norm,
+            optimal_error=0.05,
+            sigma_max=size,
+            sigma_discarded=size,
+            outcome="shrunk",
+        )
         for i, norm in enumerate((1.0, 2.0))
     ]
     json.loads(Report("shrink", rows=rows).to_json(), parse_constant=pytest.fail)
