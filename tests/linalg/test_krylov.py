@@ -94,8 +94,10 @@ def test_vectors_reach_the_error_that_is_reported():
     v = np.asarray(found.vectors, np.float64)
     rest = d - d @ v.T @ v
     assert found.side == "right"
-    kept = np.linalg.norm(d) ** 2 - found.squares.sum()
-    assert np.linalg.norm(rest) ** 2 == pytest.approx(kept, rel=1e-5)
+    whole = np.linalg.norm(d) ** 2
+    left = whole - found.squares.sum()
+    # Float32 sums of 900 products: each kernel rounds them in an order of its own.
+    assert np.linalg.norm(rest) ** 2 == pytest.approx(left, abs=1e-5 * whole)
 
 
 @pytest.mark.parametrize("shape", [(30, 80), (80, 30)])
