@@ -94,7 +94,7 @@ def test_vectors_reach_the_error_that_is_reported():
     v = np.asarray(found.vectors, np.float64)
     rest = d - d @ v.T @ v
     assert found.side == "right"
-    whole = np.linalg.norm(d) ** 2
+    whole = float(np.linalg.norm(d.astype(np.float64)) ** 2)
     left = whole - found.squares.sum()
     # Float32 sums of 900 products: each kernel rounds them in an order of its own.
     assert np.linalg.norm(rest) ** 2 == pytest.approx(left, abs=1e-5 * whole)
