@@ -82,8 +82,9 @@ def _wait(pid: int, order: dict[str, Any]) -> dict[str, Any]:
     for name in ("out", "err"):
         answer[name] = (desk / name).read_text(errors="replace")
     if (desk / "record").exists():
-        for line in (desk / "record").read_text().splitlines():
-            answer |= json.loads(line)
+        for line in (desk / "record").read_text().splitlines(keepends=True):
+            if line.endswith("\n"):  # whoever was killed while it wrote has left half a line
+                answer |= json.loads(line)
         (desk / "record").unlink()
     _learn(answer.pop("modules", ()))
     return answer
