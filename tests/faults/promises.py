@@ -111,7 +111,9 @@ def _allowed(bench: Bench, fault: Fault, ended: Ended) -> list[str]:
         return partials  # what cannot be removed stays, and the next run takes it over
     if ended.status == 0:
         return []
-    return partials if bench.command.resumes or fault.kind in ("die", "cut") else []
+    # A run that is refused, for OUT is whole already, leaves what an earlier kill has left.
+    left = fault.kind in ("die", "cut", "nothing")
+    return partials if bench.command.resumes or left else []
 
 
 def _status(fault: Fault, ended: Ended, *, done: bool, paths: Collection[str]) -> Iterator[str]:
