@@ -165,21 +165,21 @@ def read(
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     file = _tensor_file(path)
     tensors = open_checkpoint(file)
-    config, spelling = _config(file.parent), format_named(format) if format else None
+    config, adapter_format = _config(file.parent), format_named(format) if format else None
     try:
-        spelling = spelling or detected(
+        adapter_format = adapter_format or detected(
             tensors.specs, config, partial(_config, file.parent), file.name
         )
-        config = _config(file.parent, spelling) if spelling.config_file else config
+        config = _config(file.parent, adapter_format) if adapter_format.config_file else config
         contents = Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
-        manifest = spelling.read(contents)
-        notes = (*tensors.notes, *manifest.notes, *_idle(spelling, contents))
+        manifest = adapter_format.read(contents)
+        notes = (*tensors.notes, *manifest.notes, *_idle(adapter_format, contents))
         manifest = replace(manifest, notes=notes, base=base)
     except LoraToolsError as error:
         raise error.located(path) from error
     if strict and manifest.problems:
         raise _contradiction(path, manifest.problems)
-    return Adapter(path, spelling, manifest, tensors, alpha, _state(spelling, tensors))
+    return Adapter(path, adapter_format, manifest, tensors, alpha, _state(adapter_format, tensors))
 
 
 def _read_again(

@@ -74,7 +74,7 @@ def _table(runtime: Runtime) -> Iterator[str]:
 
 
 def _rows(rules: Iterable[Rule]) -> Iterator[str]:
-    yield "| rule | what the runtime does | an adapter that breaks it | mended by |"
+    yield "| rule | what the runtime does | an adapter that breaks it | fixed by |"
     yield "|---|---|---|---|"
     for rule in rules:
         does = rule.text.replace("|", "\\|") + _span(rule)

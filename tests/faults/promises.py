@@ -78,12 +78,19 @@ def done(bench: Bench, left: Tree) -> bool:
     return all(part(left, out) == part(bench.whole.left, out) for out in bench.command.outs)
 
 
-def kept(bench: Bench, fault: Fault, ended: Ended) -> Iterator[str]:
-    """Say which promises a command has broken that a fault befell."""
+def kept(bench: Bench, fault: Fault, ended: Ended, before: Collection[str] = ()) -> Iterator[str]:
+    """Say which promises a command has broken that a fault befell.
+
+    ``before`` is what an earlier kill had left: a run that is refused, since OUT is whole already,
+    touches none of it.
+    """
     left, outs = tree(bench.place), bench.command.outs
     yield from inputs(bench)
     yield from whole(bench, left, killed=ended.status == 137)
-    yield from leftovers(bench, left, _allowed(bench, fault, ended))
+    lain = [
+        partial(out) for out in outs if partial(out) in before and "exists already" in ended.err
+    ]
+    yield from leftovers(bench, left, [*_allowed(bench, fault, ended), *lain])
     yield from _status(fault, ended, done=done(bench, left), paths=(*outs, os.fspath(bench.place)))
 
 
@@ -111,9 +118,7 @@ def _allowed(bench: Bench, fault: Fault, ended: Ended) -> list[str]:
         return partials  # what cannot be removed stays, and the next run takes it over
     if ended.status == 0:
         return []
-    # A run that is refused, for OUT is whole already, leaves what an earlier kill has left.
-    left = fault.kind in ("die", "cut", "nothing")
-    return partials if bench.command.resumes or left else []
+    return partials if bench.command.resumes or fault.kind in ("die", "cut") else []
 
 
 def _status(fault: Fault, ended: Ended, *, done: bool, paths: Collection[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from faults.bench import names, tree
 from faults.commands import COMMANDS
 from faults.order import Fault
 from faults.promises import again, check, kept
@@ -16,12 +17,13 @@ def kills(bench, count: int, run, seconds: float) -> list[str]:
     for attempt in range(20 * count):
         if attempt % 2 == 0:
             bench.clear()
+        before = names(tree(bench.place))
         limit = dice.uniform(0, 1) * seconds
         ended = run(bench.order(kill_after=limit))
         killed = ended.status == 137
         done += killed
         fault = Fault("die" if killed else "nothing", 0)
-        sentences = [*kept(bench, fault, ended)]
+        sentences = [*kept(bench, fault, ended, before)]
         if attempt % 2 or not killed:
             sentences += again(bench)
             bench.clear()
