@@ -18,6 +18,7 @@ from lora_tools.files.writer import check_free, publish
 
 LOG = "journal"
 BLOCK = 1 << 20
+SECONDS = 1.0  # of finished work that a kill may cost
 
 Resume: TypeAlias = Literal["or anew", "or refuse", "never"]
 """Whether to resume, and what to do with what was begun for another purpose."""
@@ -27,7 +28,8 @@ class Journal:
     """A folder, and a line for every file in it that is finished: size, checksum and a note.
 
     The name of a file promises nothing, its line does. It is written by a thread of its own, and
-    after the file is on the disk, so that the disk works beside the computation.
+    after the file is on the disk, so that the disk works beside the computation; a second's files
+    together, so that work of a second never waits for the disk twice.
     """
 
     def __init__(self, work: Work, done: Mapping[str, Any]) -> None:
@@ -37,9 +39,10 @@ class Journal:
         """What was noted of each finished file."""
         self._folder = work.folder
         self._pending: list[tuple[str, Any]] = []
-        self._turns: list[Future[None]] = []
+        self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1)
         self._mutex = Lock()
+        self._hurry = Event()
         self._over = Event()
 
     def path(self, name: str) -> Path:
@@ -54,36 +57,44 @@ class Journal:
         self.done[name] = note
         with self._mutex:
             self._pending.append((name, note))
-            done = [turn for turn in self._turns if turn.done()]
-            self._turns = [turn for turn in self._turns if not turn.done()]
-            self._turns.append(self._writer.submit(self._turn))
-        for turn in done:
-            turn.result()
+            earlier = self._writing
+            if earlier is None or earlier.done():
+                self._writing = self._writer.submit(self._write)
+        if earlier is not None and earlier.done():
+            earlier.result()
 
     def settle(self) -> None:
-        """Wait until all that is finished is noted."""
+        """Wait until all that is finished is noted, as far as the disk takes it."""
+        self._hurry.set()
         self._writer.shutdown()
 
     def leave(self) -> None:
         """Note nothing more: the output is complete."""
         self._over.set()
-        self._writer.shutdown(cancel_futures=True)
-        for turn in self._turns:
-            if not turn.cancelled():
-                turn.result()
+        self._hurry.set()
+        self._writer.shutdown()
+        if self._writing is not None:
+            self._writing.result()
 
-    def _turn(self) -> None:
-        """Note all that has been finished since the last turn: the log then waits once."""
-        with self._mutex:
-            pending, self._pending = self._pending, []
+    def _write(self) -> None:
+        """Note what is finished, a second's files at a time, until no more are."""
+        while True:
+            self._hurry.wait(SECONDS)
+            with self._mutex:
+                pending, self._pending = self._pending, []
+                if not pending:
+                    self._writing = None
+                    return
+            self._note(pending)
+
+    def _note(self, pending: Iterable[tuple[str, Any]]) -> None:
         lines = []
         for name, note in pending:
-            sync(self.path(name))
             if self._over.is_set():
                 return
+            sync(self.path(name))
             lines.append(_line(self._folder, name, note))
-        if lines:
-            _append(self._folder / LOG, lines)
+        _append(self._folder / LOG, lines)
 
 
 @contextmanager
