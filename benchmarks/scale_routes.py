@@ -59,12 +59,12 @@ def by_lora_tools(target: str) -> Callable[[Path, Path], Path]:
 
 
 def there_and_back(source: Path, out: Path) -> Path:
-    """Convert to kohya's spelling and back to peft's."""
+    """Convert to kohya's naming and back to peft's."""
     return by_lora_tools("peft")(by_lora_tools("kohya")(source, out / "kohya"), out / "peft")
 
 
 def by_diffusers(source: Path, out: Path) -> Path:
-    """Convert to kohya's spelling with diffusers' own function, which takes no alpha."""
+    """Convert to kohya's naming with diffusers' own function, which takes no alpha."""
     tensors = load_file(source / WEIGHTS)
     named = {key.replace(PREFIX, "unet."): value for key, value in tensors.items()}
     out.mkdir()
@@ -80,7 +80,7 @@ def by_sft(source: Path, out: Path) -> Path:
 
 
 def by_sft_from_kohya(source: Path, out: Path) -> Path:
-    """Convert to kohya's spelling with lora-tools, and to peft's suffixes with sft."""
+    """Convert to kohya's naming with lora-tools, and to peft's suffixes with sft."""
     file = by_lora_tools("kohya")(source, out / "kohya")
     sft("lora", "convert", file, "--to", "peft", "--output", out / "x.safetensors")
     return out / "x.safetensors"

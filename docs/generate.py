@@ -37,7 +37,7 @@ names of the files beside them. Whether the base model has modules of these name
 among them. The rules were read in the runtimes' own code, of the version that is named; the tests
 hold those of peft and diffusers against the real packages.
 
-Where `shrink` mends it, the command is `lora-tools shrink SRC OUT --rank R`, with R the largest
+Where `shrink` fixes it, the command is `lora-tools shrink SRC OUT --rank R`, with R the largest
 rank that the adapter has: its error is that of rounding. `--for vllm` is added where one rank for
 all modules is needed. For vLLM's `max-rank` R is the rank that the server takes, and the error is
 that of the truncation.

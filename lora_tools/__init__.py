@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from lora_tools.model import Model, open_model
     from lora_tools.remote import locate
     from lora_tools.report import Report
-    from lora_tools.rewrite import Options
+    from lora_tools.rewrite import RewriteOptions
     from lora_tools.runtimes import VLLM
     from lora_tools.update import Biased, DoRA, LowRank, Update
     from lora_tools.verbs.convert import convert, translate
     from lora_tools.verbs.diff import diff
-    from lora_tools.verbs.inspect import inspect, look
+    from lora_tools.verbs.inspect import inspect, open_checkpoint
     from lora_tools.verbs.shrink import shrink, survey
 
     __version__: str
 
-_HOMES = {
+_MODULES = {
     "adapter": ("Adapter", "read", "write"),
     "executors": ("Executor", "Serial", "Threads"),
     "errors": ("LoraToolsError",),
@@ -37,16 +37,16 @@ _HOMES = {
     "model": ("Model", "open_model"),
     "verbs.diff": ("diff",),
     "verbs.convert": ("convert", "translate"),
-    "verbs.inspect": ("inspect", "look"),
+    "verbs.inspect": ("inspect", "open_checkpoint"),
     "verbs.shrink": ("shrink", "survey"),
-    "rewrite": ("Options",),
+    "rewrite": ("RewriteOptions",),
     "runtimes": ("VLLM",),
     "remote": ("locate",),
     "report": ("Report",),
     "files.writer": ("staged",),
     "update": ("Biased", "DoRA", "LowRank", "Update"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "SVD",
@@ -63,9 +63,9 @@ __all__ = [
     "MaxError",
     "MaxParams",
     "Model",
-    "Options",
     "RankPolicy",
     "Report",
+    "RewriteOptions",
     "Serial",
     "Threads",
     "Update",
@@ -74,7 +74,7 @@ __all__ = [
     "format_named",
     "inspect",
     "locate",
-    "look",
+    "open_checkpoint",
     "open_model",
     "read",
     "shrink",
@@ -90,9 +90,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name's module when the name is first used."""
     if name == "__version__":
         return import_module("importlib.metadata").version("lora-tools")
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -110,21 +110,21 @@ class Adapter(Mapping[str, "Update"]):
         """Return a module's update, in arrays of numpy where it has the type, or all in torch's."""
         return self.format.update(module, self.tensors.arrays if on_host else self.tensors)
 
-    def spelled(self, manifest: Manifest) -> Manifest:
+    def written(self, manifest: Manifest) -> Manifest:
         """Return a manifest as the adapter's format writes it."""
         return self.format.write(manifest)
 
     def check_order(self) -> None:
         """Raise `UnsupportedError` if it has rows that cannot be brought into its base's order.
 
-        For whatever adds an update to a weight, compares it with another file's, or spells it in
+        For whatever adds an update to a weight, compares it with another file's, or converts it to
         another format. Norms and spectra are those of any order.
         """
         unknown = [module.name for module in self.manifest.modules if module.rows == Paired(None)]
         if unknown:
             raise UnsupportedError(
-                f"{self.path}: the rows of {some(unknown)} are in rotated pairs, and the file does"
-                " not say how many heads share them"
+                f"{self.path}: the rows of {some(unknown)} have the interleaved RoPE layout, and"
+                " the file does not say how many heads share them"
             ).hint("Give the base model, whose config.json says it: --base MODEL.")
 
     @property
@@ -304,7 +304,7 @@ def _idle(format: Format, contents: Contents) -> Iterator[str]:
         format.read(replace(contents, alpha=None))
     except FormatError:
         return
-    yield "Its files say alpha: --alpha is passed over."
+    yield "Its files say alpha: --alpha is ignored."
 
 
 def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:

@@ -1,6 +1,6 @@
 """Our part of an adapter's README: a section between markers, and fields of its front matter.
 
-The rest stays its author's, to the letter.
+The rest stays as it was written, to the letter.
 """
 
 import re

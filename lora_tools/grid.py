@@ -12,7 +12,7 @@ WIDTH = 20
 """Characters that a label should fit in."""
 
 
-class Place(NamedTuple):
+class GridPosition(NamedTuple):
     """Where a module stands."""
 
     row: int
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 class Grid:
     """Rows and columns in the order of reading, and a place for each module."""
 
-    stem: str
+    prefix: str
     """What the paths of all layers begin with; said once instead of in every label."""
     rows: tuple[str, ...]
     """The paths of the layers; modules outside of all layers share the last row."""
@@ -31,7 +31,7 @@ class Grid:
     """The rows in short, all different."""
     columns: tuple[str, ...]
     """The projections: what follows a layer's path, the most frequent first."""
-    places: tuple[Place, ...]
+    places: tuple[GridPosition, ...]
     """In the order of the names; no two are the same unless two names are."""
 
 
@@ -42,10 +42,10 @@ def grid(names: Sequence[str]) -> Grid:
     that belongs to a single module (``to_out.0``, ``ff.net.0.proj``) is part of the projection.
 
     >>> found = grid(["layers.0.q", "layers.0.to_out.0", "layers.10.q", "layers.9.q", "head"])
-    >>> found.stem, found.labels, found.columns
+    >>> found.prefix, found.labels, found.columns
     ('layers', ('0', '9', '10', 'outside the layers'), ('q', 'head', 'to_out.0'))
     >>> found.places[1]
-    Place(row=0, column=2)
+    GridPosition(row=0, column=2)
     """
     # Kohya flattens paths: underscores part names only where no name has a dot.
     separator = "." if any("." in name for name in names) else "_"
@@ -56,18 +56,18 @@ def grid(names: Sequence[str]) -> Grid:
     parted = [_part(name, separator, inside) for name in names]
     layers = {layer for layer, _ in parted if layer}
     rows = sorted(layers, key=lambda layer: (natural(layer), layer))
-    stem, labels = _labels(rows, separator)
+    prefix, labels = _labels(rows, separator)
     if len(layers) < len({layer for layer, _ in parted}):
         rows, labels = [*rows, ""], [*labels, OUTSIDE]
     counts = Counter(projection for _, projection in parted)
     columns = sorted(counts, key=lambda column: (-counts[column], natural(column), column))
     row, column = ({key: at for at, key in enumerate(keys)} for keys in (rows, columns))
     return Grid(
-        stem=stem,
+        prefix=prefix,
         rows=tuple(layer or OUTSIDE for layer in rows),
         labels=tuple(labels),
         columns=tuple(columns),
-        places=tuple(Place(row[layer], column[projection]) for layer, projection in parted),
+        places=tuple(GridPosition(row[layer], column[projection]) for layer, projection in parted),
     )
 
 
@@ -107,7 +107,7 @@ def _labels(rows: Sequence[str], separator: str) -> tuple[str, list[str]]:
     least = min((len(path) for path in paths), default=1) - 1
     while shared < least and len({path[shared] for path in paths}) == 1:
         shared += 1
-    stem = ".".join(paths[0][:shared]) if paths else ""
+    prefix = ".".join(paths[0][:shared]) if paths else ""
     labels = [".".join(path[shared:]) for path in paths]
     for most in (12, 8, 6, 4):
         if max(map(len, labels), default=0) <= WIDTH:
@@ -116,4 +116,4 @@ def _labels(rows: Sequence[str], separator: str) -> tuple[str, list[str]]:
         if len(set(cut)) < len(cut):
             break
         labels = cut
-    return stem, labels
+    return prefix, labels

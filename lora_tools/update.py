@@ -7,7 +7,7 @@ from lora_tools.scaling import scale
 from lora_tools.shapes import Float
 
 Array: TypeAlias = Any
-"""A torch tensor, or a numpy array where numpy has the element type."""
+"""A torch tensor, or a numpy array where numpy has the dtype."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

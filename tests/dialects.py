@@ -8,7 +8,7 @@ import torch
 
 from lora_tools.architectures.arrays import assemble, matrices, stored
 from lora_tools.architectures.index import Candidate, find
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.translation import translate
 
 
@@ -48,7 +48,9 @@ def converted(tensors, family, source, target, numbers=None):
 def size(arrays):
     """Return the size of a module of these matrices; of vectors and scalars, without columns."""
     shape = arrays[0].shape
-    return Size(shape[0] if shape else 1, prod(shape[1:]) if len(shape) > 1 else 0, len(arrays))
+    return Dimensions(
+        shape[0] if shape else 1, prod(shape[1:]) if len(shape) > 1 else 0, len(arrays)
+    )
 
 
 def numbers_in(state):

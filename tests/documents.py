@@ -109,11 +109,11 @@ def full(names: Iterable[str], **options: Any) -> Document:
         "why": "It uses alpha / r = 2 for all modules, but 12 modules have a scale of 4.",
         "where": some,
         "count": 12,
-        "mend": "lora-tools shrink adapters/my-adapter OUT --rank 16 --for vllm",
+        "fix": "lora-tools shrink adapters/my-adapter OUT --rank 16 --for vllm",
     }
     refusal = {"rule": "no-dora", "verdict": "refused", "why": "DoRA is not supported."}
-    refusal |= {"where": [], "count": 0, "mend": None}
-    said: list[tuple[str, str, list[Document]]] = [
+    refusal |= {"where": [], "count": 0, "fix": None}
+    stated: list[tuple[str, str, list[Document]]] = [
         ("peft", "loads", []),
         ("vllm", "loads at the wrong strength", [finding]),
         ("llama.cpp", "refused", [refusal]),
@@ -121,7 +121,7 @@ def full(names: Iterable[str], **options: Any) -> Document:
     ]
     found["verdicts"] = [
         {"runtime": executor, "version": "1.2.3", "verdict": verdict, "findings": findings}
-        for executor, verdict, findings in said
+        for executor, verdict, findings in stated
     ]
     return found
 

@@ -270,16 +270,16 @@ def hub_routes(asked: Handler) -> tuple[Any, ...]:
 
 
 def create_repo(asked: Handler) -> tuple[Any, ...]:
-    wish = asked.json()
-    owner = wish.get("organization") or asked.user
-    name = f"{owner}/{wish['name']}"
+    choice = asked.json()
+    owner = choice.get("organization") or asked.user
+    name = f"{owner}/{choice['name']}"
     if asked.user is None:
         raise Refusal(401, "Invalid username or password.")
     if name in asked.hub.repositories:
         return 409, {"error": "You already created this model repo", "url": address(asked, name)}
     if owner != asked.user:
         raise Refusal(403, f"You don't have the rights to create a model under {owner}")
-    private = wish.get("private") or wish.get("visibility") == "private"
+    private = choice.get("private") or choice.get("visibility") == "private"
     asked.hub.create(name, private=bool(private))
     return 200, {"url": address(asked, name), "name": name}
 

@@ -11,9 +11,9 @@ from lora_tools.adapter import read
 from lora_tools.base import base_of
 from lora_tools.errors import LoraToolsError, UnsupportedError
 from lora_tools.executors import Serial
-from lora_tools.merging import Options, WeightedAdapter, plan
+from lora_tools.merging import MergeOptions, WeightedAdapter, plan
 from lora_tools.model import open_model
-from lora_tools.verbs.extract.options import Options as ExtractOptions
+from lora_tools.verbs.extract.options import MergeOptions as ExtractOptions
 from lora_tools.verbs.extract.plan import make_plan
 from lora_tools.verbs.inspect.comparison import compare
 
@@ -370,33 +370,33 @@ def strong(tmp_path):
 
 def verbs(path: Path, strong: WeightedAdapter):
     """Yield the ways in which a base is read under adapters; verify plans as merge does."""
-    yield lambda: plan(open_model(path), [strong], Options(dtype="BF16"))
+    yield lambda: plan(open_model(path), [strong], MergeOptions(dtype="BF16"))
     yield lambda: compare(strong.adapter, open_model(path), Serial())  # inspect --base
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_encodings_that_are_not_read_are_refused_by_name(name, tmp_path, strong):
-    tensors, settings, said = REFUSED[name]
+    tensors, settings, stated = REFUSED[name]
     path = model(tmp_path / "base", tensors, settings)
     plain = model(tmp_path / "plain", PLAIN, {})
     for act in verbs(path, strong):
-        with pytest.raises(UnsupportedError, match=f"^{path}: quantised with {said}") as caught:
+        with pytest.raises(UnsupportedError, match=f"^{path}: quantised with {stated}") as caught:
             act()
         assert "quantised from" in caught.value.__notes__[0]
     for pair in ((path, plain), (plain, path)):
-        with pytest.raises(UnsupportedError, match=f"^{path}: quantised with {said}"):
+        with pytest.raises(UnsupportedError, match=f"^{path}: quantised with {stated}"):
             make_plan(*map(open_model, pair), ExtractOptions())
 
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_scales_that_do_not_fit_are_refused_with_their_shapes(name, tmp_path, strong):
-    tensors, settings, said = MISFITS[name]
+    tensors, settings, stated = MISFITS[name]
     path = model(tmp_path / "base", tensors, settings)
     plain = model(tmp_path / "plain", PLAIN, {})
     for act in verbs(path, strong):
-        with pytest.raises(UnsupportedError, match=said):
+        with pytest.raises(UnsupportedError, match=stated):
             act()
-    with pytest.raises(UnsupportedError, match=said):
+    with pytest.raises(UnsupportedError, match=stated):
         make_plan(open_model(plain), open_model(path), ExtractOptions())
 
 
@@ -405,13 +405,16 @@ def test_what_is_read_is_not_refused(name, tmp_path, strong):
     tensors, settings = READ[name]
     path = model(tmp_path / "base", tensors, settings)
     base_of(open_model(path), "nothing")
-    assert plan(open_model(path), [strong], Options(dtype="BF16")).entries.keys() <= tensors.keys()
+    assert (
+        plan(open_model(path), [strong], MergeOptions(dtype="BF16")).entries.keys()
+        <= tensors.keys()
+    )
 
 
 def test_weights_of_integers_are_refused_with_a_remedy_that_helps(tmp_path, strong):
     path = model(tmp_path / "base", {f"{M}.weight": zeros(N, K, dtype=I8)}, {})
     with pytest.raises(LoraToolsError, match="not of a type that weights are added to") as caught:
-        plan(open_model(path), [strong], Options(dtype="BF16"))
+        plan(open_model(path), [strong], MergeOptions(dtype="BF16"))
     assert "--dtype" not in caught.value.__notes__[0]
 
 

@@ -15,9 +15,9 @@ from lora_tools.card import metadata, with_metadata
 from lora_tools.merging import WeightedAdapter, plan
 from lora_tools.model import open_model
 from lora_tools.runtimes import judge, named, subject
-from lora_tools.verbs.inspect import look
+from lora_tools.verbs.inspect import open_checkpoint
 from lora_tools.verbs.inspect.inspection import Inspection
-from lora_tools.verbs.push.package import Wish, draft
+from lora_tools.verbs.push.package import Destination, draft
 
 DEEP = "[" * 100_000 + "]" * 100_000
 VALUES = {
@@ -143,7 +143,7 @@ TENSORS = {
 }
 
 
-def spelled(fields: dict, field: str, value: str) -> bytes:
+def written(fields: dict, field: str, value: str) -> bytes:
     """Return an object as JSON with one field replaced, which may be no JSON at all."""
     others = ", ".join(
         f"{json.dumps(key)}: {json.dumps(other)}" for key, other in fields.items() if key != field
@@ -167,14 +167,14 @@ def use(folder: Path) -> None:
 
 
 def _inspected(folder: Path) -> None:
-    found = look(folder)
+    found = open_checkpoint(folder)
     document = found.to_dict() if not hasattr(found, "manifest") else Inspection(found).to_dict()
     json.dumps(document, ensure_ascii=False).encode()
 
 
 def _rewritten(folder: Path) -> None:
     adapter = read(folder)
-    manifest = adapter.spelled(adapter.manifest)
+    manifest = adapter.written(adapter.manifest)
     json.dumps(manifest.config, ensure_ascii=False).encode()
     assert [adapter.module(name).name for name in adapter] == list(adapter)
 
@@ -210,9 +210,9 @@ def test_every_field_of_a_configuration_may_hold_anything(kind, field, tmp_path,
     fields = {"peft": PEFT, "mlx": MLX, "torchtune": TUNE}[kind]
     for value in VALUES.values():
         if field == "lora_parameters.scale":
-            text = spelled(MLX, "lora_parameters", f'{{"rank": 2, "scale": {value}}}')
+            text = written(MLX, "lora_parameters", f'{{"rank": 2, "scale": {value}}}')
         else:
-            text = spelled(fields, field, value)
+            text = written(fields, field, value)
         (folder / "adapter_config.json").write_bytes(text)
         use(folder)
 
@@ -221,7 +221,7 @@ def test_every_field_of_a_configuration_may_hold_anything(kind, field, tmp_path,
 def test_every_field_of_a_header_may_hold_anything(field, tmp_path, monkeypatch):
     monkeypatch.setattr("lora_tools.formats.expressions.SECONDS", 0.05)
     for value in VALUES.values():
-        text = spelled(DIFFUSERS, field, value).decode("utf-8", "replace")
+        text = written(DIFFUSERS, field, value).decode("utf-8", "replace")
         use(adapter_in(tmp_path / "adapter", "diffusers", {"lora_adapter_metadata": text}))
 
 
@@ -251,7 +251,7 @@ def test_every_field_of_a_base_may_hold_anything(field, tmp_path, monkeypatch):
         wrong += [("quantization_config", f'{{"quant_method": {value}, "weight_block_size": 1}}')]
         wrong += [("quantization_config", f'{{"weight_block_size": {value}}}')]
         for name, text in wrong if field == "model_type" else wrong[:2]:
-            (base / "config.json").write_bytes(spelled(MODEL, name, text))
+            (base / "config.json").write_bytes(written(MODEL, name, text))
             attempt(lambda: _based(base, folder))
             attempt(lambda: read(tuned, base=open_model(base).config))
 
@@ -271,7 +271,7 @@ def test_every_field_of_an_index_may_hold_anything(field, tmp_path):
     for value in (*VALUES.values(), json.dumps("x" * 10_000), '"../\\u0000"', '"/"'):
         inner = "weight_map" if field == "a.weight" else field
         text = f'{{"a.weight": {value}}}' if field == "a.weight" else value
-        index.write_bytes(spelled(fields, inner, text))
+        index.write_bytes(written(fields, inner, text))
         attempt(lambda: open_model(index))
 
 
@@ -284,13 +284,13 @@ def test_every_field_of_a_report_may_hold_anything(field, tmp_path):
         "files": ("inputs", '[{{"path": "a", "files": {0}}}]'),
         "inputs[0]": ("inputs", "[{0}]"),
     }
-    wish = Wish("alice/x", picture=False)
+    choice = Destination("alice/x", picture=False)
     for number, value in enumerate(VALUES.values()):
         name, form = inner.get(field, (field, "{0}"))
-        (folder / "lora_tools_report.json").write_bytes(spelled(REPORT, name, form.format(value)))
+        (folder / "lora_tools_report.json").write_bytes(written(REPORT, name, form.format(value)))
         place = tmp_path / f"place{number}"
         place.mkdir()
-        attempt(lambda place=place: draft(folder, wish, place).package("alice/x", "# x\n", {}))
+        attempt(lambda place=place: draft(folder, choice, place).package("alice/x", "# x\n", {}))
         shutil.rmtree(place)
 
 
@@ -329,10 +329,10 @@ def test_front_matter_may_hold_anything(front, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(PEFT))
     text = f"---\n{front}\n---\n# x\n"
     (tmp_path / "place").mkdir()
-    wish = Wish("alice/x", picture=False)
+    choice = Destination("alice/x", picture=False)
     attempt(lambda: metadata(text))
     attempt(lambda: with_metadata(text, {"tags": ["lora"]}))
-    attempt(lambda: draft(folder, wish, tmp_path / "place").package("alice/x", text, {}))
+    attempt(lambda: draft(folder, choice, tmp_path / "place").package("alice/x", text, {}))
 
 
 def test_names_that_occur_twice_are_refused_by_name(tmp_path):

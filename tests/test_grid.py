@@ -16,7 +16,7 @@ def parts(names):
 
 def test_a_language_model_is_layers_by_projections():
     found = grid(documents.language(32))
-    assert found.stem == "model.layers"
+    assert found.prefix == "model.layers"
     assert found.labels == tuple(map(str, range(32)))
     assert set(found.columns) == {*documents.ATTENTION, *documents.MLP}
     assert len(set(found.places)) == 224

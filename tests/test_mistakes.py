@@ -234,7 +234,7 @@ def test_the_configuration_is_stale_after_a_truncation(scale, tmp_path):
 
 
 def test_different_alphas_become_the_first(tmp_path):
-    """sft-cli: from kohya's spelling to peft's, one alpha for the whole file."""
+    """sft-cli: from kohya's naming to peft's, one alpha for the whole file."""
     alphas = dict(zip(PATHS, (32, 8, 0.3), strict=True))
     source = peft(tmp_path / "a", alpha_pattern=alphas)
     run("convert", source, tmp_path / "kohya", "--to", "kohya", "--quiet")

@@ -340,7 +340,7 @@ EVICT = """
 import os
 from pathlib import Path
 from lora_tools.remote import locate
-from lora_tools.files.guests import Guests
+from lora_tools.files.transient import TransientFiles
 from lora_tools.files.opening import open_checkpoint
 
 def disk():
@@ -352,7 +352,7 @@ if keep:
     os.fspath(keep)
 start = disk()
 model = open_checkpoint(locate("bob/llama"))
-guests = Guests(model.file(name) for name in model)
+guests = TransientFiles(model.file(name) for name in model)
 arrays, most = model.arrays, 0
 for number, name in enumerate(model):
     array = arrays[name] if number % 2 else model[name].numpy()

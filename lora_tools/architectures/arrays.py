@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.architectures.layout import Layout
+from lora_tools.architectures.layout import RowLayout
 from lora_tools.architectures.rows import Rows
-from lora_tools.architectures.translation import Target
+from lora_tools.architectures.translation import Translated
 
 if TYPE_CHECKING:
     from lora_tools.update import Array
@@ -17,7 +17,7 @@ def taken(array: "Array", rows: Rows) -> "Array":
     return runs[0] if len(runs) == 1 else _library(array).concatenate(runs)
 
 
-def assemble(target: Target, arrays: Mapping[tuple[str, int], "Array"]) -> list["Array"]:
+def assemble(target: Translated, arrays: Mapping[tuple[str, int], "Array"]) -> list["Array"]:
     """Return each matrix of a target from the source's, by module and member of its stack.
 
     Rows that the source lacks are zero. Vectors, matrices and kernels move by their first axis.
@@ -40,7 +40,7 @@ def assemble(target: Target, arrays: Mapping[tuple[str, int], "Array"]) -> list[
     return result
 
 
-def matrices(tensor: "Array", layout: Layout) -> list["Array"]:
+def matrices(tensor: "Array", layout: RowLayout) -> list["Array"]:
     """Return a coarse module's tensor as the matrices it stacks, in (out, in) and fine shapes."""
     found = list(tensor) if layout.stacked else [tensor]
     if layout.transposed:
@@ -48,7 +48,7 @@ def matrices(tensor: "Array", layout: Layout) -> list["Array"]:
     return [_shaped(array, layout.shapes[1]) if layout.shapes else array for array in found]
 
 
-def stored(arrays: Sequence["Array"], layout: Layout) -> "Array":
+def stored(arrays: Sequence["Array"], layout: RowLayout) -> "Array":
     """Return matrices as the coarse module's tensor has them: the inverse of `matrices`."""
     found = [_shaped(array, layout.shapes[0]) if layout.shapes else array for array in arrays]
     if layout.transposed:

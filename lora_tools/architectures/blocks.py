@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from lora_tools.architectures.tables import Table, being, norm, one, rows, same
 
-# ---- diffusion transformers: authors' names to diffusers'
+# ---- diffusion transformers: original names to diffusers'
 
 QKV = rows("attn.to_{q,k,v}", ratio=3)
 ADDED = rows("attn.add_{q,k,v}_proj", ratio=3)

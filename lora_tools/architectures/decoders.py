@@ -1,6 +1,6 @@
 """Decoders like Llama, in the names of every tool. Fine: transformers', with everything apart."""
 
-from lora_tools.architectures.layout import Interleaved, Layout
+from lora_tools.architectures.layout import Interleaved, RowLayout
 from lora_tools.architectures.tables import Table, being, norm, one, rows, same
 
 ATTENTION = "self_attn.{q,k,v,o}_proj"
@@ -54,7 +54,7 @@ def rotated(tool: str, *, pairs: bool) -> Table:
     }
 
 
-def _ordered(path: str, heads: str, *, pairs: bool) -> Layout:
+def _ordered(path: str, heads: str, *, pairs: bool) -> RowLayout:
     return one(path, order=Interleaved(heads) if pairs else None)
 
 

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from lora_tools.architectures.family import Family
-from lora_tools.architectures.index import Candidate, Match, everywhere, matches
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.index import Candidate, PathMatch, everywhere, matches
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.tables import expand
 from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError, some
 
@@ -24,11 +24,11 @@ class Hints(NamedTuple):
     """Its ``model_type``, or its class in diffusers."""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None, *said: str | None) -> "Hints":
+    def of(cls, config: Mapping[str, Any] | None, *stated: str | None) -> "Hints":
         """Return what a configuration and names of the base model say; each may be missing."""
         config = config or {}
         kind = config.get("model_type") or config.get("_class_name") or ""
-        return cls(" ".join(filter(None, said)), str(kind))
+        return cls(" ".join(filter(None, stated)), str(kind))
 
 
 NO_HINTS = Hints()
@@ -117,7 +117,7 @@ def _named(candidates: Collection[Candidate], hints: Hints) -> tuple[Candidate, 
 
 
 def detect(
-    modules: Mapping[str, Size | None], families: Iterable[Family] | None = None
+    modules: Mapping[str, Dimensions | None], families: Iterable[Family] | None = None
 ) -> tuple[Component, ...]:
     """Return the components of an adapter, by the names of its modules and their sizes.
 
@@ -132,7 +132,9 @@ def detect(
     return tuple(_components(dict(modules), tuple(families)))
 
 
-def _components(left: dict[str, Size | None], families: tuple[Family, ...]) -> Iterator[Component]:
+def _components(
+    left: dict[str, Dimensions | None], families: tuple[Family, ...]
+) -> Iterator[Component]:
     covers = _covers(left, families)
     while left:
         sizes = {
@@ -161,8 +163,8 @@ def _components(left: dict[str, Size | None], families: tuple[Family, ...]) -> I
 
 
 def _without(
-    known: Mapping[Candidate, Mapping[str, Match]], gone: Collection[str]
-) -> dict[Candidate, dict[str, Match]]:
+    known: Mapping[Candidate, Mapping[str, PathMatch]], gone: Collection[str]
+) -> dict[Candidate, dict[str, PathMatch]]:
     found = {
         candidate: {name: match for name, match in own.items() if name not in gone}
         for candidate, own in known.items()
@@ -171,10 +173,10 @@ def _without(
 
 
 def _covers(
-    modules: Mapping[str, Size | None], families: tuple[Family, ...]
-) -> dict[str, dict[Candidate, dict[str, Match]]]:
+    modules: Mapping[str, Dimensions | None], families: tuple[Family, ...]
+) -> dict[str, dict[Candidate, dict[str, PathMatch]]]:
     """Return what each family and dialect knows, by the prefix before it."""
-    found: dict[str, dict[Candidate, dict[str, Match]]] = {}
+    found: dict[str, dict[Candidate, dict[str, PathMatch]]] = {}
     prefixes = _prefixes(families)
     flattened = tuple(prefix for prefix in prefixes if prefix.endswith("_"))
     dotless = {n: s for n, s in modules.items() if "." not in n and n.startswith(flattened)}
@@ -206,7 +208,7 @@ def _prefixes(families: tuple[Family, ...]) -> dict[str, tuple[Family, ...]]:
     return {prefix: tuple(members) for prefix, members in found.items()}
 
 
-def known(path: str, size: Size | None, candidate: Candidate) -> Match | None:
+def known(path: str, size: Dimensions | None, candidate: Candidate) -> PathMatch | None:
     """Return the rule of a module, by path, rows per column and number of blocks; None if none."""
     for match in matches(path, candidate):
         if match.layout.fits(size) and _within(match, candidate.family):
@@ -214,20 +216,20 @@ def known(path: str, size: Size | None, candidate: Candidate) -> Match | None:
     return None
 
 
-def _within(match: Match, family: Family) -> bool:
+def _within(match: PathMatch, family: Family) -> bool:
     """Whether a module's block is one of as many as the family's largest model has."""
     block = _block(match)
     return block is None or block[1] < max(family.blocks.get(block[0], (block[1] + 1,)))
 
 
-def _block(match: Match) -> tuple[str, int] | None:
+def _block(match: PathMatch) -> tuple[str, int] | None:
     """Return what is numbered in a fine path, and the number."""
     stack, hash, _ = match.layout.parts[0].path.partition(".#")
     return (stack, int(match.numbers[0])) if hash and match.numbers else None
 
 
 def _is_likely(
-    candidate: Candidate, matches: Mapping[str, Match], sizes: Mapping[str, Size | None]
+    candidate: Candidate, matches: Mapping[str, PathMatch], sizes: Mapping[str, Dimensions | None]
 ) -> bool:
     """Whether one of the family's models has as many blocks, and columns, as modules show."""
     family, last = candidate.family, dict[str, int]()

@@ -6,11 +6,11 @@ from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from lora_tools.architectures.layout import Layout, Part, Role
+from lora_tools.architectures.layout import FinePart, Role, RowLayout
 from lora_tools.architectures.tables import Rule, Section, Table, sections
 
 
-class Container(NamedTuple):
+class ContainerPrefix(NamedTuple):
     """How a kind of file has a model: what stands before its paths, in which dialects."""
 
     prefix: str
@@ -23,30 +23,30 @@ class Container(NamedTuple):
         return self.prefix.endswith("_")
 
 
-Containers: TypeAlias = Mapping[str, Container]
+Containers: TypeAlias = Mapping[str, ContainerPrefix]
 
 HUB = ("diffusers",)
 NATIVE = "diffusion_model."
-"""What stands before a denoiser's paths in the names of its authors."""
+"""What stands before a diffusion model's original paths."""
 DIT: Containers = MappingProxyType(
     {
-        "original": Container(""),
-        "checkpoint": Container("model.diffusion_model."),
-        "comfyui": Container(NATIVE),
-        "diffusers": Container("transformer.", HUB),
-        "kohya": Container("lora_unet_"),
-        "onetrainer": Container("lora_transformer_", HUB),
-        "lycoris": Container("lycoris_", HUB),
+        "original": ContainerPrefix(""),
+        "checkpoint": ContainerPrefix("model.diffusion_model."),
+        "comfyui": ContainerPrefix(NATIVE),
+        "diffusers": ContainerPrefix("transformer.", HUB),
+        "kohya": ContainerPrefix("lora_unet_"),
+        "onetrainer": ContainerPrefix("lora_transformer_", HUB),
+        "lycoris": ContainerPrefix("lycoris_", HUB),
     }
 )
 UNET: Containers = MappingProxyType(
     {
         **DIT,
-        "diffusers": Container("unet.", HUB),
-        "kohya": Container("lora_unet_", ("diffusers", "original")),
+        "diffusers": ContainerPrefix("unet.", HUB),
+        "kohya": ContainerPrefix("lora_unet_", ("diffusers", "original")),
     }
 )
-MODEL: Containers = MappingProxyType({"transformers": Container("", ("transformers",))})
+MODEL: Containers = MappingProxyType({"transformers": ContainerPrefix("", ("transformers",))})
 """A model by itself, as language models are."""
 
 
@@ -116,10 +116,10 @@ class Family:
 
     def before(self, dialect: str) -> str:
         """Return what stands before a dialect's paths in a pipeline; nothing for other models."""
-        denoiser = self.containers.get("diffusers", Container(""))
+        unet_or_dit = self.containers.get("diffusers", ContainerPrefix(""))
         if dialect == self.hub:
-            return self.containers.get("pipeline", denoiser).prefix
-        return NATIVE if denoiser.prefix else ""
+            return self.containers.get("pipeline", unet_or_dit).prefix
+        return NATIVE if unet_or_dit.prefix else ""
 
     def rules(self, dialect: str) -> tuple[Rule, ...]:
         """Return the rules of a dialect; those of the hub say that a module is itself."""
@@ -174,4 +174,4 @@ def _fine(found: Iterable[Section]) -> dict[str, Role | None]:
 
 def itself(path: str, role: Role | None) -> Rule:
     """Return the rule of a fine module in the hub."""
-    return Rule(path, Layout((Part(path),), role=role))
+    return Rule(path, RowLayout((FinePart(path),), role=role))

@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from lora_tools.architectures.family import Family, itself
-from lora_tools.architectures.layout import Layout, Role, Size, fill
+from lora_tools.architectures.layout import Dimensions, Role, RowLayout, fill
 from lora_tools.architectures.tables import Rule, Section
 
 KEYS = 4096
@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
         return f"{self.family.name} ({self.dialect})"
 
 
-class Match(NamedTuple):
+class PathMatch(NamedTuple):
     """A path under a rule: its numbers, and what follows it, which is a tensor's name."""
 
     rule: Rule
@@ -39,12 +39,12 @@ class Match(NamedTuple):
         return fill(self.rule.path, self.numbers)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> RowLayout:
         """How its rows lie."""
         return self.rule.layout
 
 
-class Entry(NamedTuple):
+class IndexedRule(NamedTuple):
     """A rule, with the numbers that its path fixes."""
 
     rule: Rule
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     fixed: list[str]
 
     @classmethod
-    def of(cls, rule: Rule, path: str, *, flat: bool = False) -> "Entry":
+    def of(cls, rule: Rule, path: str, *, flat: bool = False) -> "IndexedRule":
         """Return the entry of a rule by one of its paths."""
         literal = template(path, flat=flat)[1]
         places = [place for place, word in enumerate(literal) if word not in WILD]
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
         return next((int(word) for own, word in pairs if own == "*"), 0)
 
 
-def matches(path: str, candidate: Candidate, *, flat: bool = False) -> Iterator[Match]:
+def matches(path: str, candidate: Candidate, *, flat: bool = False) -> Iterator[PathMatch]:
     """Yield the rules that a module's whole path falls under.
 
     ``flat``: the path has underscores for dots. Several mean that its size decides.
@@ -82,20 +82,20 @@ def matches(path: str, candidate: Candidate, *, flat: bool = False) -> Iterator[
     key, words = template(path, flat=flat)
     for entry in _entries(candidate, key, flat=flat):
         if entry.fits(words):
-            yield Match(entry.rule, entry.numbers(words))
+            yield PathMatch(entry.rule, entry.numbers(words))
 
 
 def everywhere(
     path: str, families: tuple[Family, ...], *, flat: bool = False
-) -> Iterator[tuple[Candidate, Match]]:
+) -> Iterator[tuple[Candidate, PathMatch]]:
     """Yield the rules of all families and dialects that a module's whole path falls under."""
     key, words = template(path, flat=flat)
     for candidate, entry in _catalogue(families, key, flat=flat):
         if entry.fits(words):
-            yield candidate, Match(entry.rule, entry.numbers(words))
+            yield candidate, PathMatch(entry.rule, entry.numbers(words))
 
 
-def find(name: str, candidate: Candidate) -> Iterator[Match]:
+def find(name: str, candidate: Candidate) -> Iterator[PathMatch]:
     """Yield the rules that a tensor's name falls under, by the longest path that it begins with."""
     words = name.split(".")
     for end in range(len(words), 0, -1):
@@ -110,7 +110,7 @@ def find(name: str, candidate: Candidate) -> Iterator[Match]:
             return
 
 
-class Home(NamedTuple):
+class Position(NamedTuple):
     """Where a dialect has a fine module."""
 
     rule: Rule
@@ -120,9 +120,9 @@ class Home(NamedTuple):
     """Which matrix of a stack it is."""
 
 
-def homes(
-    path: str, size: Size | None, candidate: Candidate, tensor: str = "weight"
-) -> Iterator[Home]:
+def positions(
+    path: str, size: Dimensions | None, candidate: Candidate, tensor: str = "weight"
+) -> Iterator[Position]:
     """Yield the modules of a dialect that a fine module is, or is a part of.
 
     ``size`` is the fine module's, which tells layers apart that are called alike; ``tensor``: which
@@ -136,18 +136,18 @@ def homes(
         if len(layout.parts) > 1 or layout.fits(size):
             numbers = entry.numbers(words)
             member = entry.member(words)
-            yield Home(entry.rule, fill(entry.rule.path, numbers), part, member)
+            yield Position(entry.rule, fill(entry.rule.path, numbers), part, member)
 
 
 @cache
-def _parts(candidate: Candidate) -> dict[str, list[tuple[Entry, int]]]:
+def _parts(candidate: Candidate) -> dict[str, list[tuple[IndexedRule, int]]]:
     """Return the rules of a dialect by each of their fine paths, numbers blanked."""
     family, dialect = candidate
-    found: dict[str, list[tuple[Entry, int]]] = {}
+    found: dict[str, list[tuple[IndexedRule, int]]] = {}
     for rule in family.rules(dialect):
         for number, part in enumerate(rule.layout.parts):
             key, _ = template(part.path)
-            found.setdefault(key, []).append((Entry.of(rule, part.path), number))
+            found.setdefault(key, []).append((IndexedRule.of(rule, part.path), number))
     return found
 
 
@@ -157,7 +157,7 @@ def _parts(candidate: Candidate) -> dict[str, list[tuple[Entry, int]]]:
 @lru_cache(KEYS)
 def _catalogue(
     families: tuple[Family, ...], key: str, *, flat: bool
-) -> tuple[tuple[Candidate, Entry], ...]:
+) -> tuple[tuple[Candidate, IndexedRule], ...]:
     """Return the rules of all dialects whose path with its numbers blanked is this."""
     return tuple(
         (candidate, entry)
@@ -179,7 +179,7 @@ def _beginning(families: tuple[Family, ...], *, flat: bool) -> dict[str, list[Ca
 
 
 @lru_cache(KEYS)
-def _entries(candidate: Candidate, key: str, *, flat: bool) -> tuple[Entry, ...]:
+def _entries(candidate: Candidate, key: str, *, flat: bool) -> tuple[IndexedRule, ...]:
     """Return the rules of a dialect whose path with its numbers blanked is this."""
     family, dialect = candidate
     word = _word(key, flat=flat)
@@ -193,7 +193,7 @@ def _entries(candidate: Candidate, key: str, *, flat: bool) -> tuple[Entry, ...]
         for rule in found:
             roles[rule.path] = roles.get(rule.path) or rule.layout.role
         found = [itself(path, role) for path, role in roles.items()]
-    return tuple(Entry.of(rule, rule.path, flat=flat) for rule in found)
+    return tuple(IndexedRule.of(rule, rule.path, flat=flat) for rule in found)
 
 
 @cache

@@ -23,7 +23,7 @@ Role: TypeAlias = Literal["linear", "depthwise", "embedding", "head", "router", 
 """What a module is: ``linear`` covers convolutions, ``parameter`` is a bare tensor."""
 
 
-class Size(NamedTuple):
+class Dimensions(NamedTuple):
     """Rows and columns of a module's weight, whichever way it is stored, and how many it stacks."""
 
     out: int
@@ -46,7 +46,7 @@ class Interleaved:
 Order: TypeAlias = Halves | Interleaved | None
 
 
-class Part(NamedTuple):
+class FinePart(NamedTuple):
     """A fine module, and which share of the coarse rows it has."""
 
     path: str
@@ -56,10 +56,10 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowLayout:
     """How a coarse module is made of fine ones. Fields that are not given leave things alone."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[FinePart, ...]
     groups: str = ""
     """How often the parts take turns: a number, the name of one, or ``rows`` for every row."""
     ratio: "Fraction | int | None" = None
@@ -74,7 +74,7 @@ class Layout:
     """What the coarse module's tensors are called in the fine one; none: alike."""
     role: Role | None = None
 
-    def fits(self, size: Size | None) -> bool:
+    def fits(self, size: Dimensions | None) -> bool:
         """Whether a coarse module of this size can be this one, as far as is known."""
         return size is None or self.ratio is None or size.out == self.ratio * size.inp
 

@@ -20,12 +20,12 @@ def numbers_of(config: Mapping[str, Any] | None) -> Numbers:
     """
     config = config or {}
     text = config.get("text_config")
-    said = text if isinstance(text, Mapping) else config
-    heads = _first(said, HEADS)
+    stated = text if isinstance(text, Mapping) else config
+    heads = _first(stated, HEADS)
     if heads is None:
         return {}
-    one = said.get("multi_query") is True and not said.get("new_decoder_architecture")
-    return {"heads": heads, "kv_heads": 1 if one else _first(said, KV_HEADS) or heads}
+    one = stated.get("multi_query") is True and not stated.get("new_decoder_architecture")
+    return {"heads": heads, "kv_heads": 1 if one else _first(stated, KV_HEADS) or heads}
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:

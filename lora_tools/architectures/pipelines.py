@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lora_tools.architectures.detection import detect
 from lora_tools.architectures.family import NATIVE, Family
 from lora_tools.architectures.index import Candidate, everywhere
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.errors import UnsupportedError
 
 
@@ -24,8 +24,8 @@ class Known(NamedTuple):
 def split(name: str) -> tuple[str, str]:
     """Return a name's component, or nothing, and its path in there.
 
-    A component is a model of a pipeline, by its folder; ``diffusion_model`` is a denoiser whose
-    modules its authors named.
+    A component is a model of a pipeline, by its folder; ``diffusion_model`` is a diffusion model
+    whose modules have their original names.
 
     >>> split("unet.mid_block.resnets.0.conv1"), split("model.layers.0.q_proj")
     (('unet', 'mid_block.resnets.0.conv1'), ('', 'model.layers.0.q_proj'))
@@ -38,7 +38,9 @@ def split(name: str) -> tuple[str, str]:
     return component, path
 
 
-def components(paths: Iterable[str], sizes: Mapping[str, Size] | None = None) -> dict[str, str]:
+def components(
+    paths: Iterable[str], sizes: Mapping[str, Dimensions] | None = None
+) -> dict[str, str]:
     """Return the components of paths that nothing stands before, where they tell: all together.
 
     >>> components(["double_blocks.0.img_attn.qkv", "somebodys.own"])

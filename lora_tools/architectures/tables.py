@@ -1,8 +1,8 @@
 """The words in which a family's table is written, and what a table says, rule by rule.
 
 A table maps paths of a dialect to fine paths. ``#`` is any number; ``{a,b}`` stands for each of
-them, on both sides in the same order. A value is a path, a `Layout`, several that a module's size
-tells apart, or a prefix with the table of what follows it.
+them, on both sides in the same order. A value is a path, a `RowLayout`, several that a
+module's size tells apart, or a prefix with the table of what follows it.
 """
 
 import re
@@ -11,48 +11,48 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
-from lora_tools.architectures.layout import Halves, Interleaved, Layout, Order, Part, Role
+from lora_tools.architectures.layout import FinePart, Halves, Interleaved, Order, Role, RowLayout
 
-Table: TypeAlias = Mapping[str, "str | Layout | list[Layout] | tuple[str, Table]"]
+Table: TypeAlias = Mapping[str, "str | RowLayout | list[RowLayout] | tuple[str, Table]"]
 
 
 class Rule(NamedTuple):
     """A module of a dialect, its numbers written as ``#``, and the fine modules it is made of."""
 
     path: str
-    layout: Layout
+    layout: RowLayout
 
 
-def rows(*paths: str, shares: str = "", **options: Any) -> Layout:
+def rows(*paths: str, shares: str = "", **options: Any) -> RowLayout:
     """Return the layout of these modules' rows, one under the other, by default equal shares."""
     found = [path for each in paths for path in expand(each)]
     named = shares.split() or ["1"] * len(found)
-    parts = (Part(path, share) for path, share in zip(found, named, strict=True))
-    return Layout(tuple(parts), **options)
+    parts = (FinePart(path, share) for path, share in zip(found, named, strict=True))
+    return RowLayout(tuple(parts), **options)
 
 
-def one(path: str, *, order: Order = None, **options: Any) -> Layout:
+def one(path: str, *, order: Order = None, **options: Any) -> RowLayout:
     """Return the layout of a module that is one in both dialects, with these options."""
-    return Layout((Part(path, order=order),), **options)
+    return RowLayout((FinePart(path, order=order),), **options)
 
 
-def halves(path: str, **options: Any) -> Layout:
+def halves(path: str, **options: Any) -> RowLayout:
     """Return the layout of a module whose halves are swapped."""
     return one(path, order=Halves(), **options)
 
 
-def interleaved(path: str, heads: str) -> Layout:
+def interleaved(path: str, heads: str) -> RowLayout:
     """Return the layout of a module whose rows rotate as neighbours in each head."""
     return one(path, order=Interleaved(heads))
 
 
-def norm(path: str, tensor: str = "weight") -> Layout:
+def norm(path: str, tensor: str = "weight") -> RowLayout:
     """Return the layout of a norm, whose tensor may be called otherwise or ``weight``."""
     names = ((tensor, "weight"), ("weight", "weight"), ("bias", "bias"))
     return one(path, role="norm", tensors=() if tensor == "weight" else names)
 
 
-def being(role: Role, *paths: str) -> dict[str, Layout]:
+def being(role: Role, *paths: str) -> dict[str, RowLayout]:
     """Return modules that are called alike in both dialects, with their role."""
     return {path: one(path, role=role) for path in paths}
 
@@ -113,7 +113,7 @@ def sections(table: Table, before: str = "", fine: str = "") -> Iterator[Section
         yield Section(expand(before + key), tuple(fines), {key: value}, (before, fine))
 
 
-def _fine(value: "str | Layout | list[Layout]") -> tuple[str, ...]:
+def _fine(value: "str | RowLayout | list[RowLayout]") -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     layouts = value if isinstance(value, list) else [value]
@@ -129,13 +129,13 @@ def flat(table: Table, before: str = "", fine: str = "") -> Iterator[Rule]:
             continue
         if isinstance(value, str):
             for left, right in _pairs(before + key, fine + value):
-                yield Rule(left, Layout((Part(right),)))
+                yield Rule(left, RowLayout((FinePart(right),)))
             continue
         for layout in value if isinstance(value, list) else [value]:
             yield from _rules(before + key, fine, layout)
 
 
-def _rules(path: str, fine: str, layout: Layout) -> Iterator[Rule]:
+def _rules(path: str, fine: str, layout: RowLayout) -> Iterator[Rule]:
     if len(layout.parts) > 1:
         parts = tuple(part._replace(path=fine + part.path) for part in layout.parts)
         yield Rule(path, replace(layout, parts=parts))

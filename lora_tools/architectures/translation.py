@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lora_tools.architectures.detection import known
-from lora_tools.architectures.index import Candidate, Home, homes
-from lora_tools.architectures.layout import Layout, Numbers, Size, fill
+from lora_tools.architectures.index import Candidate, Position, positions
+from lora_tools.architectures.layout import Dimensions, Numbers, RowLayout, fill
 from lora_tools.architectures.rows import Rows, count, joined, paired
 from lora_tools.architectures.tables import Rule
 from lora_tools.errors import FormatError, UnsupportedError
 
 
-class Place(NamedTuple):
+class DialectRows(NamedTuple):
     """Rows of a module of a dialect: those of one of its fine modules."""
 
     module: str
@@ -21,7 +21,7 @@ class Place(NamedTuple):
     rows: Rows
 
 
-class Piece(NamedTuple):
+class RowMove(NamedTuple):
     """Rows of a module of the source, and the rows of the target that they are."""
 
     module: str
@@ -32,20 +32,20 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Translated:
     """A module of the target, and the rows of the source that it is made of.
 
     Rows that no piece has are those of modules that the source lacks.
     """
 
     path: str
-    size: Size
-    layout: Layout = field(compare=False)  # other families' may say more of the same rows
-    pieces: tuple[Piece, ...]
+    size: Dimensions
+    layout: RowLayout = field(compare=False)  # other families' may say more of the same rows
+    pieces: tuple[RowMove, ...]
     source: str | None = None
     """The one module that it is, as it is; None if rows move."""
 
-    def renamed(self, names: Mapping[str, str]) -> "Target":
+    def renamed(self, names: Mapping[str, str]) -> "Translated":
         """Return the target with the source's modules under other names."""
         pieces = tuple(piece._replace(module=names[piece.module]) for piece in self.pieces)
         return replace(self, pieces=pieces, source=self.source and names[self.source])
@@ -59,7 +59,7 @@ class Target:
 class Translation(NamedTuple):
     """Every module of a source in the target's dialect, and those that it has no name for."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[Translated, ...]
     unmatched: tuple[str, ...] = ()
 
 
@@ -67,14 +67,14 @@ class Fine(NamedTuple):
     """A fine module, and where a dialect has it."""
 
     path: str
-    size: Size
-    place: Place
+    size: Dimensions
+    place: DialectRows
     copy: int = 0
     """Which of its matrices it is, if the fine module stacks several itself."""
 
 
 def fine(
-    modules: Mapping[str, Size], candidate: Candidate, numbers: Numbers
+    modules: Mapping[str, Dimensions], candidate: Candidate, numbers: Numbers
 ) -> tuple[list[Fine], list[str]]:
     """Return the fine modules that these are made of, and the names that are not known.
 
@@ -93,13 +93,13 @@ def fine(
             for part, rows in zip(layout.parts, shares, strict=True):
                 path = fill(part.path, match.numbers, member)
                 copy = 0 if layout.stacked else member
-                place = Place(module, member, rows)
-                found.append(Fine(path, Size(count(rows), size.inp), place, copy))
+                place = DialectRows(module, member, rows)
+                found.append(Fine(path, Dimensions(count(rows), size.inp), place, copy))
     return found, unmatched
 
 
 def translate(
-    modules: Mapping[str, Size],
+    modules: Mapping[str, Dimensions],
     candidate: Candidate,
     dialect: str,
     numbers: Numbers,
@@ -116,13 +116,13 @@ def translate(
     if dialect not in (candidate.family.hub, *candidate.family.dialects):
         raise UnsupportedError(f"{candidate.family.name} has no names that are {dialect}'s")
     found, unmatched = fine(modules, candidate, numbers)
-    members: dict[tuple[str, Rule], list[tuple[Fine, Home]]] = {}
+    members: dict[tuple[str, Rule], list[tuple[Fine, Position]]] = {}
     for each in found:
-        home = next(homes(each.path, each.size, there, tensor), None)
-        if home is None:
+        position = next(positions(each.path, each.size, there, tensor), None)
+        if position is None:
             unmatched.append(each.place.module)
         else:
-            members.setdefault((home.path, home.rule), []).append((each, home))
+            members.setdefault((position.path, position.rule), []).append((each, position))
     targets = tuple(
         _target(path, rule.layout, parts, numbers, modules)
         for (path, rule), parts in members.items()
@@ -130,7 +130,7 @@ def translate(
     return Translation(targets, tuple(dict.fromkeys(unmatched)))
 
 
-def _unchanged(modules: Mapping[str, Size], candidate: Candidate) -> Translation:
+def _unchanged(modules: Mapping[str, Dimensions], candidate: Candidate) -> Translation:
     targets, unmatched = [], []
     for module, size in modules.items():
         match = known(module, size, candidate)
@@ -138,47 +138,47 @@ def _unchanged(modules: Mapping[str, Size], candidate: Candidate) -> Translation
             unmatched.append(module)
             continue
         rows = (range(size.out),)
-        pieces = (Piece(module, member, rows, member, rows) for member in range(size.stack))
-        targets.append(Target(module, size, match.layout, tuple(pieces), module))
+        pieces = (RowMove(module, member, rows, member, rows) for member in range(size.stack))
+        targets.append(Translated(module, size, match.layout, tuple(pieces), module))
     return Translation(tuple(targets), tuple(unmatched))
 
 
 def _target(
     path: str,
-    layout: Layout,
-    parts: Sequence[tuple[Fine, Home]],
+    layout: RowLayout,
+    parts: Sequence[tuple[Fine, Position]],
     numbers: Numbers,
-    modules: Mapping[str, Size],
-) -> Target:
+    modules: Mapping[str, Dimensions],
+) -> Translated:
     widths = {each.size.inp for each, _ in parts}
     if len(widths) > 1:
         raise FormatError(f"{path}: layers of {sorted(widths)} columns cannot be fused")
     (inp,) = widths
     whose: dict[tuple[int, int, int], str] = {}
-    for each, home in parts:
-        module = whose.setdefault((home.part, home.member, each.copy), each.place.module)
+    for each, position in parts:
+        module = whose.setdefault((position.part, position.member, each.copy), each.place.module)
         if module != each.place.module:
             raise FormatError(f"{module} and {each.place.module} are both {each.path}")
-    known = {home.part: each.size.out for each, home in parts}
+    known = {position.part: each.size.out for each, position in parts}
     out = layout.height(known, inp, numbers)
     shares = layout.rows(out, inp, numbers, known)
     runs: dict[tuple[str, int, int], list[tuple[range, range]]] = {}
-    for each, home in sorted(parts, key=lambda pair: (pair[1].member, pair[1].part)):
-        into = home.member if layout.stacked else each.copy
+    for each, position in sorted(parts, key=lambda pair: (pair[1].member, pair[1].part)):
+        into = position.member if layout.stacked else each.copy
         moved = runs.setdefault((each.place.module, each.place.member, into), [])
-        moved += paired(each.place.rows, shares[home.part])
+        moved += paired(each.place.rows, shares[position.part])
     pieces = tuple(
-        Piece(module, member, rows, into, at)
+        RowMove(module, member, rows, into, at)
         for (module, member, into), pairs in runs.items()
         for rows, at in [_sorted(pairs)]
     )
-    size = Size(out, inp, 1 + max(piece.into for piece in pieces))
+    size = Dimensions(out, inp, 1 + max(piece.into for piece in pieces))
     same = all((p.member, p.rows) == (p.into, p.at) == (p.into, (range(out),)) for p in pieces)
     sources = {piece.module for piece in pieces}
     source = sources.pop() if same and len(sources) == 1 else None
     if source is not None and modules[source] != size:
         source = None
-    return Target(path, size, layout, pieces, source)
+    return Translated(path, size, layout, pieces, source)
 
 
 def _sorted(pairs: Sequence[tuple[range, range]]) -> tuple[Rows, Rows]:

@@ -15,7 +15,7 @@ from lora_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lora_tools.verbs.extract import Options
+    from lora_tools.verbs.extract import ExtractOptions
 
 SELECTION = (
     pattern_options("Extract matching modules only.", "Leave matching modules out."),
@@ -32,10 +32,10 @@ SELECTION = (
         type=click.Choice(["full", "skip"]),
         default="skip",
         show_default=True,
-        help="What becomes of norms, biases and the like that changed: stored whole, or listed.",
+        help="Norms, biases and other small tensors that changed: stored whole, or listed.",
     ),
     rank_limit_options("; not with --rank", most=128),
-    dtype_option("Element type of the factors written; keep: that of TUNED."),
+    dtype_option("dtype of the factors written; keep: that of TUNED."),
     vllm_option,
     click.option(
         "--base-model",
@@ -53,12 +53,12 @@ METHOD = (
         help="How far an error may lie above the certified bound, relative to the bound.",
     ),
     click.option(
-        "--exact", is_flag=True, help="Decompose in full at once: no chance, and much slower."
+        "--exact", is_flag=True, help="Decompose in full at once: deterministic, and much slower."
     ),
     click.option(
         "--skip-bad",
         is_flag=True,
-        help="Go on without tensors that hold NaN or Inf, and list them.",
+        help="Leave out tensors that hold NaN or Inf, and list them.",
     ),
 )
 NAMES = (
@@ -84,11 +84,11 @@ def extraction_options(function: Command) -> Command:
         tolerance, exact = options.pop("tolerance"), options.pop("exact")
         runtime = options.pop("runtime")
 
-        def wanted(device: str) -> "Options":
+        def wanted(device: str) -> "ExtractOptions":
             from lora_tools.runtimes import VLLM
-            from lora_tools.verbs.extract import Options, Precision  # imports numpy
+            from lora_tools.verbs.extract import ExtractOptions, Precision  # imports numpy
 
-            return Options(
+            return ExtractOptions(
                 **values,
                 precision=Precision(tolerance=tolerance, exact=exact),
                 runtime=VLLM if runtime else None,

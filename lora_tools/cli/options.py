@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_tools.cli.types import POSITIVE, Device, LocalOrHub
+from lora_tools.cli.types import POSITIVE, DeviceName, LocalOrHub
 from lora_tools.errors import DeviceError, PolicyError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def allow_missing_option(help: str) -> Option:
     return click.option("--allow-missing", is_flag=True, help=help)
 
 
-def dtype_option(help: str = "Element type of the factors written.") -> Option:
+def dtype_option(help: str = "dtype of the factors written.") -> Option:
     """Return ``--dtype``, passed on as safetensors names it; None keeps what is there."""
     return click.option(
         "--dtype",
@@ -123,7 +123,7 @@ def dtype_option(help: str = "Element type of the factors written.") -> Option:
 
 def format_option(of: str = "SOURCE") -> Option:
     """Return ``--format``, passed on as ``own``: the format of the one adapter that is read."""
-    help = f"Format of {of}, where it is not to be recognised."
+    help = f"Format of {of}, overrides detection."
     return click.option("--format", "own", metavar="FORMAT", help=help)
 
 
@@ -134,7 +134,7 @@ def formats_option(of: str) -> Option:
         "owns",
         metavar="FORMAT",
         multiple=True,
-        help=f"Format of {of}, where it is not to be recognised: given once, of all; else once"
+        help=f"Format of {of}, overrides detection: given once, of all; else once"
         " for each, in order, where auto recognises.",
     )
 
@@ -187,12 +187,12 @@ def jobs_option(default: str) -> Option:
 
 device_option = click.option(
     "--device",
-    type=Device(),
+    type=DeviceName(),
     default="cpu",
     show_default=True,
     help="cpu, cuda, cuda:N or mps.",
 )
-engine_options = together(device_option, jobs_option("one per core; 1 on a GPU"))
+executor_options = together(device_option, jobs_option("one per core; 1 on a GPU"))
 
 
 def make_executor(device: str, jobs: int | None) -> "Executor":

@@ -18,7 +18,7 @@ from lora_tools.text import json_text, label
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
-    from lora_tools.verbs.push import Plan, Pushed, Wish
+    from lora_tools.verbs.push import Destination, Pushed, PushPlan
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -40,7 +40,7 @@ visibility_option = click.option(
     "--private/--public",
     "private",
     default=None,
-    help="Who may see a new repository; one of the two must be said.",
+    help="Who may see a new repository; required for a new repository.",
 )
 
 
@@ -97,18 +97,25 @@ class Publication:
     def run(self, folder: Path, inputs: Iterable[Path], *, quiet: bool) -> None:
         """Publish a folder, its inputs named in it; what there is to say goes to stderr."""
         from lora_tools.hub import Publisher
-        from lora_tools.verbs.push import Wish, record
+        from lora_tools.verbs.push import Destination, record
 
         record(folder / REPORT, inputs)
 
-        plan, pushed = push(folder, Wish(self._repo, self._private), Publisher(), quiet=quiet)
+        plan, pushed = push(
+            folder, Destination(self._repo, self._private), Publisher(), quiet=quiet
+        )
         if not quiet and pushed:
             tell(outcome(plan, pushed))
 
 
 def push(
-    folder: Path, wish: "Wish", publisher: "Publisher", *, dry_run: bool = False, quiet: bool
-) -> tuple["Plan", "Pushed | None"]:
+    folder: Path,
+    destination: "Destination",
+    publisher: "Publisher",
+    *,
+    dry_run: bool = False,
+    quiet: bool,
+) -> tuple["PushPlan", "Pushed | None"]:
     """Publish a folder unless it is a dry run, and return what was planned and done."""
     from lora_tools import hub
     from lora_tools.verbs.push import plan, publish
@@ -118,7 +125,7 @@ def push(
     if not dry_run:
         publisher.check()
     with temporary_folder() as place:
-        made = plan(folder, wish, publisher, place)
+        made = plan(folder, destination, publisher, place)
         if not quiet:
             for note in made.package.notes:
                 say(f"note: {note}")
@@ -134,13 +141,15 @@ def visibility(repo: str, private: bool | None) -> bool:
     return ask(f"{repo} is new. Who may see it?", ["private", "public"]) == "private"
 
 
-def outcome(plan: "Plan", pushed: "Pushed | None") -> str:
+def outcome(plan: "PushPlan", pushed: "Pushed | None") -> str:
     """Return what was done, or would be, for people."""
     package = plan.package
     lines = [(state, name, size(package.digests[name].size)) for name, state in plan.states.items()]
     text = [table(lines, ("", "file", "size")), ""]
     text += [f"left out: {label(name)} ({why})" for name, why in package.left_out.items()]
-    where = f"{plan.wish.repo}" + (f"@{plan.wish.revision}" if plan.wish.revision else "")
+    where = f"{plan.destination.repo}" + (
+        f"@{plan.destination.revision}" if plan.destination.revision else ""
+    )
     if pushed is None:
         new = "" if plan.exists else ", which would be new"
         would = f"would send {len(plan.sends)} files, {size(plan.nbytes)}, to {where}{new}"
@@ -152,6 +161,6 @@ def outcome(plan: "Plan", pushed: "Pushed | None") -> str:
     return "\n".join([*text, sent, f"published: {url}"])
 
 
-def to_json(plan: "Plan", pushed: "Pushed | None") -> str:
+def to_json(plan: "PushPlan", pushed: "Pushed | None") -> str:
     """Return plan and outcome for machines."""
     return json_text(plan.to_dict(pushed))

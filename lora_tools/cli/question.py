@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 STATUS = 2
-"""What diff(1), cmp(1) and grep(1) exit with when they can say neither 0 nor 1."""
+"""What diff(1), cmp(1) and grep(1) exit with when the answer is neither 0 nor 1."""
 
 
 class UnansweredError(Exception):

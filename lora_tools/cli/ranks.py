@@ -14,11 +14,11 @@ from lora_tools.cli.options import (
     together,
     vllm_option,
 )
-from lora_tools.cli.types import POSITIVE, PatternRank, Share, Size
+from lora_tools.cli.types import POSITIVE, ByteSize, CountOrShare, PatternRank
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.rewrite import Options
+    from lora_tools.rewrite import RewriteOptions
 
 
 class Sized(Protocol):
@@ -31,7 +31,7 @@ class Sized(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PolicyChoice:
     """The one policy that was asked for, before the input that it is for is known."""
 
     name: str
@@ -64,12 +64,12 @@ class Limits:
     values: dict[str, Any]
     vllm: bool
 
-    def options(self, device: str) -> "Options":
+    def options(self, device: str) -> "RewriteOptions":
         """Return the options of the library; imports torch."""
-        from lora_tools.rewrite import Options
+        from lora_tools.rewrite import RewriteOptions
         from lora_tools.runtimes import VLLM
 
-        return Options(**self.values, runtime=VLLM if self.vllm else None, device=device)
+        return RewriteOptions(**self.values, runtime=VLLM if self.vllm else None, device=device)
 
 
 POLICIES = (
@@ -88,13 +88,13 @@ POLICIES = (
     ),
     click.option(
         "--max-params",
-        type=Share(),
+        type=CountOrShare(),
         metavar="N|P%",
         help="Least error with at most N parameters, or P percent of the input's.",
     ),
     click.option(
         "--max-size",
-        type=Size(),
+        type=ByteSize(),
         metavar="SIZE",
         help="Least error with a file of at most SIZE, header included: 20MB, 12MiB.",
     ),
@@ -127,7 +127,7 @@ LIMITS = (
 
 
 def policy_options(function: Command) -> Command:
-    """Add the options of which exactly one is a policy; pass them on as ``wish``."""
+    """Add the options of which exactly one is a policy; pass them on as ``choice``."""
 
     @wraps(function)
     def command(*arguments: Any, per_module: bool, **options: Any) -> Any:
@@ -136,8 +136,8 @@ def policy_options(function: Command) -> Command:
             raise click.UsageError(f"give only one of {' and '.join(map(_flag, given))}")
         if per_module and "max_error" not in given:
             raise click.UsageError("--per-module goes with --max-error")
-        wish = next((Wish(*item, per_module) for item in given.items()), None)
-        return function(*arguments, wish=wish, **options)
+        choice = next((PolicyChoice(*item, per_module) for item in given.items()), None)
+        return function(*arguments, choice=choice, **options)
 
     flag = click.option(
         "--per-module", is_flag=True, help="Make --max-error a bound on each module."

@@ -16,7 +16,7 @@ UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMG", 1)}
 UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMG", 1)}
 
 
-class Size(click.ParamType[int]):
+class ByteSize(click.ParamType[int]):
     """A number of bytes: 20MB (10^6), 12MiB (2^20), 500000."""
 
     name = "size"
@@ -35,7 +35,7 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is not a size such as 20MB or 12MiB.", param, context)
 
 
-class Share(click.ParamType["int | float"]):
+class CountOrShare(click.ParamType["int | float"]):
     """A whole number, or a share written as a percentage."""
 
     name = "n|p%"
@@ -69,7 +69,7 @@ class PatternRank(click.ParamType["tuple[str, int]"]):
         return pattern, int(rank)
 
 
-class Device(click.ParamType[str]):
+class DeviceName(click.ParamType[str]):
     """A torch device; whether it is there is checked when it is used."""
 
     name = "device"

@@ -10,7 +10,7 @@ from lora_tools.model import Model
 from lora_tools.shapes import Float
 
 
-class Part(NamedTuple):
+class StoredPart(NamedTuple):
     """A stored tensor that a weight is decoded from."""
 
     key: str
@@ -49,7 +49,7 @@ class Codec(Protocol):
         ...
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         """What it is decoded from; the first one is what it was found by."""
         ...
 

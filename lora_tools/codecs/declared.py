@@ -72,12 +72,12 @@ def block_of(config: Mapping[str, Any]) -> tuple[int, int] | None:
     Raises `UnsupportedError` if it says something else, or several things.
     """
     section = quantisation(config)
-    said = [section.get("weight_block_size")]
+    stated = [section.get("weight_block_size")]
     groups = section.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
-        said.append(weights.get("block_structure") if isinstance(weights, Mapping) else None)
-    sizes = [size for size in said if size is not None]
+        stated.append(weights.get("block_structure") if isinstance(weights, Mapping) else None)
+    sizes = [size for size in stated if size is not None]
     if not sizes:
         return None
     first = sizes[0]

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from lora_tools.codecs.codec import Part, Span
+from lora_tools.codecs.codec import Span, StoredPart
 from lora_tools.codecs.declared import block_of
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.dtypes import FLOATS, torch_dtype
@@ -36,7 +36,7 @@ class FP8:
 
     name: str
     spec: Spec
-    scales: tuple[Part, ...] = ()
+    scales: tuple[StoredPart, ...] = ()
     """One, if any: of several none is understood."""
     block: tuple[int, int] | None = None
     """The rows and columns that share a number of the scale; None: all do, or those of a row."""
@@ -48,9 +48,9 @@ class FP8:
         return self.spec.shape
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         """The weight, and its scale."""
-        return (Part(self.name, self.spec), *self.scales)
+        return (StoredPart(self.name, self.spec), *self.scales)
 
     @classmethod
     def detect(cls, key: str, model: Model) -> Self | None:
@@ -62,16 +62,16 @@ class FP8:
         spec = specs[key]
         if spec.dtype not in FLOAT8:
             return None
-        found = tuple(Part(name, specs[name]) for name in _scales(key) if name in specs)
+        found = tuple(StoredPart(name, specs[name]) for name in _scales(key) if name in specs)
         if not found:
             return cls(key, spec)
         if len(found) > 1 or found[0].spec.dtype not in SCALE_TYPES:
-            said = " and ".join(f"{part.key} ({part.spec.dtype})" for part in found)
+            stated = " and ".join(f"{part.key} ({part.spec.dtype})" for part in found)
             return cls(
-                key, spec, found, None, f"{key} is scaled by {said}, which is not understood"
+                key, spec, found, None, f"{key} is scaled by {stated}, which is not understood"
             )
         try:
-            return cls(key, spec, found, *_fit(Part(key, spec), found[0], model))
+            return cls(key, spec, found, *_fit(StoredPart(key, spec), found[0], model))
         except UnsupportedError as error:
             return cls(key, spec, found, None, str(error))
 
@@ -82,9 +82,9 @@ class FP8:
         >>> FP8.belongs("q.weight_scale", {"q.weight"}), FP8.belongs("q.scale", {"q.weight"})
         (True, False)
         """
-        stem, _, last = key.rpartition(".")
+        owner, _, last = key.rpartition(".")
         if last in ("scale_weight", "scale_input", "input_scale", "comfy_quant"):
-            return f"{stem}.weight" in keys
+            return f"{owner}.weight" in keys
         for end in ("_scale_inv", "_input_scale", "_scale"):
             if key.endswith(end):
                 return key.removesuffix(end) in keys
@@ -148,11 +148,11 @@ class FP8:
             return table.reshape(-1, 1)
         columns = self.shape[1]
         rows, grid = np.arange(start // columns, stop // columns), table.reshape(-1, scale.shape[1])
-        tall: Float[np.ndarray, "m k"] = grid[rows // self.block[0] - rows[0] // self.block[0]]
-        return tall[:, np.arange(columns) // self.block[1]]
+        by_row: Float[np.ndarray, "m k"] = grid[rows // self.block[0] - rows[0] // self.block[0]]
+        return by_row[:, np.arange(columns) // self.block[1]]
 
 
-def _fit(weight: Part, scale: Part, model: Model) -> tuple[tuple[int, int] | None, str]:
+def _fit(weight: StoredPart, scale: StoredPart, model: Model) -> tuple[tuple[int, int] | None, str]:
     """Return the blocks that share a scale, if it is of blocks; and what does not fit."""
     if scale.spec.numel == 1:
         return None, ""
@@ -186,6 +186,6 @@ def _scales(key: str) -> tuple[str, ...]:
 
     DeepSeek's, by blocks; compressed-tensors', by tensor or row; ComfyUI's, by tensor.
     """
-    stem, _, last = key.rpartition(".")
-    comfy = (f"{stem}.scale_weight",) if last == "weight" else ()
+    owner, _, last = key.rpartition(".")
+    comfy = (f"{owner}.scale_weight",) if last == "weight" else ()
     return (f"{key}_scale_inv", f"{key}_scale", *comfy)

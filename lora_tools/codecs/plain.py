@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from lora_tools.codecs.codec import Part, Span
+from lora_tools.codecs.codec import Span, StoredPart
 from lora_tools.files.dtypes import DTYPES
 from lora_tools.files.header import Spec
 from lora_tools.linalg import half
@@ -33,9 +33,9 @@ class Plain:
         return self.spec.shape
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         """The tensor itself."""
-        return (Part(self.name, self.spec),)
+        return (StoredPart(self.name, self.spec),)
 
     @property
     def misfit(self) -> str:

@@ -16,7 +16,7 @@ INTEGERS = frozenset({"U8", "I8", "I16", "U16", "I32", "U32", "F4", "F6_E2M3", "
 """Types that weights have only where something else says what they mean."""
 
 
-class Found(NamedTuple):
+class Unread(NamedTuple):
     """An encoding, and the tensors that it was recognised by."""
 
     encoding: str
@@ -106,7 +106,7 @@ SCALE_LIKE = re.compile(
 )
 
 
-def recognised(specs: Mapping[str, Spec], codecs: Iterable[Codec] = ()) -> Found | None:
+def recognised(specs: Mapping[str, Spec], codecs: Iterable[Codec] = ()) -> Unread | None:
     """Return the encoding of weights that none of the ``codecs`` of the others reads, if any is.
 
     The first one found speaks for the file. Whatever lies beside a weight of bytes or of float8,
@@ -124,12 +124,12 @@ def recognised(specs: Mapping[str, Spec], codecs: Iterable[Codec] = ()) -> Found
             if key not in sound:
                 named.setdefault(encoding, []).append(key)
     for encoding in named:
-        return Found(encoding, named[encoding])
+        return Unread(encoding, named[encoding])
     for key, spec in specs.items():
         read = {part.key for part in parts[key].parts} if key in parts else ()
         others = _unexplained(key, spec, modules, read)
         if others:
-            return Found(
+            return Unread(
                 f"an encoding that is not known, {key} being {spec.dtype} beside", sorted(others)
             )
     return None

@@ -15,7 +15,7 @@ class Threads:
 
     count: int
     patient: bool = True
-    """Whether an interrupt waits for the jobs that have begun; they would go on beside the caller.
+    """Whether an interrupt waits for the jobs that have begun; they would run on beside the caller.
 
     Where the process ends with the interrupt, they end with it.
     """

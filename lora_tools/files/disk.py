@@ -29,12 +29,12 @@ def naming(path: Path) -> Iterator[None]:
 
 def refusal(path: Path, error: OSError) -> DiskError:
     """Return an error of the system with the file's name and, if the disk is full, its room."""
-    said = DiskError(f"{path}: {error.strerror}")
+    message = DiskError(f"{path}: {error.strerror}")
     if error.errno in FULL:
-        said = DiskError(f"{path}: {error.strerror}{_room(path)}")
-        said.hint("Make room there, or choose an output path on another disk.")
-    said.errno = error.errno
-    return said
+        message = DiskError(f"{path}: {error.strerror}{_room(path)}")
+        message.hint("Make room there, or choose an output path on another disk.")
+    message.errno = error.errno
+    return message
 
 
 def sync(path: Path) -> None:

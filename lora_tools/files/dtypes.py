@@ -1,4 +1,4 @@
-"""The element types of safetensors, in the order in which its writer sorts them."""
+"""The dtypes of safetensors, in the order in which its writer sorts them."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """One element type: safetensors' code, its width, and what torch and people call it."""
+    """One dtype: safetensors' code, its width, and what torch and people call it."""
 
     code: str
     bits: int
@@ -61,14 +61,14 @@ def torch_dtype(code: str) -> "torch.dtype":
 
     dtype = getattr(torch, DTYPES[code].torch or "", None)
     if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"torch {torch.__version__} has no element type {code}").hint(
+        raise CheckpointError(f"torch {torch.__version__} has no dtype {code}").hint(
             "A newer torch may have it; headers of such files can still be inspected."
         )
     return dtype
 
 
 def numpy_dtype(code: str) -> str | None:
-    """Return numpy's name of an element type, or None if numpy does not have it."""
+    """Return numpy's name of a dtype, or None if numpy does not have it."""
     dtype = DTYPES[code]
     plain = dtype.torch and not dtype.torch.startswith(("float8", "float4", "bfloat"))
     return dtype.torch if plain else None

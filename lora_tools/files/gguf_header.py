@@ -91,7 +91,7 @@ BLOCKS = {
 """GGUF's types of tensors, by number."""
 
 
-class Stored(NamedTuple):
+class GGUFTensor(NamedTuple):
     """A tensor as the header describes it: its type, its shape in torch's order, its bytes."""
 
     block: Block
@@ -105,7 +105,7 @@ class GGUFHeader(NamedTuple):
     """All that a header says."""
 
     fields: dict[str, Field]
-    tensors: dict[str, Stored]
+    tensors: dict[str, GGUFTensor]
 
 
 def read_gguf_header(file: IO[bytes], size: int, path: Path) -> GGUFHeader:
@@ -228,7 +228,7 @@ def _alignment(fields: dict[str, Field]) -> int:
 
 def _placed(
     entries: dict[str, tuple[Block, tuple[int, ...], int]], begin: int, alignment: int, size: int
-) -> dict[str, Stored]:
+) -> dict[str, GGUFTensor]:
     """Return where tensors lie in a file of ``size`` bytes, none of them upon another."""
     tensors = {}
     for name, (block, shape, offset) in entries.items():
@@ -241,7 +241,7 @@ def _placed(
         stop = start + numel // block.elements * block.nbytes
         if offset % alignment or stop > size:
             raise ValueError(f"{name} lies at bytes {start:,} to {stop:,} of {size:,}")
-        tensors[name] = Stored(block, shape, start, stop)
+        tensors[name] = GGUFTensor(block, shape, start, stop)
     position, before = 0, ""
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if tensor.start < position:

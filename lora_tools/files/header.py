@@ -29,7 +29,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Element type and shape of a tensor that need not exist yet."""
+    """dtype and shape of a tensor that need not exist yet."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ def read_header(path: Path) -> Header:
 
     Raises `CheckpointError` for anything that a later read would trip over: a truncated file,
     offsets that overlap, leave gaps or leave the file, sizes that do not fit the shapes, names
-    that occur twice, unknown element types.
+    that occur twice, unknown dtypes.
     """
     size = path.stat().st_size
     with open_input(path) as file:
@@ -129,7 +129,7 @@ def _slot(name: str, entry: Any, begin: int, path: Path) -> Slot:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header entry of {name} is malformed") from error
     if not isinstance(code, str) or code not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has the unknown element type {code!r}").hint(
+        raise CheckpointError(f"{path}: {name} has the unknown dtype {code!r}").hint(
             f"Known are {', '.join(DTYPES)}."
         )
     if not isinstance(shape, list) or not all(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_tools.errors import CheckpointError
-from lora_tools.files.guests import Guest
+from lora_tools.files.transient import Transient
 
 MAX_TEXT = 100_000_000
 """The largest configuration, index or card that is read, in bytes."""
@@ -35,7 +35,7 @@ def open_input(path: Path) -> IO[bytes]:
     A named pipe or a device is refused with a `CheckpointError`, and not waited for: neither has
     an end. Raises `OSError` if there is nothing, or links that lead in a circle.
     """
-    if isinstance(path, Guest):
+    if isinstance(path, Transient):
         check_regular(path.stat().st_mode, path)
         return path.open("rb")
     return os.fdopen(_descriptor(path), "rb")

@@ -230,5 +230,7 @@ def _begin(log: Path, purpose: Mapping[str, Any], entries: Iterable[Any]) -> Non
 def _other(folder: Path, theirs: Any, ours: Mapping[str, Any]) -> OutputError:
     found = theirs if isinstance(theirs, dict) else {}
     changed = [key for key in ours if found.get(key) != json.loads(json.dumps(ours[key]))]
-    said = f"{folder}: was begun with other {', '.join(changed) or 'settings'}"
-    return OutputError(said).hint("Repeat that command to resume it, or start over: --no-resume.")
+    message = f"{folder}: was begun with other {', '.join(changed) or 'settings'}"
+    return OutputError(message).hint(
+        "Repeat that command to resume it, or start over: --no-resume."
+    )

@@ -33,7 +33,7 @@ class Layout:
 def layout(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> Layout:
     """Lay a safetensors file out as ``safetensors.torch.save_file`` does, byte for byte.
 
-    Tensors go by descending element type, then by name; the header is compact JSON, padded with
+    Tensors go by descending dtype, then by name; the header is compact JSON, padded with
     spaces to a multiple of 8 bytes. (save_file writes several metadata entries in random order;
     here they keep the order given.)
     """

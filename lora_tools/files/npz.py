@@ -22,7 +22,7 @@ CODES = {
     "|u1": "U8",
     "|b1": "BOOL",
 }
-"""NumPy's descriptions of element types, as safetensors calls them."""
+"""NumPy's descriptions of dtypes, as safetensors calls them."""
 
 LOCAL = struct.Struct("<4s2xHH16xHH")
 """A zip's header before each entry: signature, flags, method, lengths of name and extra field."""
@@ -102,17 +102,17 @@ def _array_header(data: bytes) -> tuple[Spec, int]:
     length = begin + int.from_bytes(data[8:begin], "little")
     if length > len(data):
         raise ValueError(f"a header of {length:,} bytes, where an entry has {len(data):,}")
-    said = _dictionary(data[begin:length].decode("utf-8" if data[6] == 3 else "latin-1"))
-    if said.keys() != {"descr", "fortran_order", "shape"}:
+    stated = _dictionary(data[begin:length].decode("utf-8" if data[6] == 3 else "latin-1"))
+    if stated.keys() != {"descr", "fortran_order", "shape"}:
         raise ValueError("an array's header says other things than type, order and shape")
-    shape, descr = said["shape"], said["descr"]
-    if not isinstance(shape, tuple) or not isinstance(said["fortran_order"], bool):
+    shape, descr = stated["shape"], stated["descr"]
+    if not isinstance(shape, tuple) or not isinstance(stated["fortran_order"], bool):
         raise ValueError("an array's header is not understood")
     if descr not in CODES:
         raise ValueError(f"elements of type {descr}")
     if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) > MAX_COUNT:
         raise ValueError(f"the impossible shape {list(shape)}")
-    if said["fortran_order"] and sum(size != 1 for size in shape) > 1:
+    if stated["fortran_order"] and sum(size != 1 for size in shape) > 1:
         raise ValueError("an array is in Fortran's order")
     return Spec(CODES[str(descr)], shape), length
 

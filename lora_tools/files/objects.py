@@ -17,7 +17,7 @@ DEEPEST = 100
 """Brackets within brackets. Configurations have about five; Python's own stack ends near 1,000."""
 
 SURROGATE = re.compile(r"\\[uU]0*[dD][89a-fA-F]")
-"""How text may spell half of a surrogate pair, which no encoding can write."""
+"""How text may escape half of a surrogate pair, which no encoding can write."""
 
 FAULTS = (
     ArithmeticError,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError
 from lora_tools.files.dtypes import numpy_dtype, torch_dtype
-from lora_tools.files.guests import Guest
 from lora_tools.files.header import Slot
 from lora_tools.files.inputs import input_descriptor
 from lora_tools.files.transfer import get
+from lora_tools.files.transient import Transient
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,7 +140,7 @@ def expect(place: "Place | Array") -> None:
     """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
     if (
         not isinstance(place, Place)
-        or isinstance(place.path, Guest)
+        or isinstance(place.path, Transient)
         or not hasattr(os, "posix_fadvise")
     ):
         return  # in memory; it would be fetched from afar; or the system takes no advice

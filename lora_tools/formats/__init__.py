@@ -1,1 +1,1 @@
-"""The spellings of adapters: one file each, none of which knows another."""
+"""The key namings of adapters: one file each, none of which knows another."""

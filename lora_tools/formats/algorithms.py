@@ -1,7 +1,7 @@
 """The updates of LoRA's relatives, as exact low-rank updates, from names and shapes and back.
 
 LoCon, with or without a Tucker core; LoHa and LoKr, which are LoRAs of a higher rank (LyCORIS,
-`lycoris/modules`); and full differences. What numbers are made of others is made in float64.
+`lycoris/modules`); and full-rank diffs. What numbers are made of others is made in float64.
 """
 
 import math
@@ -43,8 +43,8 @@ WHOLE: frozenset[frozenset[Role]] = frozenset(
 """Tensors that make one update together. With one more, two updates would claim the module."""
 
 
-def describe(name: str, stem: str, parts: Mapping[Role, Part], alpha: float | None) -> Module:
-    """Describe the module whose tensors share a stem; raise `FormatError` if they do not fit.
+def describe(name: str, key_prefix: str, parts: Mapping[Role, Part], alpha: float | None) -> Module:
+    """Describe the module whose tensors share a key prefix; raise `FormatError` if they do not fit.
 
     ``alpha`` is that of the file; none, or 0, is a scale of 1.
     """
@@ -66,7 +66,7 @@ def describe(name: str, stem: str, parts: Mapping[Role, Part], alpha: float | No
     elif divisor != rank:
         alpha = alpha_for(scale(alpha, divisor, rslora=False), rank, rslora=False)
     ordered = dict(sorted(parts.items()))  # whatever order the file has
-    return _checked(Module(name, site, out, inp, rank, alpha, False, ordered, stem, name))
+    return _checked(Module(name, site, out, inp, rank, alpha, False, ordered, key_prefix, name))
 
 
 def _checked(module: Module) -> Module:

@@ -1,4 +1,4 @@
-"""What a format is: a spelling of adapters, read from names and shapes and written back to them."""
+"""What a format is: a naming of adapters, read from names and shapes and written back to them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
 
-Names: TypeAlias = Literal["any", "authors", "diffusers", "trainers"]
-"""Whichever they are, its authors', diffusers', or a trainer's: whichever for UNets, which were
-trained under both, and its authors' for all others."""
+Names: TypeAlias = Literal["any", "original", "diffusers", "trainers"]
+"""Any, original ones, diffusers', or a trainer's: any for UNets, which are trained under
+both, and the original ones for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +35,21 @@ class Contents:
 
 
 class Format(Protocol):
-    """A spelling. Reading and writing are pure: names and shapes in, names and shapes out."""
+    """A naming. Reading and writing are pure: names and shapes in, names and shapes out."""
 
     name: str
     about: str
-    """Whose spelling it is, in a few words."""
+    """Whose naming it is, in a few words."""
     files: tuple[str, ...]
     """File names that it is usually found under, best first; none: the file has any name."""
     config_file: str | None
     """The configuration beside the tensors, if it has one."""
-    expresses: frozenset[str] | None
+    supports: frozenset[str] | None
     """The `kinds` that it can write beside plain linear layers; None: it is only read."""
     container: Container
     """The kind of file that it is written to; it may be read from others."""
     names: Names
-    """Whose names it gives the modules of a denoiser."""
+    """Whose names it gives the modules of a diffusion model."""
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Whether tensors of these names, with this configuration, are of this format."""
@@ -63,11 +63,11 @@ class Format(Protocol):
         ...
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules in this format: new keys, shapes and configuration.
+        """Name the keys of modules in this format: new keys, shapes and configuration.
 
         A module may get another alpha where the format has fewer of them than modules; whoever
-        writes rescales the factors to it. Its element types may change where the container lacks
-        them. Raises `UnsupportedError` for what it cannot say.
+        writes rescales the factors to it. Its dtypes may change where the container lacks
+        them. Raises `UnsupportedError` for what it does not support.
         """
         ...
 

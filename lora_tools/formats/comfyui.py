@@ -1,4 +1,4 @@
-"""ComfyUI: ``diffusion_model.<path>.lora_A.weight``, in the names of the model's authors."""
+"""ComfyUI: ``diffusion_model.<path>.lora_A.weight``, in the model's original naming."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +11,8 @@ from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.keyed import described, rekeyed
 from lora_tools.formats.manifest import Manifest, Module, Role
-from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 
 if TYPE_CHECKING:
@@ -38,20 +38,20 @@ class ComfyUI:
 
     name = "comfyui"
     about = "ComfyUI, ai-toolkit, OneTrainer's ComfyUI files, Black Forest Labs' control LoRAs"
-    expresses: frozenset[str] | None = frozenset(
+    supports: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
     container: Container = SAFETENSORS
-    names: Names = "authors"
+    names: Names = "original"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
-        """Recognise the authors' names of a denoiser's modules before a suffix."""
+        """Recognise the original names of a diffusion model's modules before a suffix."""
         if config is not None and "peft_type" in config:
             return False
-        stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
-        return bool(_names(stems))
+        key_prefixes = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
+        return bool(_names(key_prefixes))
 
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter; a module without an alpha has a scale of 1."""
@@ -62,12 +62,14 @@ class ComfyUI:
         )
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as ComfyUI loads them for every model: with A, B, and an alpha each."""
+        """Name the keys as ComfyUI loads them for every model: with A, B, and an alpha each."""
         own = components(module.name for module in manifest.modules)
-        stems = [(module, _stem(module.name, own)) for module in manifest.modules]
-        if homeless := [module.name for module, stem in stems if not stem]:
-            raise UnsupportedError(f"ComfyUI does not load these names: {some(homeless)}")
-        modules = tuple(respelled(module, str(stem), SUFFIX) for module, stem in stems)
+        key_prefixes = [(module, _key_prefix(module.name, own)) for module in manifest.modules]
+        if unmatched := [module.name for module, key_prefix in key_prefixes if not key_prefix]:
+            raise UnsupportedError(f"ComfyUI does not load these names: {some(unmatched)}")
+        modules = tuple(
+            rekeyed(module, str(key_prefix), SUFFIX) for module, key_prefix in key_prefixes
+        )
         return replace(manifest, format=self.name, modules=modules, config={})
 
     def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
@@ -80,23 +82,25 @@ class ComfyUI:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _names(stems: Collection[str]) -> dict[str, str]:
-    """Return the names of modules that are in this spelling."""
+def _names(key_prefixes: Collection[str]) -> dict[str, str]:
+    """Return the names of modules that are in this naming."""
     found: dict[str, str] = {}
     bare: list[str] = []
-    for stem in stems:
-        prefix = next((prefix for prefix in ENCODERS if stem.startswith(prefix)), None)
-        if stem.startswith(NATIVE):
-            found[stem] = stem
+    for key_prefix in key_prefixes:
+        prefix = next((prefix for prefix in ENCODERS if key_prefix.startswith(prefix)), None)
+        if key_prefix.startswith(NATIVE):
+            found[key_prefix] = key_prefix
         elif prefix is not None:
-            found[stem] = f"{ENCODERS[prefix]}.{stem.removeprefix(prefix)}"
+            found[key_prefix] = f"{ENCODERS[prefix]}.{key_prefix.removeprefix(prefix)}"
         else:
-            bare.append(stem)
+            bare.append(key_prefix)
     own = components(bare)
-    return found | {stem: NATIVE + stem for stem in bare if own.get(stem) == NATIVE[:-1]}
+    return found | {
+        key_prefix: NATIVE + key_prefix for key_prefix in bare if own.get(key_prefix) == NATIVE[:-1]
+    }
 
 
-def _stem(name: str, own: Mapping[str, str]) -> str | None:
+def _key_prefix(name: str, own: Mapping[str, str]) -> str | None:
     """Return what ComfyUI calls a module, or None if it would pass it over."""
     component, path = split(name)
     if NATIVE[:-1] in (component, own.get(name)):

@@ -15,10 +15,10 @@ from lora_tools.files.objects import json_object
 from lora_tools.files.typed import Fields
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.features import check_uniform
+from lora_tools.formats.keyed import described, rekeyed
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.patterns import Patterns, number, write_pattern
-from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 from lora_tools.scaling import alpha_for
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
 PEFT = "base_model.model."
-"""What peft puts before the paths of a denoiser that it saved itself."""
+"""What peft puts before the paths of a diffusion model that it saved itself."""
 
 CONFIG = "lora_adapter_metadata"
 """The header's field that has the configurations of all components, in JSON."""
@@ -60,21 +60,21 @@ class Diffusers:
 
     name = "diffusers"
     about = "Hugging Face diffusers"
-    expresses: frozenset[str] | None = frozenset({"convolution", "DoRA", "bias"})
+    supports: frozenset[str] | None = frozenset({"convolution", "DoRA", "bias"})
     container: Container = SAFETENSORS
     names: Names = "diffusers"
     files: tuple[str, ...] = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
     config_file: str | None = None
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
-        """Recognise diffusers by a pipeline's component, or a denoiser's path, before a suffix.
+        """Recognise diffusers by a pipeline's component, or a diffusion model's path, and a suffix.
 
         OMI's names begin with a component, too, and are no paths of a model.
         """
         if (config is not None and "peft_type" in config) or any(map(OMI.search, specs)):
             return False
-        stems = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
-        return bool(_names(stems))
+        key_prefixes = {key.removesuffix(suffix) for key in specs if (suffix := suffix_of(key))}
+        return bool(_names(key_prefixes))
 
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter. Without a configuration and without alphas, the scale is 1."""
@@ -88,16 +88,16 @@ class Diffusers:
         return Manifest(self.name, modules, found.extras, {}, contents.metadata, None, notes)
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as `save_lora_weights` does, with their alphas in the header."""
+        """Name the keys of modules as `save_lora_weights` does, with their alphas in the header."""
         own = components(module.name for module in manifest.modules)
         named = [(module, _component(module.name, own)) for module in manifest.modules]
-        if homeless := [module.name for module, component in named if not component]:
-            raise UnsupportedError(f"these are not in diffusers' names: {some(homeless)}")
+        if unmatched := [module.name for module, component in named if not component]:
+            raise UnsupportedError(f"these are not in diffusers' names: {some(unmatched)}")
         rslora = {
             component: any(module.rslora for module, of in named if of == component)
             for component in dict.fromkeys(of for _, of in named)
         }
-        modules = tuple(_spelled(m, str(of), rslora=rslora[of]) for m, of in named)
+        modules = tuple(_rekeyed(m, str(of), rslora=rslora[of]) for m, of in named)
         old = _configs(manifest.metadata)
         fields: dict[str, Any] = {}
         for component in rslora:
@@ -120,12 +120,12 @@ class Diffusers:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _names(stems: Collection[str]) -> dict[str, str]:
-    """Return the names of modules, however diffusers has spelled them, that are in its words."""
-    split_stems = {stem: split(stem.removeprefix(PEFT)) for stem in stems}
-    own = components(_dotted(path) for word, path in split_stems.values() if not word)
+def _names(key_prefixes: Collection[str]) -> dict[str, str]:
+    """Return the names of those modules that diffusers loads, whichever way it has named them."""
+    halves = {key_prefix: split(key_prefix.removeprefix(PEFT)) for key_prefix in key_prefixes}
+    own = components(_dotted(path) for word, path in halves.values() if not word)
     found: dict[str, str] = {}
-    for stem, (word, path) in split_stems.items():
+    for key_prefix, (word, path) in halves.items():
         path = _dotted(path)
         component = word or own.get(path, "")
         if component == NATIVE[:-1] or (not word and component.startswith("text_encoder")):
@@ -134,7 +134,7 @@ def _names(stems: Collection[str]) -> dict[str, str]:
             path = re.sub(r"\.to_([qkv])$", r".\1_proj", path)
             path = re.sub(r"\.to_out$", ".out_proj", path)
         if component:
-            found[stem] = f"{component}.{path}"
+            found[key_prefix] = f"{component}.{path}"
     return found
 
 
@@ -207,7 +207,7 @@ def _configured(module: Module, configs: Mapping[str, Config]) -> Module:
 
 
 def _config(component: str, modules: list[Module]) -> dict[str, Any]:
-    paths = {m.name: m.stem.removeprefix(f"{component}.") for m in modules}
+    paths = {m.name: m.key_prefix.removeprefix(f"{component}.") for m in modules}
     ranks: dict[str, float] = {paths[m.name]: m.r for m in modules}
     alphas = {paths[m.name]: m.alpha or 0.0 for m in modules}
     rank = max(ranks.values())
@@ -226,18 +226,18 @@ def _config(component: str, modules: list[Module]) -> dict[str, Any]:
     }
 
 
-def _spelled(module: Module, component: str, *, rslora: bool) -> Module:
+def _rekeyed(module: Module, component: str, *, rslora: bool) -> Module:
     alpha = module.alpha
     if alpha is None or module.rslora != rslora:
         alpha = alpha_for(module.scale, module.r, rslora=rslora)
-    spelled = respelled(module, f"{component}.{split(module.name)[1]}", SUFFIX)
-    parts = dict(spelled.parts)
+    rekeyed_module = rekeyed(module, f"{component}.{split(module.name)[1]}", SUFFIX)
+    parts = dict(rekeyed_module.parts)
     if "magnitude" in parts:  # as peft has it
         key, spec = parts["magnitude"]
         rest = spec.shape[2:]
         shape = (1, spec.shape[0], *rest) if rest else (spec.shape[0],)
         parts["magnitude"] = Part(key, Spec(spec.dtype, shape))
-    return replace(spelled, parts=parts, alpha=alpha, rslora=rslora)
+    return replace(rekeyed_module, parts=parts, alpha=alpha, rslora=rslora)
 
 
 def _notes(modules: Sequence[Module], configs: Mapping[str, Any]) -> Iterator[str]:

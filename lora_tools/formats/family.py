@@ -41,10 +41,10 @@ def heads_by(base: Mapping[str, Any] | None, tool: str, dialect: str) -> Heads:
             f"{tool}'s names and fused layers depend on the base model, which the file does not say"
         ).hint("Give it: --base MODEL, with its config.json.")
     candidate_of(base, tool, dialect)
-    return said_heads(base)
+    return stated_heads(base)
 
 
-def said_heads(base: Mapping[str, Any]) -> Heads:
+def stated_heads(base: Mapping[str, Any]) -> Heads:
     """Return the head counts that a base model's configuration says; `FormatError` if none."""
     heads = heads_of(base)
     if heads is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.formats.manifest import BESIDE, Module
-from lora_tools.linalg.tall import tall
+from lora_tools.linalg.factors import factor
 from lora_tools.update import Array, Biased, DoRA, Update, factors
 
 
@@ -22,7 +22,7 @@ def broken(module: Module, update: Update) -> list[str]:
     if bad and not module.is_pair:  # its factors are made of other tensors
         bad = [str(role) for role in module.parts if role not in BESIDE]
     bad += [role for role, array in _beside(update) if not _finite(array)]
-    return [keys.get(role, module.stem) for role in bad]
+    return [keys.get(role, module.key_prefix) for role in bad]
 
 
 def not_finite(path: Path, module: Module, update: Update, why: object) -> NonFiniteError:
@@ -48,4 +48,4 @@ def _beside(update: Update) -> Iterator[tuple[str, Array]]:
 
 
 def _finite(array: Array) -> bool:
-    return tall(array.reshape(-1, 1)).is_finite()
+    return factor(array.reshape(-1, 1)).is_finite()

@@ -14,7 +14,7 @@ Range: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class FusedPart:
     """A module's part of a fused layer's factors: rows of A, and rows of B in its own order."""
 
     a: Range
@@ -48,7 +48,7 @@ class Diagonal:
         return library.concatenate(rows), a
 
 
-Fused: TypeAlias = Share | Diagonal
+Fused: TypeAlias = FusedPart | Diagonal
 
 
 def blocks(sizes: Sequence[int]) -> list[Range]:

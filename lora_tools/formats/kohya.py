@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_tools.architectures.detection import NO_HINTS, Component, Hints, detect
 from lora_tools.architectures.family import NATIVE, Encoder
 from lora_tools.architectures.index import Candidate
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.pipelines import components, split
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
@@ -21,9 +21,9 @@ from lora_tools.files.stamp import BLANK
 from lora_tools.files.typed import Fields
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.kinds import is_blind
+from lora_tools.formats.features import is_blind
+from lora_tools.formats.keyed import described, rekeyed
 from lora_tools.formats.manifest import Manifest, Module, Role
-from lora_tools.formats.spelled import described, respelled
 from lora_tools.formats.suffixes import collect, suffix_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Kohya:
 
     name = "kohya"
     about = "kohya sd-scripts, LyCORIS, OneTrainer"
-    expresses: frozenset[str] | None = frozenset(
+    supports: frozenset[str] | None = frozenset(
         {"convolution", "DoRA", "DoRA by column", "bias difference", "norm difference"}
     )
     container: Container = SAFETENSORS
@@ -79,17 +79,19 @@ class Kohya:
         )
 
     def read(self, contents: Contents) -> Manifest:
-        """Describe the adapter: LoRA, LoCon, LoHa, LoKr and full differences, with DoRA or not.
+        """Describe the adapter: LoRA, LoCon, LoHa, LoKr and full-rank diffs, with DoRA or not.
 
         A path is un-flattened where it is one of a known model, or where our own header says it;
         others keep their flattened name.
         """
         found = collect(contents.specs)
-        said = _said(contents.metadata)
-        said_of_base = (contents.metadata.get(field) for field in BASES)
-        names = _names(found.modules, Hints.of(contents.base, *said_of_base))
+        stated = _stated(contents.metadata)
+        stated_base = (contents.metadata.get(field) for field in BASES)
+        names = _names(found.modules, Hints.of(contents.base, *stated_base))
         modules = described(
-            found.modules, lambda stem: said.get(stem) or names.get(stem), contents.scalars
+            found.modules,
+            lambda key_prefix: stated.get(key_prefix) or names.get(key_prefix),
+            contents.scalars,
         )
         base = contents.metadata.get("ss_sd_model_name") or contents.metadata.get(
             "ss_base_model_version"
@@ -99,11 +101,11 @@ class Kohya:
         )
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as sd-scripts does, each with its alpha, and bring ``ss_*`` up to date."""
-        prefixes = _prefixes({m.name: Size(m.out, m.inp) for m in manifest.modules})
-        modules = tuple(_spelled(module, prefixes[module.name]) for module in manifest.modules)
-        stems = Counter(module.stem for module in modules)
-        if twice := [module.name for module in modules if stems[module.stem] > 1]:
+        """Name the keys as sd-scripts does, each with its alpha, and bring ``ss_*`` up to date."""
+        prefixes = _prefixes({m.name: Dimensions(m.out, m.inp) for m in manifest.modules})
+        modules = tuple(_rekeyed(module, prefixes[module.name]) for module in manifest.modules)
+        key_prefixes = Counter(module.key_prefix for module in modules)
+        if twice := [module.name for module in modules if key_prefixes[module.key_prefix] > 1]:
             raise UnsupportedError(f"these names are the same without dots: {some(twice)}")
         return replace(
             manifest,
@@ -123,10 +125,14 @@ class Kohya:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _names(stems: Collection[str], hints: Hints = NO_HINTS) -> dict[str, str]:
-    """Return the names of modules, decided for all at once; stems that no known model has stay."""
-    flat = [stem for stem in stems if stem.startswith(tuple(PREFIXES)) and "." not in stem]
-    names = {stem: stem for stem in flat}
+def _names(key_prefixes: Collection[str], hints: Hints = NO_HINTS) -> dict[str, str]:
+    """Return the names of modules, decided for all at once; what no known model has stays."""
+    flat = [
+        key_prefix
+        for key_prefix in key_prefixes
+        if key_prefix.startswith(tuple(PREFIXES)) and "." not in key_prefix
+    ]
+    names = {key_prefix: key_prefix for key_prefix in flat}
     components = list(detect(dict.fromkeys(flat)))
     # Dots are not rows: what is no module of the model that the others are of may have its own.
     for component in components:
@@ -153,14 +159,14 @@ def _named(
     folders = {e.folder for e in encoders if e.kohya == prefix and e.family == family.name}
     if len(folders) == 1:
         (word,) = folders
-    return {stem: f"{word}.{path}" for stem, path in component.paths[candidate].items()}
+    return {key_prefix: f"{word}.{path}" for key_prefix, path in component.paths[candidate].items()}
 
 
-def _spelled(module: Module, prefix: str) -> Module:
-    stem = module.stem
-    if not stem.startswith(tuple(PREFIXES)) or "." in stem:
-        stem = prefix + _flat(split(module.name)[1])
-    return respelled(module, stem, SUFFIX)
+def _rekeyed(module: Module, prefix: str) -> Module:
+    key_prefix = module.key_prefix
+    if not key_prefix.startswith(tuple(PREFIXES)) or "." in key_prefix:
+        key_prefix = prefix + _flat(split(module.name)[1])
+    return rekeyed(module, key_prefix, SUFFIX)
 
 
 def _flat(path: str) -> str:
@@ -168,7 +174,7 @@ def _flat(path: str) -> str:
 
 
 def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
-    """Return a manifest whose flattened names have their dots back, by the base model's paths.
+    """Return a manifest with the dotted module paths that kohya flattened, from the base model.
 
     Raises `FormatError` where two paths of the model read the same without dots.
     """
@@ -191,7 +197,7 @@ def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
     return replace(manifest, modules=tuple(modules))
 
 
-def _prefixes(sizes: Mapping[str, Size]) -> dict[str, str]:
+def _prefixes(sizes: Mapping[str, Dimensions]) -> dict[str, str]:
     """Return what the trainers put before the flattened path of each module."""
     found = {name: split(name)[0] for name in sizes}
     found |= components([name for name, word in found.items() if not word], sizes)
@@ -228,7 +234,7 @@ def _place(component: str, path: str, usual: Mapping[str, str]) -> str:
 
 
 def _trainers(candidate: Candidate) -> tuple[str, dict[str, str]]:
-    """Return what stands before a denoiser's flattened paths, and before its encoders', by folder.
+    """Return what stands before flattened paths of a UNet or DiT and of encoders, by folder.
 
     A family's own trainers have one of its dialects; OneTrainer has that of diffusers, too.
     """
@@ -242,11 +248,13 @@ def _trainers(candidate: Candidate) -> tuple[str, dict[str, str]]:
     return next(fitting, ""), {encoder.folder: encoder.kohya for encoder in family.encoders}
 
 
-def _said(metadata: Mapping[str, str]) -> dict[str, str]:
+def _stated(metadata: Mapping[str, str]) -> dict[str, str]:
     where = f"the header's {NAMES}"
     fields = Fields(where, json_object(metadata.get(NAMES, "{}"), where, FormatError))
-    said = ((stem, fields.text(stem) or "") for stem in fields.values)
-    return {stem: path for stem, path in said if path and stem.endswith(_flat(path))}
+    stated = ((key_prefix, fields.text(key_prefix) or "") for key_prefix in fields.values)
+    return {
+        key_prefix: path for key_prefix, path in stated if path and key_prefix.endswith(_flat(path))
+    }
 
 
 def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[str, str]:
@@ -261,8 +269,12 @@ def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[
         kept["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
     if "ss_network_args" in kept:
         kept["ss_network_args"] = _arguments(kept["ss_network_args"])
-    names = _names([module.stem for module in modules])
-    lost = {m.stem: m.name for m in modules if m.name not in (m.stem, names.get(m.stem))}
+    names = _names([module.key_prefix for module in modules])
+    lost = {
+        m.key_prefix: m.name
+        for m in modules
+        if m.name not in (m.key_prefix, names.get(m.key_prefix))
+    }
     if lost:
         kept[NAMES] = json.dumps(lost, ensure_ascii=False)
     return kept
@@ -280,12 +292,12 @@ def _arguments(text: str) -> str:
 
 
 def _notes(modules: Sequence[Module]) -> Iterator[str]:
-    for role, what in (("hada_w1_a", "LoHa"), ("diff", "full differences")):
+    for role, what in (("hada_w1_a", "LoHa"), ("diff", "full-rank diffs")):
         if count := sum(role in module.parts for module in modules):
             yield f"{count} modules are {what}: exact LoRAs of the rank that is shown."
     if count := sum(bool({"lokr_w1", "lokr_w1_a"} & m.parts.keys()) for m in modules):
         yield f"{count} modules are LoKr: exact LoRAs of the rank that is shown."
-    flat = [module.name for module in modules if module.name == module.stem]
+    flat = [module.name for module in modules if module.name == module.key_prefix]
     if flat:
         yield (
             f"{len(flat)} names are of no known model, so their dots are not known: {some(flat, 2)}"

@@ -9,9 +9,9 @@ from lora_tools.files.header import Spec
 from lora_tools.files.typed import Fields
 from lora_tools.formats.base import Contents
 from lora_tools.formats.family import heads_by
-from lora_tools.formats.fused import Share, blocks
+from lora_tools.formats.fused import FusedPart, blocks
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.plain import LITGPT, Pair, linear, pairs
+from lora_tools.formats.plain import LITGPT, FactorPair, linear, pairs
 from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
@@ -60,11 +60,15 @@ class LitGPT(ReadOnly):
             raise FormatError(f"names that are not understood: {some(rest)}")
         modules = [
             module
-            for stem, pair in found.items()
-            for module in _modules(stem, pair, alpha, config, heads)
+            for key_prefix, pair in found.items()
+            for module in _modules(key_prefix, pair, alpha, config, heads)
         ]
         rank = fields.count("lora_r")
-        odd = [stem for stem, pair in found.items() if rank is not None and pair.rank != rank]
+        odd = [
+            key_prefix
+            for key_prefix, pair in found.items()
+            if rank is not None and pair.rank != rank
+        ]
         problems = [f"{CONFIG} says lora_r is {rank}, unlike {some(odd)}"]
         return Manifest(
             self.name,
@@ -77,30 +81,35 @@ class LitGPT(ReadOnly):
 
 
 def _modules(
-    stem: str, pair: Pair, alpha: float, config: Mapping[str, Any], heads: Heads
+    key_prefix: str, pair: FactorPair, alpha: float, config: Mapping[str, Any], heads: Heads
 ) -> Iterator[Module]:
-    layer = LAYER.fullmatch(stem)
+    layer = LAYER.fullmatch(key_prefix)
     if layer and layer["name"] == FUSED:
-        yield from _parts(stem, layer["number"], pair, alpha, config, heads)
+        yield from _parts(key_prefix, layer["number"], pair, alpha, config, heads)
         return
     if layer and layer["name"] == "attn.attn":
         raise UnsupportedError(
-            f"{stem} is of an older lit-gpt, which interleaved queries, keys and values"
+            f"{key_prefix} is of an older lit-gpt, which interleaved queries, keys and values"
         ).hint(
             "Merge it with the version that made it, and make an adapter of the result:"
             " lora-tools extract BASE MERGED OUT."
         )
     if pair.products != 1:
-        raise FormatError(f"{stem}: A has {pair.products} times the rank of B")
-    name = "lm_head" if stem == "lm_head" else LAYERS.get(layer["name"]) if layer else None
+        raise FormatError(f"{key_prefix}: A has {pair.products} times the rank of B")
+    name = "lm_head" if key_prefix == "lm_head" else LAYERS.get(layer["name"]) if layer else None
     if name is None:
-        raise FormatError(f"{stem} is no layer of LitGPT's that is known")
+        raise FormatError(f"{key_prefix} is no layer of LitGPT's that is known")
     path = f"model.layers.{layer['number']}.{name}" if layer else name
-    yield linear(path, stem, pair, alpha)
+    yield linear(path, key_prefix, pair, alpha)
 
 
 def _parts(
-    stem: str, number: str, pair: Pair, alpha: float, config: Mapping[str, Any], heads: Heads
+    key_prefix: str,
+    number: str,
+    pair: FactorPair,
+    alpha: float,
+    config: Mapping[str, Any],
+    heads: Heads,
 ) -> Iterator[Module]:
     """Yield the parts of a fused layer that are adapted."""
     adapted = [part for part, switch in SWITCHES.items() if config.get(switch) is True]
@@ -108,17 +117,17 @@ def _parts(
         adapted = list(SWITCHES) if pair.products == len(SWITCHES) else []
     if len(adapted) != pair.products:
         raise UnsupportedError(
-            f"{stem} is a fused layer of which {pair.products} parts are adapted, and which is"
-            " not in the file"
+            f"{key_prefix} is a fused layer of which {pair.products} parts are adapted, and which"
+            " is not in the file"
         ).hint("Put LitGPT's own hyperparameters.yaml into the same folder.")
     counts = [heads.queries if part == "q_proj" else heads.keys for part in adapted]
     if pair.out % sum(counts):
-        raise FormatError(f"{stem}: {pair.out} rows are not those of {sum(counts)} heads").hint(
-            "Check that the base model is the one of this adapter."
-        )
+        raise FormatError(
+            f"{key_prefix}: {pair.out} rows are not those of {sum(counts)} heads"
+        ).hint("Check that the base model is the one of this adapter.")
     size = pair.out // sum(counts)
     rows = blocks([count * size for count in counts])
     for i, (part, own) in enumerate(zip(adapted, rows, strict=True)):
         path = f"model.layers.{number}.self_attn.{part}"
-        share = Share((i * pair.rank, (i + 1) * pair.rank), (own,))
-        yield linear(path, stem, pair, alpha, share)
+        share = FusedPart((i * pair.rank, (i + 1) * pair.rank), (own,))
+        yield linear(path, key_prefix, pair, alpha, share)

@@ -8,7 +8,7 @@ from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.fused import Diagonal
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module
-from lora_tools.formats.plain import LITGPT, Pair, pairs
+from lora_tools.formats.plain import LITGPT, FactorPair, pairs
 from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.sites import Embedding, Linear, Site
 from lora_tools.formats.stated import stated_alpha
@@ -47,7 +47,9 @@ class Loralib(ReadOnly):
         alpha = stated_alpha(contents, None, "none in loralib's files")
         found, rest = pairs(contents.specs, ".lora_A", ".lora_B")
         gpt2 = (contents.base or {}).get("model_type") == "gpt2"
-        modules = tuple(_module(stem, pair, alpha, gpt2) for stem, pair in found.items())
+        modules = tuple(
+            _module(key_prefix, pair, alpha, gpt2) for key_prefix, pair in found.items()
+        )
         extras = tuple(_extra(key, contents.specs[key]) for key in rest)
         problems = tuple(
             f"{extra.key} is not understood" for extra in extras if extra.kind == MISFIT
@@ -58,29 +60,52 @@ class Loralib(ReadOnly):
         )
 
 
-def _module(stem: str, pair: Pair, alpha: float, gpt2: bool) -> Module:
-    leaf = stem.rpartition(".")[2]
+def _module(key_prefix: str, pair: FactorPair, alpha: float, gpt2: bool) -> Module:
+    leaf = key_prefix.rpartition(".")[2]
     if "conv" in leaf.lower():
-        raise _unclear(stem, "a convolution, whose kernel it is reshaped to")
-    site: Site = Embedding() if is_table(stem) else Linear(gpt2 and leaf in GPT2)
+        raise _unclear(key_prefix, "a convolution, whose kernel it is reshaped to")
+    site: Site = Embedding() if is_table(key_prefix) else Linear(gpt2 and leaf in GPT2)
     parts = pair.parts
     if pair.products == 1:
         if leaf in FUSED and pair.out == pair.inp:
-            raise _unclear(stem, "a fused layer of which one part is adapted, and which one")
-        return Module(stem, site, pair.out, pair.inp, pair.rank, alpha, False, parts, stem, stem)
+            raise _unclear(key_prefix, "a fused layer of which one part is adapted, and which one")
+        return Module(
+            key_prefix,
+            site,
+            pair.out,
+            pair.inp,
+            pair.rank,
+            alpha,
+            False,
+            parts,
+            key_prefix,
+            key_prefix,
+        )
     if pair.products != 3 or leaf not in FUSED:
-        raise _unclear(stem, f"a fused layer of which {pair.products} parts are adapted, and which")
+        raise _unclear(
+            key_prefix, f"a fused layer of which {pair.products} parts are adapted, and which"
+        )
     if pair.out % 3:
-        raise FormatError(f"{stem}: B of {pair.out} rows is not that of three equal parts")
+        raise FormatError(f"{key_prefix}: B of {pair.out} rows is not that of three equal parts")
     # The scale is that of each part, whose rank is a third.
     rank, alpha = 3 * pair.rank, 3 * alpha
     return Module(
-        stem, site, pair.out, pair.inp, rank, alpha, False, parts, stem, stem, fused=Diagonal(3)
+        key_prefix,
+        site,
+        pair.out,
+        pair.inp,
+        rank,
+        alpha,
+        False,
+        parts,
+        key_prefix,
+        key_prefix,
+        fused=Diagonal(3),
     )
 
 
-def _unclear(stem: str, what: str) -> UnsupportedError:
-    return UnsupportedError(f"{stem} is {what} is not in the file").hint(
+def _unclear(key_prefix: str, what: str) -> UnsupportedError:
+    return UnsupportedError(f"{key_prefix} is {what} is not in the file").hint(
         "Let loralib merge it into the model, and make an adapter of that:"
         " lora-tools extract BASE MERGED OUT."
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, assert_never
 
 from lora_tools.files.header import Spec
 from lora_tools.formats.folding import factor_shapes
-from lora_tools.formats.fused import Fused, Share
+from lora_tools.formats.fused import Fused, FusedPart
 from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.scaling import scale
@@ -45,7 +45,7 @@ BESIDE: frozenset[Role] = frozenset({"magnitude", "columns", "bias", "alpha"})
 
 
 class Part(NamedTuple):
-    """One tensor of a module: what the file calls it, and its element type and shape there."""
+    """One tensor of a module: what the file calls it, and its dtype and shape there."""
 
     key: str
     spec: Spec
@@ -67,7 +67,7 @@ class Module:
     alpha: float | None
     rslora: bool
     parts: Mapping[Role, Part]
-    stem: str
+    key_prefix: str
     """What the file puts before its suffixes."""
     owner: str
     """The module whose rank and alpha it has: itself, unless the base layer hands them down."""
@@ -109,7 +109,7 @@ class Module:
 
     @property
     def dtype(self) -> str:
-        """Element type of what makes its update: of B, where it has one."""
+        """Dtype of what makes its update: of B, where it has one."""
         parts = self.parts
         made = (part for role, part in parts.items() if role not in BESIDE)
         return (parts["b"] if "b" in parts else next(made)).spec.dtype
@@ -122,14 +122,14 @@ class Module:
     @property
     def params(self) -> int:
         """Parameters of all its tensors; of shared ones, those that are its own."""
-        if isinstance(self.fused, Share):
+        if isinstance(self.fused, FusedPart):
             return self.rank * (self.out + self.inp)
         return sum(part.spec.numel for part in self.parts.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors; of shared ones, those that are its own."""
-        if isinstance(self.fused, Share):
+        if isinstance(self.fused, FusedPart):
             whole = sum(part.spec.numel for part in self.parts.values())
             return sum(p.spec.nbytes for p in self.parts.values()) * self.params // whole
         return sum(part.spec.nbytes for part in self.parts.values())
@@ -150,14 +150,14 @@ class Module:
                 assert_never(self.site)
 
     def resized(self, r: int, dtype: str | None = None) -> "Module":
-        """Return the module with a pair of factors of another rank, and element type if given."""
+        """Return the module with a pair of factors of another rank, and dtype if given."""
         if r == self.r and dtype is None and self.is_pair:
             return self
         rank = r // self.groups
         parts = {role: part for role, part in self.parts.items() if role in BESIDE}
         roles: tuple[Role, Role] = ("b", "a")
         for role, shape in zip(roles, factor_shapes(self, rank), strict=True):
-            old = self.parts.get(role) or Part(f"{self.stem}.{role}", Spec(self.dtype, shape))
+            old = self.parts.get(role) or Part(f"{self.key_prefix}.{role}", Spec(self.dtype, shape))
             parts[role] = Part(old.key, Spec(dtype or old.spec.dtype, shape))
         return replace(self, rank=rank, parts=parts, fused=None)
 
@@ -193,7 +193,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
     problems: tuple[str, ...] = ()
-    """How configuration and tensors contradict each other; only `inspect` goes on from here."""
+    """How configuration and tensors contradict each other; only `inspect` shows such a file."""
     base: Mapping[str, Any] | None = None
     """The base model's configuration, if it is given: what a format that is written may need."""
 

@@ -8,15 +8,15 @@ from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.family import heads_by
-from lora_tools.formats.fused import Range, Share, blocks
+from lora_tools.formats.fused import FusedPart, Range, blocks
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.plain import Pair, linear, pairs
+from lora_tools.formats.plain import FactorPair, linear, pairs
 from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.rotary import Heads
 from lora_tools.formats.stated import stated_alpha
 
 IN, OUT = ".linear_in.weight", ".linear_out.weight"
-STEM = re.compile(
+KEY_PREFIX = re.compile(
     r"(?:(?:module|model)\.)*(?:decoder\.layers\.(?P<number>\d+)\.(?P<layer>[a-z_]+\.linear_\w+)"
     r"|output_layer)\.adapter(?:\.adapter_(?P<part>q|k|v|gate|up))?"
 )
@@ -43,7 +43,8 @@ class Megatron(ReadOnly):
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Recognise Megatron by the names of its layers and of their adapters."""
         return any(
-            key.endswith(IN) and STEM.fullmatch(key.removesuffix(IN)) is not None for key in specs
+            key.endswith(IN) and KEY_PREFIX.fullmatch(key.removesuffix(IN)) is not None
+            for key in specs
         )
 
     def read(self, contents: Contents) -> Manifest:
@@ -59,7 +60,9 @@ class Megatron(ReadOnly):
         if rest:
             raise FormatError(f"names that are not understood: {some(rest)}")
         modules = [
-            module for stem, pair in found.items() for module in _modules(stem, pair, alpha, heads)
+            module
+            for key_prefix, pair in found.items()
+            for module in _modules(key_prefix, pair, alpha, heads)
         ]
         notes = [f"alpha is {alpha:g} in every module, as it was stated: no file says it."]
         if any(module.fused and module.name.endswith("gate_proj") for module in modules):
@@ -70,41 +73,44 @@ class Megatron(ReadOnly):
         return Manifest(self.name, tuple(modules), (), {}, contents.metadata, notes=tuple(notes))
 
 
-def _modules(stem: str, pair: Pair, alpha: float, heads: Heads) -> Iterator[Module]:
-    match = STEM.fullmatch(stem)
+def _modules(key_prefix: str, pair: FactorPair, alpha: float, heads: Heads) -> Iterator[Module]:
+    match = KEY_PREFIX.fullmatch(key_prefix)
     if match is None:
-        raise FormatError(f"{stem} is no layer of Megatron's that is known")
+        raise FormatError(f"{key_prefix} is no layer of Megatron's that is known")
     if pair.products != 1:
-        raise FormatError(f"{stem}: linear_in has {pair.products} times the rank of linear_out")
+        raise FormatError(
+            f"{key_prefix}: linear_in has {pair.products} times the rank of linear_out"
+        )
     layer, part, block = match["layer"], match["part"], f"model.layers.{match['number']}."
     parts = PARTS.get(layer, {})
     if layer is None and part is None:
-        yield linear("lm_head", stem, pair, alpha)
+        yield linear("lm_head", key_prefix, pair, alpha)
     elif part is None and layer in LAYERS:
-        yield linear(block + LAYERS[layer], stem, pair, alpha)
+        yield linear(block + LAYERS[layer], key_prefix, pair, alpha)
     elif part in parts:
-        yield linear(block + parts[part], stem, pair, alpha)
+        yield linear(block + parts[part], key_prefix, pair, alpha)
     elif part is None and parts:
-        rows = _interleaved(stem, pair, heads) if layer == QKV else _halves(stem, pair)
+        rows = _interleaved(key_prefix, pair, heads) if layer == QKV else _halves(key_prefix, pair)
         for name, ranges in zip(parts.values(), rows, strict=True):
-            yield linear(block + name, stem, pair, alpha, Share((0, pair.rank), ranges))
+            yield linear(block + name, key_prefix, pair, alpha, FusedPart((0, pair.rank), ranges))
     else:
-        raise FormatError(f"{stem} is no layer of Megatron's that is known")
+        raise FormatError(f"{key_prefix} is no layer of Megatron's that is known")
 
 
-def _interleaved(stem: str, pair: Pair, heads: Heads) -> list[tuple[Range, ...]]:
+def _interleaved(key_prefix: str, pair: FactorPair, heads: Heads) -> list[tuple[Range, ...]]:
     """Return the rows of queries, keys and values: each group has its queries, a key, a value."""
     queries, odd = divmod(heads.queries, heads.keys)
     size, rest = divmod(pair.out, heads.queries + 2 * heads.keys)
     if odd or rest:
         raise FormatError(
-            f"{stem}: {pair.out} rows are not those of {heads.queries} heads in {heads.keys} groups"
+            f"{key_prefix}: {pair.out} rows are not those of {heads.queries} heads in"
+            f" {heads.keys} groups"
         ).hint("Check that the base model is the one of this adapter.")
     rows = blocks([queries * size, size, size] * heads.keys)
     return [tuple(rows[i::3]) for i in range(3)]
 
 
-def _halves(stem: str, pair: Pair) -> list[tuple[Range, ...]]:
+def _halves(key_prefix: str, pair: FactorPair) -> list[tuple[Range, ...]]:
     if pair.out % 2:
-        raise FormatError(f"{stem}: {pair.out} rows are not two halves")
+        raise FormatError(f"{key_prefix}: {pair.out} rows are not two halves")
     return [(half,) for half in blocks([pair.out // 2] * 2)]

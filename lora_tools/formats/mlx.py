@@ -12,7 +12,7 @@ from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.files.typed import Fields, shown
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.kinds import check_uniform
+from lora_tools.formats.features import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
 from lora_tools.formats.tables import is_table
@@ -22,7 +22,7 @@ from lora_tools.scaling import alpha_for
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a|lora_b|m)")
+KEY = re.compile(r"(?P<key_prefix>.+)\.(?P<part>lora_a|lora_b|m)")
 ROLES: dict[str, Role] = {"lora_a": "a", "lora_b": "b", "m": "magnitude"}
 SUFFIX: dict[Role, str] = {"a": ".lora_a", "b": ".lora_b", "magnitude": ".m"}
 CONFIG = "adapter_config.json"
@@ -35,7 +35,7 @@ class MLX:
 
     name = "mlx"
     about = "Apple MLX-LM"
-    expresses: frozenset[str] | None = frozenset({"embedding", "experts", "DoRA"})
+    supports: frozenset[str] | None = frozenset({"embedding", "experts", "DoRA"})
     container: Container = SAFETENSORS
     names: Names = "any"
     files: tuple[str, ...] = ("adapters.safetensors", "adapters.npz")
@@ -54,9 +54,9 @@ class MLX:
         """
         config = contents.config or {}
         fields = Fields(CONFIG, config)
-        kind = fields.text("fine_tune_type")
-        if kind not in (None, "lora", "dora"):
-            raise UnsupportedError(f"{CONFIG}: fine_tune_type is {kind}, not lora")
+        feature = fields.text("fine_tune_type")
+        if feature not in (None, "lora", "dora"):
+            raise UnsupportedError(f"{CONFIG}: fine_tune_type is {feature}, not lora")
         parameters = fields.mapping("lora_parameters")
         scale = parameters.number("scale")
         if scale is None:
@@ -68,8 +68,10 @@ class MLX:
             match = KEY.fullmatch(key)
             if match is None or spec.dtype not in FLOATS:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
-            found.setdefault(match["stem"], {})[ROLES[match["part"]]] = Part(key, spec)
-        modules = tuple(_module(stem, parts, float(scale)) for stem, parts in found.items())
+            found.setdefault(match["key_prefix"], {})[ROLES[match["part"]]] = Part(key, spec)
+        modules = tuple(
+            _module(key_prefix, parts, float(scale)) for key_prefix, parts in found.items()
+        )
         return Manifest(
             self.name,
             modules,
@@ -81,7 +83,7 @@ class MLX:
         )
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as mlx-lm does: under the scale that most have, at the rank of the largest.
+        """Name the keys as mlx-lm does: under the scale that most have, at the rank of the largest.
 
         It refuses ranks that differ, so zeros fill the smaller ones up.
         """
@@ -94,15 +96,15 @@ class MLX:
         check_uniform(modules, "MLX-LM")
         dora = "magnitude" in modules[0].parts
         scale = common_scale(modules)
-        written = tuple(scaled(_spelled(module), scale) for module in modules)
+        written = tuple(scaled(_rekeyed(module), scale) for module in modules)
         old = dict(manifest.config)
         theirs = Fields(CONFIG, old).mapping("lora_parameters")
         parameters: dict[str, Any] = {"dropout": 0.0} | dict(theirs.values)
-        said = theirs.number("scale")
-        same = said is not None and math.isclose(said, scale, rel_tol=1e-14)
+        stated = theirs.number("scale")
+        same = stated is not None and math.isclose(stated, scale, rel_tol=1e-14)
         parameters |= {
             "rank": modules[0].rank,
-            "scale": said if same else scale,
+            "scale": stated if same else scale,
             "keys": sorted({_layer_key(module) for module in written}),
         }
         config = (
@@ -142,48 +144,52 @@ class MLX:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _module(stem: str, parts: dict[Role, Part], scale: float) -> Module:
+def _module(key_prefix: str, parts: dict[Role, Part], scale: float) -> Module:
     if not {"a", "b"} <= parts.keys():
-        raise FormatError(f"{stem} has no lora_{'b' if 'a' in parts else 'a'}")
+        raise FormatError(f"{key_prefix} has no lora_{'b' if 'a' in parts else 'a'}")
     a, b = parts["a"].spec.shape, parts["b"].spec.shape
-    site: Site = Embedding() if is_table(stem) else Linear()
+    site: Site = Embedding() if is_table(key_prefix) else Linear()
     if len(a) == 3 and len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
         site = Experts(EXPERT.removeprefix("."), a[0])
-        name, rank, out, inp = stem + EXPERT, a[1], b[1], a[2]
+        name, rank, out, inp = key_prefix + EXPERT, a[1], b[1], a[2]
     elif len(a) == 2 and len(b) == 2 and a[1] == b[0]:
-        name, rank, out, inp = stem, a[1], b[1], a[0]
+        name, rank, out, inp = key_prefix, a[1], b[1], a[0]
     else:
-        raise FormatError(f"{stem}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors")
+        raise FormatError(
+            f"{key_prefix}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors"
+        )
     if min(rank, out, inp) < 1:
-        raise FormatError(f"{stem}: empty factors")
+        raise FormatError(f"{key_prefix}: empty factors")
     if "magnitude" in parts:
         if isinstance(site, Embedding):
-            raise UnsupportedError(f"{stem}: DoRA of an embedding, with a norm for each word")
+            raise UnsupportedError(f"{key_prefix}: DoRA of an embedding, with a norm for each word")
         if parts["magnitude"].spec.shape != (out,):
-            raise FormatError(f"{stem}: m {list(parts['magnitude'].spec.shape)} does not fit")
+            raise FormatError(f"{key_prefix}: m {list(parts['magnitude'].spec.shape)} does not fit")
     alpha = alpha_for(scale, rank, rslora=False)
     parts = {role: parts[role] for role in SUFFIX if role in parts}  # whatever order the file has
-    return Module(name, site, out, inp, rank, alpha, False, parts, stem, name)
+    return Module(name, site, out, inp, rank, alpha, False, parts, key_prefix, name)
 
 
-def _spelled(module: Module) -> Module:
-    stem = module.name.removesuffix(EXPERT) if isinstance(module.site, Experts) else module.name
+def _rekeyed(module: Module) -> Module:
+    key_prefix = (
+        module.name.removesuffix(EXPERT) if isinstance(module.site, Experts) else module.name
+    )
     rank, out, inp = module.rank, module.out, module.inp
     shapes: dict[Role, tuple[int, ...]] = {"a": (inp, rank), "b": (rank, out), "magnitude": (out,)}
     if isinstance(module.site, Experts):
         count = module.site.count
         shapes |= {"a": (count, rank, inp), "b": (count, out, rank)}
     parts = {
-        role: Part(stem + SUFFIX[role], Spec(part.spec.dtype, shapes[role]))
+        role: Part(key_prefix + SUFFIX[role], Spec(part.spec.dtype, shapes[role]))
         for role, part in module.parts.items()
         if role in SUFFIX
     }
-    return replace(module, parts=parts, stem=stem)
+    return replace(module, parts=parts, key_prefix=key_prefix)
 
 
 def _layer_key(module: Module) -> str:
     """Return what mlx-lm targets a layer by: its path in its block, or in the model."""
-    return re.sub(r"^.*\.layers\.\d+\.", "", module.stem)
+    return re.sub(r"^.*\.layers\.\d+\.", "", module.key_prefix)
 
 
 def _is_switch(module: Module) -> bool:

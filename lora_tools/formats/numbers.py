@@ -1,4 +1,4 @@
-"""Numbers as files hold them: which element types keep them exactly."""
+"""Numbers as files hold them: which dtypes keep them exactly."""
 
 import math
 import struct
@@ -8,7 +8,7 @@ FORMATS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 
 
 def narrowest(value: float, preferred: str) -> str:
-    """Return the element type for a number: the preferred, if it is exact, else one that is.
+    """Return the dtype for a number: the preferred, if it is exact, else one that is.
 
     >>> narrowest(16.0, "F16"), narrowest(0.1, "F16")
     ('F16', 'F64')

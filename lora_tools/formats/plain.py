@@ -1,4 +1,4 @@
-"""What the formats that are only read have in common: pairs of tensors by stem, each checked."""
+"""What formats that are only read have in common: pairs by key prefix, each checked."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_tools.errors import FormatError
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
-from lora_tools.formats.fused import Share
+from lora_tools.formats.fused import FusedPart
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.sites import Linear
 
@@ -23,8 +23,8 @@ LITGPT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """The two tensors under a stem: A, (rows, in), and B, (out, rank)."""
+class FactorPair:
+    """The two tensors under a key prefix: A, (rows, in), and B, (out, rank)."""
 
     a: Part
     b: Part
@@ -55,38 +55,44 @@ class Pair:
         return self.a.spec.shape[1]
 
 
-def pairs(specs: Mapping[str, Spec], a: str, b: str) -> tuple[dict[str, Pair], list[str]]:
+def pairs(specs: Mapping[str, Spec], a: str, b: str) -> tuple[dict[str, FactorPair], list[str]]:
     """Return pairs by what stands before these endings, and the keys that have neither.
 
     Raises `FormatError` for tensors without a partner, and for shapes that make no product.
     """
-    stems = dict.fromkeys(
+    key_prefixes = dict.fromkeys(
         key.removesuffix(end) for key in specs for end in (a, b) if key.endswith(end)
     )
     found = {}
-    for stem in stems:
-        if missing := [stem + end for end in (a, b) if stem + end not in specs]:
+    for key_prefix in key_prefixes:
+        if missing := [key_prefix + end for end in (a, b) if key_prefix + end not in specs]:
             raise FormatError(f"there is no {missing[0]}")
-        pair = Pair(Part(stem + a, specs[stem + a]), Part(stem + b, specs[stem + b]))
-        _check(stem, pair)
-        found[stem] = pair
+        pair = FactorPair(
+            Part(key_prefix + a, specs[key_prefix + a]), Part(key_prefix + b, specs[key_prefix + b])
+        )
+        _check(key_prefix, pair)
+        found[key_prefix] = pair
     return found, [key for key in specs if not key.endswith((a, b))]
 
 
-def _check(stem: str, pair: Pair) -> None:
+def _check(key_prefix: str, pair: FactorPair) -> None:
     for part in (pair.a, pair.b):
         if part.spec.dtype not in FLOATS:
             raise FormatError(f"{part.key} has elements of type {part.spec.dtype}")
     a, b = pair.a.spec.shape, pair.b.spec.shape
     if len(a) != 2 or len(b) != 2 or min(*a, *b) < 1 or a[0] % b[1]:
-        raise FormatError(f"{stem}: A {list(a)} and B {list(b)} are no pair of factors")
+        raise FormatError(f"{key_prefix}: A {list(a)} and B {list(b)} are no pair of factors")
 
 
-def linear(path: str, stem: str, pair: Pair, alpha: float, share: Share | None = None) -> Module:
+def linear(
+    path: str, key_prefix: str, pair: FactorPair, alpha: float, share: FusedPart | None = None
+) -> Module:
     """Describe the linear layer that a pair, or a share of it, is the update of."""
     out = share.out if share else pair.out
     rank, inp = pair.rank, pair.inp
-    return Module(path, Linear(), out, inp, rank, alpha, False, pair.parts, stem, path, fused=share)
+    return Module(
+        path, Linear(), out, inp, rank, alpha, False, pair.parts, key_prefix, path, fused=share
+    )
 
 
 def low_rank(module: Module, tensors: Mapping[str, "Array"]) -> "LowRank":

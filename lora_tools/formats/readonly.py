@@ -19,7 +19,7 @@ class ReadOnly:
     name: str
     why: str
     """Why it is not written."""
-    expresses: frozenset[str] | None = None
+    supports: frozenset[str] | None = None
     container: Container = SAFETENSORS
     names: Names = "any"
 

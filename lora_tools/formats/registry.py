@@ -1,4 +1,4 @@
-"""The formats that there are: ours, those of other packages, and spellings that nobody can read."""
+"""The formats there are: ours, those of other packages, and namings that nobody reads."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ FORMATS: tuple[Format, ...] = (
     Megatron(),
 )
 # Spellings that say too little for anyone to use the tensors without the code that made them.
-STRANGERS = (
+UNREADABLE = (
     (
         re.compile(r":(up|down)$"),
         "lora-diffusion numbers its pairs in the order of the model's layers: which weight a pair"
@@ -107,7 +107,7 @@ def detected(
 
     ``config`` is the configuration that ours have; ``own`` returns that of another package's
     format, and ``file`` is the name of the tensors' file. Raises `FormatError` if none recognises
-    it or several do, `UnsupportedError` for a known stranger.
+    it or several do, `UnsupportedError` for a layout that is known and not read.
     """
     claims = [format for format in FORMATS if format.detect(specs, config)]
     if len(claims) == 1 and file in claims[0].files:
@@ -123,15 +123,15 @@ def detected(
         raise FormatError(f"could be in each of these formats: {_names(claims)}").hint(
             "Say which: --format NAME."
         )
-    if reason := _known_stranger(specs):
+    if reason := _known_unreadable(specs):
         raise UnsupportedError(reason)
     raise FormatError(f"in no known adapter format; its tensors are named {some(specs)}").hint(
         f"Known formats: {_names(known())}."
     )
 
 
-def _known_stranger(specs: Mapping[str, Spec]) -> str | None:
-    return next((why for form, why in STRANGERS if any(map(form.search, specs))), None)
+def _known_unreadable(specs: Mapping[str, Spec]) -> str | None:
+    return next((why for form, why in UNREADABLE if any(map(form.search, specs))), None)
 
 
 def _names(formats: Iterable[Format]) -> str:

@@ -1,4 +1,4 @@
-"""The order of rows under rotary embeddings: half a head apart, or in the pairs that rotate.
+"""The order of rows under rotary embeddings: half a head apart, or in the interleaved RoPE layout.
 
 A head of size d turns d / 2 pairs of rows. transformers keeps the two rows of a pair d / 2 apart,
 (heads, 2, d / 2); Meta's own code, llama.cpp and torchtune keep them side by side,
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The file has a module's rows in rotated pairs, side by side within each head."""
+    """The file has a module's rows in the interleaved RoPE layout, within each head."""
 
     heads: int | None
     """How many heads share the rows out; None: nothing says, so the file's order is kept."""

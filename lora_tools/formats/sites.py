@@ -14,7 +14,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """An embedding table, stored as (vocabulary, dimension)."""
+    """An embedding, stored as (vocabulary, dimension)."""
 
 
 @dataclass(frozen=True, slots=True)

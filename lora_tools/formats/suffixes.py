@@ -73,14 +73,14 @@ REFUSED = {
 }
 
 
-class Found(NamedTuple):
-    """The tensors of a file: those of each module by stem, and the others."""
+class KeyGroups(NamedTuple):
+    """The tensors of a file: those of each module by key prefix, and the others."""
 
     modules: dict[str, dict[Role, Part]]
     extras: tuple[Extra, ...]
 
 
-def collect(specs: Mapping[str, Spec]) -> Found:
+def collect(specs: Mapping[str, Spec]) -> KeyGroups:
     """Gather tensors by what stands before their suffix.
 
     Raises `UnsupportedError` for modules that are no sums of matrices, and `FormatError` for
@@ -109,7 +109,7 @@ def collect(specs: Mapping[str, Spec]) -> Found:
             unknown.append(key)
     if unknown:
         raise FormatError(f"names that are not understood: {some(unknown)}")
-    return Found(modules, tuple(extras))
+    return KeyGroups(modules, tuple(extras))
 
 
 def suffix_of(key: str) -> str | None:

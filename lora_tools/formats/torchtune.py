@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.architectures.index import homes, matches
+from lora_tools.architectures.index import matches, positions
 from lora_tools.architectures.layout import Interleaved, fill
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
@@ -13,9 +13,9 @@ from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.files.typed import Fields
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.family import candidate_of, candidates, said_heads
+from lora_tools.formats.family import candidate_of, candidates, stated_heads
+from lora_tools.formats.features import check_uniform
 from lora_tools.formats.folding import factor_shapes
-from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.patterns import number
 from lora_tools.formats.rotary import Paired, from_file, paired, to_file
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
 CONFIG = "adapter_config.json"
-KEY = re.compile(r"(?P<stem>.+)\.(?P<part>lora_a\.weight|lora_b\.weight|magnitude)")
+KEY = re.compile(r"(?P<key_prefix>.+)\.(?P<part>lora_a\.weight|lora_b\.weight|magnitude)")
 ROLES: dict[str, Role] = {"lora_a.weight": "a", "lora_b.weight": "b", "magnitude": "magnitude"}
 SUFFIX: dict[Role, str] = {role: f".{part}" for part, role in ROLES.items()}
 DIALECT = "torchtune"
@@ -40,7 +40,7 @@ class Torchtune:
 
     name = "torchtune"
     about = "Meta torchtune"
-    expresses: frozenset[str] | None = frozenset({"DoRA"})
+    supports: frozenset[str] | None = frozenset({"DoRA"})
     container: Container = SAFETENSORS
     names: Names = "any"
     # torchtune reads a file of any name that it is given; its own would be taken for PEFT's.
@@ -59,19 +59,19 @@ class Torchtune:
         """
         config = contents.config or {}
         fields = Fields(CONFIG, config)
-        said = fields.number("lora_alpha")
-        alpha = stated_alpha(contents, said, f"no lora_alpha in an {CONFIG}")
+        stated = fields.number("lora_alpha")
+        alpha = stated_alpha(contents, stated, f"no lora_alpha in an {CONFIG}")
         found: dict[str, dict[Role, Part]] = {}
         for key, spec in contents.specs.items():
             match = KEY.fullmatch(key)
             if match is None or spec.dtype not in FLOATS:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
-            found.setdefault(match["stem"], {})[ROLES[match["part"]]] = Part(key, spec)
-        if strange := [stem for stem in found if _path(stem) is None]:
+            found.setdefault(match["key_prefix"], {})[ROLES[match["part"]]] = Part(key, spec)
+        if strange := [key_prefix for key_prefix in found if _path(key_prefix) is None]:
             raise FormatError(f"modules that torchtune's language models lack: {some(strange)}")
         modules = tuple(
-            _module(str(_path(stem)), stem, parts, alpha, contents.base)
-            for stem, parts in found.items()
+            _module(str(_path(key_prefix)), key_prefix, parts, alpha, contents.base)
+            for key_prefix, parts in found.items()
         )
         return Manifest(
             self.name,
@@ -86,21 +86,21 @@ class Torchtune:
         )
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as torchtune does: at one rank and under one scale.
+        """Name the keys of modules as torchtune does: at one rank and under one scale.
 
         Raises `UnsupportedError` for modules that its models do not have, and where the base model
         is not there to say how their rows are ordered.
         """
-        strange = [m.name for m in manifest.modules if _stem(m.name) is None]
+        strange = [m.name for m in manifest.modules if _key_prefix(m.name) is None]
         strange += [m.name for m in manifest.modules if m.site != Linear()]
         if strange:
             raise UnsupportedError(f"torchtune's models have no LoRA at {some(strange)}")
         check_uniform(manifest.modules, "torchtune")
         modules = tuple(_ordered(m, manifest.base) for m in at_one_rank(manifest.modules))
         alpha = common_alpha(modules)
-        written = tuple(replace(_spelled(m), alpha=alpha, rslora=False) for m in modules)
+        written = tuple(replace(_rekeyed(m), alpha=alpha, rslora=False) for m in modules)
         old = {key: value for key, value in manifest.config.items() if key != "peft_type"}
-        leaves = {str(_stem(module.name)).rpartition(".")[2] for module in written}
+        leaves = {str(_key_prefix(module.name)).rpartition(".")[2] for module in written}
         config = {"base_model_name_or_path": manifest.base_model} | old
         config |= {
             "r": written[0].rank,
@@ -134,7 +134,7 @@ class Torchtune:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _path(stem: str) -> str | None:
+def _path(key_prefix: str) -> str | None:
     """Return the path in transformers' model, or None if torchtune has no such module.
 
     >>> _path("layers.3.mlp.w2"), _path("output"), _path("layers.3.sa_norm")
@@ -143,57 +143,59 @@ def _path(stem: str) -> str | None:
     found = (
         fill(match.layout.parts[0].path, match.numbers)
         for candidate in candidates(DIALECT)
-        for match in matches(stem, candidate)
+        for match in matches(key_prefix, candidate)
         if candidate.family.role(match.layout.parts[0].path) in ADAPTED
     )
     return next(found, None)
 
 
-def _stem(path: str) -> str | None:
+def _key_prefix(path: str) -> str | None:
     """Return what torchtune calls a module, or None if it has none there: `_path`'s inverse."""
     found = (
-        home.path
+        position.path
         for candidate in candidates(DIALECT)
-        for home in homes(path, None, candidate)
-        if candidate.family.role(home.rule.layout.parts[0].path) in ADAPTED
+        for position in positions(path, None, candidate)
+        if candidate.family.role(position.rule.layout.parts[0].path) in ADAPTED
     )
     return next(found, None)
 
 
 def _module(
     name: str,
-    stem: str,
+    key_prefix: str,
     parts: Mapping[Role, Part],
     alpha: float,
     base: Mapping[str, Any] | None,
 ) -> Module:
     if not {"a", "b"} <= parts.keys():
-        raise FormatError(f"{stem} has no lora_{'b' if 'a' in parts else 'a'}")
+        raise FormatError(f"{key_prefix} has no lora_{'b' if 'a' in parts else 'a'}")
     a, b = parts["a"].spec.shape, parts["b"].spec.shape
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or min(*a, *b) < 1:
-        raise FormatError(f"{stem}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors")
+        raise FormatError(
+            f"{key_prefix}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors"
+        )
     if "magnitude" in parts and parts["magnitude"].spec.shape != (b[0],):
         shape = list(parts["magnitude"].spec.shape)
-        raise FormatError(f"{stem}: magnitude {shape} does not fit lora_b {list(b)}")
+        raise FormatError(f"{key_prefix}: magnitude {shape} does not fit lora_b {list(b)}")
     ordered = {role: parts[role] for role in SUFFIX if role in parts}  # whatever the file's order
     rows = _order(name, b[0], base)
-    return Module(name, Linear(), b[0], a[1], a[0], alpha, False, ordered, stem, name, rows)
+    return Module(name, Linear(), b[0], a[1], a[0], alpha, False, ordered, key_prefix, name, rows)
 
 
 def _order(name: str, out: int, base: Mapping[str, Any] | None) -> Paired | None:
     """Return how a module's rows are ordered in torchtune's model of this base."""
     among = (candidate_of(base, "torchtune", DIALECT),) if base else candidates(DIALECT)
     orders = {
-        home.rule.layout.parts[0].order
+        position.rule.layout.parts[0].order
         for candidate in among
-        for home in homes(name, None, candidate)
+        for position in positions(name, None, candidate)
     }
     order = next((order for order in orders if isinstance(order, Interleaved)), None)
     if order is None:
         return None
     if not base:
         return Paired(None)
-    heads = said_heads(base)
+    heads = stated_heads(base)
     return paired(name, out, heads.queries if order.heads == "heads" else heads.keys)
 
 
@@ -208,16 +210,16 @@ def _ordered(module: Module, base: Mapping[str, Any] | None) -> Module:
     return replace(module, rows=rows)
 
 
-def _spelled(module: Module) -> Module:
-    stem = str(_stem(module.name))
+def _rekeyed(module: Module) -> Module:
+    key_prefix = str(_key_prefix(module.name))
     b, a = factor_shapes(module)
     shapes: dict[Role, tuple[int, ...]] = {"a": a, "b": b, "magnitude": (module.out,)}
     parts = {
-        role: Part(stem + SUFFIX[role], Spec(module.parts[role].spec.dtype, shapes[role]))
+        role: Part(key_prefix + SUFFIX[role], Spec(module.parts[role].spec.dtype, shapes[role]))
         for role in SUFFIX
         if role in module.parts
     }
-    return replace(module, parts=parts, stem=stem)
+    return replace(module, parts=parts, key_prefix=key_prefix)
 
 
 def _problems(modules: tuple[Module, ...], fields: Fields) -> list[str]:

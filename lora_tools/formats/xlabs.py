@@ -11,18 +11,18 @@ from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import describe, update, values_of
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.fused import Share, blocks
+from lora_tools.formats.fused import FusedPart, blocks
+from lora_tools.formats.keyed import rekeyed
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.plain import low_rank
-from lora_tools.formats.spelled import respelled
 
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-STEM = re.compile(
+KEY_PREFIX = re.compile(
     r"(?:diffusion_model\.)?(?:(double)|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora(?(1)([12]))"
 )
-KEY = re.compile(rf"{STEM.pattern}\.(?P<part>down|up)\.weight")
+KEY = re.compile(rf"{KEY_PREFIX.pattern}\.(?P<part>down|up)\.weight")
 SUFFIX: dict[Role, str] = {"a": ".down.weight", "b": ".up.weight"}
 STREAMS = {"1": "img_attn", "2": "txt_attn"}
 
@@ -32,9 +32,9 @@ class XLabs:
 
     name = "xlabs"
     about = "XLabs x-flux"
-    expresses: frozenset[str] | None = frozenset()
+    supports: frozenset[str] | None = frozenset()
     container: Container = SAFETENSORS
-    names: Names = "authors"
+    names: Names = "original"
     files: tuple[str, ...] = ()
     config_file: str | None = None
 
@@ -59,18 +59,21 @@ class XLabs:
                 found.setdefault(key.removesuffix(SUFFIX[role]), {})[role] = Part(key, spec)
         if strange:
             raise FormatError(f"names that are not understood: {some(strange)}")
-        modules = [module for stem, parts in found.items() for module in _modules(stem, parts)]
+        modules = [
+            module for key_prefix, parts in found.items() for module in _modules(key_prefix, parts)
+        ]
         return Manifest(self.name, tuple(modules), (), {}, contents.metadata)
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as x-flux does, with a scale of 1."""
-        stems = [(module, _stem(module.name)) for module in manifest.modules]
-        if homeless := [module.name for module, stem in stems if not stem]:
-            raise UnsupportedError(f"XLabs has no processors for {some(homeless)}").hint(
+        """Name the keys of modules as x-flux does, with a scale of 1."""
+        key_prefixes = [(module, _key_prefix(module.name)) for module in manifest.modules]
+        if unmatched := [module.name for module, key_prefix in key_prefixes if not key_prefix]:
+            raise UnsupportedError(f"XLabs has no processors for {some(unmatched)}").hint(
                 "Convert it to another format first: lora-tools convert --to diffusers."
             )
         modules = tuple(
-            replace(respelled(module, str(stem), SUFFIX), alpha=None) for module, stem in stems
+            replace(rekeyed(module, str(key_prefix), SUFFIX), alpha=None)
+            for module, key_prefix in key_prefixes
         )
         return replace(manifest, format=self.name, modules=modules, config={})
 
@@ -83,27 +86,29 @@ class XLabs:
         return {module.parts[role].key: value for role, value in values_of(module, update).items()}
 
 
-def _modules(stem: str, parts: Mapping[Role, Part]) -> Iterator[Module]:
+def _modules(key_prefix: str, parts: Mapping[Role, Part]) -> Iterator[Module]:
     """Yield the modules that a processor's pair of factors updates."""
-    match = STEM.fullmatch(stem)
+    match = KEY_PREFIX.fullmatch(key_prefix)
     assert match is not None
     kind, number, what, stream = match.groups("")
     block = f"{NATIVE}{kind or 'single'}_blocks.{number}."
     if stream:
-        yield describe(f"{block}{STREAMS[stream]}.{what}", stem, parts, None)
+        yield describe(f"{block}{STREAMS[stream]}.{what}", key_prefix, parts, None)
     elif what == "proj":
-        yield describe(f"{block}linear2", stem, parts, None)
+        yield describe(f"{block}linear2", key_prefix, parts, None)
     else:
-        whole = describe(f"{block}linear1", stem, parts, None)
+        whole = describe(f"{block}linear1", key_prefix, parts, None)
         if whole.out % 3:
-            raise FormatError(f"{stem}: {whole.out} rows are not those of queries, keys and values")
+            raise FormatError(
+                f"{key_prefix}: {whole.out} rows are not those of queries, keys and values"
+            )
         for part, rows in zip("qkv", blocks([whole.out // 3] * 3), strict=True):
             name = f"transformer.single_transformer_blocks.{number}.attn.to_{part}"
-            share = Share((0, whole.rank), (rows,))
+            share = FusedPart((0, whole.rank), (rows,))
             yield replace(whole, name=name, owner=name, out=share.out, fused=share)
 
 
-def _stem(name: str) -> str | None:
+def _key_prefix(name: str) -> str | None:
     path = name.removeprefix(NATIVE)
     if single := re.fullmatch(r"(single_blocks\.\d+)\.linear2", path):
         return f"{single[1]}.processor.proj_lora"

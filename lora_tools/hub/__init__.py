@@ -1,7 +1,7 @@
 """The Hugging Face Hub, as lora-tools needs it; the only import of huggingface_hub."""
 
-from lora_tools.hub.address import Address, page, parse
-from lora_tools.hub.publishing import Commission, Commit, Publisher
+from lora_tools.hub.address import HubAddress, page, parse
+from lora_tools.hub.publishing import Commit, Publisher, Upload
 from lora_tools.hub.reading import (
     Blob,
     Snapshot,
@@ -14,12 +14,12 @@ from lora_tools.hub.reading import (
 )
 
 __all__ = [
-    "Address",
     "Blob",
-    "Commission",
     "Commit",
+    "HubAddress",
     "Publisher",
     "Snapshot",
+    "Upload",
     "evict",
     "fetch",
     "hide_progress",

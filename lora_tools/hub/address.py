@@ -9,7 +9,7 @@ from lora_tools.errors import HubError
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class HubAddress:
     """A repository, a revision and a file or folder in it, as somebody wrote them."""
 
     repo: str
@@ -17,7 +17,7 @@ class Address:
     file: str = ""
 
 
-def parse(text: str) -> Address:
+def parse(text: str) -> HubAddress:
     """Parse ``hf://org/name[@revision][/path]`` or the address of a page of the Hub."""
     try:
         uri = parse_hf_uri(text, constants.ENDPOINT)
@@ -27,7 +27,7 @@ def parse(text: str) -> Address:
         ) from error
     if uri.type != "model":
         raise HubError(f"{text}: a {uri.type}; adapters and models are in model repositories")
-    return Address(uri.id, uri.revision, uri.path_in_repo)
+    return HubAddress(uri.id, uri.revision, uri.path_in_repo)
 
 
 def page(repo: str, revision: str | None = None) -> str:

@@ -132,7 +132,7 @@ def _explain(
         case HFValidationError():
             return HubError(f"{repo}: not the name of a repository ({error})")
         case ValueError() if "README.md" in str(error):
-            return HubError(f"{where}: {error}").hint("Mend the YAML at the top of README.md.")
+            return HubError(f"{where}: {error}").hint("Fix the YAML at the top of README.md.")
         case RuntimeError(__cause__=Exception() as cause):  # an upload's, around what it met
             return _explain(cause, repo, revision, file, token)
         case RuntimeError() | OSError():
@@ -142,8 +142,8 @@ def _explain(
 
 def _refused(error: HfHubHTTPError, where: str, *, known: bool, login: str) -> HubError:
     status = _status(error)
-    said = (error.server_message or "").strip()
-    tail = f" ({said})" if said else ""
+    message = (error.server_message or "").strip()
+    tail = f" ({message})" if message else ""
     match status:
         case 401:
             what = "the token is not valid" if known else "a token is needed"

@@ -27,7 +27,7 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
-class Commission:
+class Upload:
     """What is to be committed, and where."""
 
     repo: str
@@ -108,45 +108,45 @@ class Publisher:
         with explained(repo, name, token=self.token):
             patiently(lambda: self._api.create_branch(repo, branch=name, exist_ok=True))
 
-    def commit(self, wish: Commission, arrived: Callable[[], str | None]) -> Commit:
+    def commit(self, choice: Upload, arrived: Callable[[], str | None]) -> Commit:
         """Upload the files and commit them at once, so that none is there without the others.
 
         ``arrived`` returns the commit that has them all, if there is one: after an answer that was
         lost, nothing else tells whether to try again.
         """
-        operations = [CommitOperationAdd(name, content) for name, content in wish.files.items()]
+        operations = [CommitOperationAdd(name, content) for name, content in choice.files.items()]
         for operation in operations:
-            operation.upload_info.sha256 = bytes.fromhex(wish.sha256[operation.path_in_repo])
+            operation.upload_info.sha256 = bytes.fromhex(choice.sha256[operation.path_in_repo])
         sent = 0
 
         def send() -> Commit:
             nonlocal sent
             sent += 1
-            if sent > 1 and not wish.create_pr and (oid := arrived()):
-                return Commit(oid, f"{constants.ENDPOINT}/{wish.repo}/commit/{oid}")
+            if sent > 1 and not choice.create_pr and (oid := arrived()):
+                return Commit(oid, f"{constants.ENDPOINT}/{choice.repo}/commit/{oid}")
             if not _speaks_xet():
                 # Together they go in threads, for which the client waits even when interrupted.
                 for operation in operations:
                     self._api.preupload_lfs_files(
-                        wish.repo,
+                        choice.repo,
                         [operation],
-                        revision=wish.revision,
-                        create_pr=wish.create_pr,
+                        revision=choice.revision,
+                        create_pr=choice.create_pr,
                         free_memory=False,
                     )
             info = self._api.create_commit(
-                wish.repo,
+                choice.repo,
                 operations,
-                commit_message=wish.message,
-                commit_description=wish.description,
-                revision=wish.revision,
-                create_pr=wish.create_pr,
+                commit_message=choice.message,
+                commit_description=choice.description,
+                revision=choice.revision,
+                create_pr=choice.create_pr,
             )
             return Commit(info.oid, info.commit_url, info.pr_url)
 
-        with explained(wish.repo, wish.revision, token=self.token):
+        with explained(choice.repo, choice.revision, token=self.token):
             # A second try could open a second pull request.
-            return send() if wish.create_pr else patiently(send)
+            return send() if choice.create_pr else patiently(send)
 
     def license(self, repo: str) -> dict[str, str] | None:
         """Return what a repository's card says of its license; None if it may not be read.

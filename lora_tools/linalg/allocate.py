@@ -11,7 +11,7 @@ MOST_STATES = 200_000
 """Partial solutions kept in the exact search; beyond it the greedy solution stands."""
 
 
-class Options(NamedTuple):
+class RankOptions(NamedTuple):
     """What one module may choose: ``value`` to be minimised, falling as ``weight`` rises."""
 
     value: Float[np.ndarray, " choices"]
@@ -26,7 +26,7 @@ class _Step(NamedTuple):
     choice: int
 
 
-def minimise(options: Sequence[Options], budget: float) -> list[int]:
+def minimise(options: Sequence[RankOptions], budget: float) -> list[int]:
     """Pick one choice per module: the least total value whose total weight is within ``budget``.
 
     Where values are convex in weights, as truncation errors of decreasing spectra are, taking
@@ -43,12 +43,12 @@ def minimise(options: Sequence[Options], budget: float) -> list[int]:
     # Of choices that weigh the same, the last is the best: steps between them have no rate.
     worth = [np.flatnonzero(np.append(np.diff(weight) > 0, True)) for _, weight in options]
     pairs = zip(options, worth, strict=True)
-    steps = [Options(value[few], weight[few]) for (value, weight), few in pairs]
+    steps = [RankOptions(value[few], weight[few]) for (value, weight), few in pairs]
     picks = _minimise(steps, budget)
     return [int(few[pick]) for few, pick in zip(worth, picks, strict=True)]
 
 
-def _minimise(options: Sequence[Options], budget: float) -> list[int]:
+def _minimise(options: Sequence[RankOptions], budget: float) -> list[int]:
     """Pick as `minimise` does, where every choice weighs more than the one before it."""
     picks, rate = _greedy(options, budget)
     if rate is None:
@@ -70,7 +70,7 @@ def _minimise(options: Sequence[Options], budget: float) -> list[int]:
     return picks if better is None else better
 
 
-def _greedy(options: Sequence[Options], budget: float) -> tuple[list[int], float | None]:
+def _greedy(options: Sequence[RankOptions], budget: float) -> tuple[list[int], float | None]:
     """Take steps by falling rate while they fit; return the picks and the first rate left out."""
     steps = sorted(
         (
@@ -96,13 +96,13 @@ def _greedy(options: Sequence[Options], budget: float) -> tuple[list[int], float
     return picks, threshold
 
 
-def _rate(option: Options, choice: int) -> float:
+def _rate(option: RankOptions, choice: int) -> float:
     gain = float(option.value[choice] - option.value[choice + 1])
     return gain / float(option.weight[choice + 1] - option.weight[choice])
 
 
 def _search(
-    options: Sequence[Options],
+    options: Sequence[RankOptions],
     candidates: Sequence[Int[np.ndarray, " _"]],
     penalties: Sequence[Float[np.ndarray, " _"]],
     budget: float,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lora_tools.linalg.tall import Small
+from lora_tools.linalg.factors import Small
 from lora_tools.shapes import Float
 
 

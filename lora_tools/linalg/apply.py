@@ -32,7 +32,7 @@ class Tally(NamedTuple):
     """``||(W' - W) - dW||_F ** 2``."""
     moved: int = 0
     """Elements whose update is not zero."""
-    swallowed: int = 0
+    lost: int = 0
     """Those of them that kept their value."""
 
     def __add__(self, other: object) -> "Tally":
@@ -43,7 +43,7 @@ class Tally(NamedTuple):
             self.update + other.update,
             self.error + other.error,
             self.moved + other.moved,
-            self.swallowed + other.swallowed,
+            self.lost + other.lost,
         )
 
 
@@ -137,8 +137,8 @@ class Host:
         # Not from the sum, which has lost what is far smaller than W already.
         after -= wide
         after -= delta
-        swallowed = int(np.count_nonzero(same))
-        return out, Tally(update, float(after @ after), count, swallowed)
+        lost = int(np.count_nonzero(same))
+        return out, Tally(update, float(after @ after), count, lost)
 
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""
@@ -199,9 +199,9 @@ class Device:
             moved.sum(),
             (moved & (after == wide)).sum(),
         )
-        update, error, count, swallowed = (figure.item() for figure in figures)
+        update, error, count, lost = (figure.item() for figure in figures)
         out = result.view(torch.uint8).cpu().numpy()
-        return out, Tally(float(update), float(error), int(count), int(swallowed))
+        return out, Tally(float(update), float(error), int(count), int(lost))
 
     @exact()
     def finish(self, wide: Array) -> np.ndarray:

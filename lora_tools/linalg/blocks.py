@@ -44,7 +44,7 @@ def of_rows(update: Update, rows: Rows) -> Update:
 def upon(updates: Sequence[Update], places: Sequence[Rows], out: int) -> Update:
     """Return the update of a weight of ``out`` rows that holds others, norms of all rows included.
 
-    With norms of rows, the others have to fill the weight, each with its own.
+    With magnitudes per output, the others have to fill the weight, each with its own.
     """
     low = stacked([factors(update) for update in updates], places, out)
     norms = [update.magnitude.reshape(-1) for update in updates if isinstance(update, DoRA)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora_tools.linalg.tall import Small
+from lora_tools.linalg.factors import Small
 from lora_tools.shapes import Float
 
 ROUNDING = {"float32": 2.0**-20, "float64": 2.0**-40}

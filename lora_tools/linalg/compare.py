@@ -8,8 +8,8 @@ import numpy as np
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.angles import outside, principal_angles
 from lora_tools.linalg.exact import exact
+from lora_tools.linalg.factors import Small, factors_of
 from lora_tools.linalg.range import check_measurable
-from lora_tools.linalg.tall import Small, hold
 from lora_tools.linalg.triangle import NEAR, gram_triangle, triangle
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
@@ -81,9 +81,9 @@ def compare(x: LowRank, y: LowRank) -> Comparison:
     whose squares float64 cannot hold.
     """
     same = _equal(x, y)
-    held = [hold(x)] if same else [hold(x), hold(y)]
-    scales = held[0].scale, held[-1].scale
-    pairs = [[each.b for each in held], [each.a for each in held]]
+    sides = [factors_of(x)] if same else [factors_of(x), factors_of(y)]
+    scales = sides[0].scale, sides[-1].scale
+    pairs = [[each.b for each in sides], [each.a for each in sides]]
     quick = [gram_triangle(factors) for factors in pairs]
     if quick[0] is not None and quick[1] is not None:
         found = _measure(x.rank, scales, _Roots(quick[0], quick[1]), same=same)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_tools.linalg.factors import Small
 from lora_tools.linalg.rank import tail
-from lora_tools.linalg.tall import Small
 from lora_tools.shapes import Float
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lora_tools.linalg.tall import Small, hold
+from lora_tools.linalg.factors import Small, factors_of
 from lora_tools.shapes import Float
 from lora_tools.update import LowRank
 
@@ -24,7 +24,7 @@ def takes_back(update: LowRank) -> bool:
     """
     if update.rank % 2:
         return False
-    b, a, _ = hold(update)
+    b, a, _ = factors_of(update)
     return -_cosine(b.dot(b)) > ALIKE and _cosine(a.dot(a)) > ALIKE
 
 

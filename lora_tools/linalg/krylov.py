@@ -13,14 +13,14 @@ import numpy as np
 
 from lora_tools.linalg.certificate import ROUNDING, Ritz, growth, ideal, reach
 from lora_tools.linalg.exact import exact
+from lora_tools.linalg.factors import Small
 from lora_tools.linalg.operator import Operator
-from lora_tools.linalg.tall import Small
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
 SMALL = 512
 """Matrices with a side of at most this are decomposed in full: that is as fast."""
-LOOKS = 48
+TRIALS = 48
 """How often the certificate may be looked at; each look may fail with a share of the chance."""
 FINEST = 1e-6
 """Errors below this share of ‖D‖ are rounding, even in float64."""
@@ -121,7 +121,7 @@ class _Lanczos:
         self.room = self.limit + 2 * (self.width + self.fresh)
         self.q = matrix.array(np.zeros((self.room, matrix.shape[1]), np.float32), dtype)
         self.t = np.zeros((self.room, self.room))
-        self.size = self.first = self.steps = self.since = self.looks = 0
+        self.size = self.first = self.steps = self.since = self.trials = 0
         self.residual = np.zeros((0, 0))
         self.coarse = False
         """Whether rounding, and not the spectrum, was in the way."""
@@ -140,7 +140,7 @@ class _Lanczos:
                     block = self._refresh(block)
                 continue
             known = _Values(self.t[: self.size, : self.size], self.first)
-            found = self._look(known)
+            found = self._certified(known)
             if found is not None:
                 return found
             if self.since >= 4 and self._hopeless(known):
@@ -200,14 +200,14 @@ class _Lanczos:
         tail = self.matrix.squared - float(values[-self.rank :].sum())
         return self._allowance(values) < self.precision.tolerance * tail / 2
 
-    def _look(self, known: "_Values") -> Leading | None:
+    def _certified(self, known: "_Values") -> Leading | None:
         """Return the triples if the certificate shows what it has to."""
         # Every step that could end the run spends its share of the chance, whether it does or not.
-        self.looks += 1
-        if self.looks > LOOKS:
+        self.trials += 1
+        if self.trials > TRIALS:
             return None
         space = self.matrix.shape[1] - self.first
-        chance = self.precision.chance / LOOKS
+        chance = self.precision.chance / TRIALS
         rest = growth(space, self.fresh, self.since, chance) * known.fresh
         if not self._suffices(known.all, rest):
             return None

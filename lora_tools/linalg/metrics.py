@@ -6,9 +6,9 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.exact import exact
+from lora_tools.linalg.factors import Factors, Small, factors_of
 from lora_tools.linalg.half import widen
 from lora_tools.linalg.range import LEAST, MOST, check_measurable
-from lora_tools.linalg.tall import Held, Small, hold
 from lora_tools.linalg.triangle import triangle
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
@@ -28,13 +28,13 @@ def squared_norm(update: LowRank) -> float:
 
     Raises `NonFiniteError` for NaN and Inf, and where float64 cannot hold the square.
     """
-    b, a, scale = hold(update)
+    b, a, scale = factors_of(update)
     gram_b, gram_a = b.dot(b), a.dot(a)
     squared = trace(gram_b, gram_a)
     # Of factors that cancel each other, rounding leaves next to nothing on either side of zero.
     lengths = [float(np.trace(gram, axis1=-2, axis2=-1).sum()) for gram in (gram_b, gram_a)]
     if squared < NOISE * lengths[0] * lengths[1]:
-        squared = distance(Held(b, a, 1.0)) ** 2
+        squared = distance(Factors(b, a, 1.0)) ** 2
     check_measurable(math.sqrt(squared), scale)
     return scale * squared * scale
 
@@ -42,7 +42,7 @@ def squared_norm(update: LowRank) -> float:
 @exact()
 def inner(x: LowRank, y: LowRank) -> float:
     """Return the Frobenius inner product <X, Y> = tr((YbtXb)(Xa Yat)), summed over the stack."""
-    return _inner(hold(x), hold(y))
+    return _inner(factors_of(x), factors_of(y))
 
 
 @exact()
@@ -53,10 +53,10 @@ def squared_distance(x: LowRank, y: LowRank) -> float:
     From three inner products, or where those leave too few digits from triangles. Raises
     `NonFiniteError` for NaN and Inf, and where float64 cannot hold the squares.
     """
-    return between(hold(x), hold(y))
+    return between(factors_of(x), factors_of(y))
 
 
-def between(x: Held, y: Held) -> float:
+def between(x: Factors, y: Factors) -> float:
     """Return ``||X - Y||_F ** 2`` of factors that are held."""
     whole = _inner(x, x)
     squared = whole - 2 * _inner(x, y) + _inner(y, y)
@@ -66,7 +66,7 @@ def between(x: Held, y: Held) -> float:
     return squared if squared > NOISE * whole else distance(x, y) ** 2
 
 
-def distance(x: Held, y: Held | None = None) -> float:
+def distance(x: Factors, y: Factors | None = None) -> float:
     """Return ``||X - Y||_F``, right to the rounding of the factors; ``||X||_F`` without Y.
 
     With [Bx, By] = Qb Rb and [Ax, Ay] = Qa Ra it is the norm of Rb diag(sx, -sy) Rat.
@@ -79,7 +79,7 @@ def distance(x: Held, y: Held | None = None) -> float:
     return float(np.linalg.norm((b * weights) @ a.swapaxes(-1, -2)))
 
 
-def _inner(x: Held, y: Held) -> float:
+def _inner(x: Factors, y: Factors) -> float:
     return trace(x.scale * y.b.dot(x.b), y.scale * y.a.dot(x.a))
 
 

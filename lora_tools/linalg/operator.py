@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from lora_tools.linalg.exact import exact, tensor
-from lora_tools.linalg.tall import Small
+from lora_tools.linalg.factors import Small
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 

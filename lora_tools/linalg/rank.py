@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lora_tools.errors import BoundError, PolicyError, some
-from lora_tools.linalg.allocate import Options, minimise
-from lora_tools.linalg.tall import Small
+from lora_tools.linalg.allocate import RankOptions, minimise
+from lora_tools.linalg.factors import Small
 from lora_tools.shapes import Float
 
 
@@ -165,7 +165,7 @@ class MaxError:
                 f"max-error {self.bound} cannot be kept: the largest ranks allowed leave"
                 f" {math.sqrt(least / total):.3g}"
             ).hint("Allow larger ranks, or a larger error.")
-        options = [Options(_costs(x)[::-1], x.tails[::-1]) for x in spectra]
+        options = [RankOptions(_costs(x)[::-1], x.tails[::-1]) for x in spectra]
         picks = minimise(options, budget)
         return [x.choices[::-1][pick] for x, pick in zip(spectra, picks, strict=True)]
 
@@ -290,7 +290,7 @@ def _affordable(
             f"too few {unit}: {max(budget, 0):,} are left for factors beside the rest of the file,"
             f" and the smallest ranks allowed need {least:,.0f}"
         ).hint("Raise the budget or allow smaller ranks.")
-    options = [Options(x.tails, cost) for x, cost in zip(spectra, costs, strict=True)]
+    options = [RankOptions(x.tails, cost) for x, cost in zip(spectra, costs, strict=True)]
     picks = minimise(options, budget)
     return [x.choices[pick] for x, pick in zip(spectra, picks, strict=True)]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.exact import exact
+from lora_tools.linalg.factors import Factor, Factors, Small, factors_of
 from lora_tools.linalg.range import check_measurable
-from lora_tools.linalg.tall import Held, Small, Tall, hold
 from lora_tools.shapes import Float
 from lora_tools.update import Array, LowRank
 
@@ -36,19 +36,19 @@ class Core(NamedTuple):
 
 
 @exact()
-def core(update: LowRank, held: Held | None = None, *, careful: bool = False) -> Core:
+def core(update: LowRank, factors: Factors | None = None, *, careful: bool = False) -> Core:
     """Decompose ``scale * b @ a`` through its Gram matrices.
 
     With BtB = RbtRb and A At = RatRa, the singular values of BA are those of the r x r matrix
     Rb Rat. The columns of B are balanced against the rows of A first, and factors that nearly
     cancel each other go through QR instead, since a Gram matrix squares their condition. All in
-    float64, on the host for the r x r part. ``held`` are the update's factors, if held already.
+    float64, on the host for the r x r part. ``factors`` are the update's factors, if held already.
     Values below 1e-8 of the largest are noise, unless ``careful`` takes the way of QR at once.
 
     Costs O((out + inp) * rank**2). Raises `NonFiniteError` if a factor holds NaN or Inf, or if the
     update is so large or so small that float64 cannot hold the square of its norm.
     """
-    b, a, scale = held or hold(update)
+    b, a, scale = factors or factors_of(update)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         gram_b, gram_a = b.dot(b), a.dot(a)
     for gram, factor in ((gram_b, "B"), (gram_a, "A")):
@@ -76,12 +76,12 @@ def svd(update: LowRank) -> SVD:
     >>> svd(LowRank(a=np.eye(2, 5), b=3 * np.eye(4, 2), alpha=2)).s
     array([3., 3.])
     """
-    held = hold(update)
-    heart = core(update, held)
+    factors = factors_of(update)
+    heart = core(update, factors)
     weight = _inverse_root(heart.s)
-    u = held.b.times(heart.left * weight[..., None, :], "float64")
+    u = factors.b.times(heart.left * weight[..., None, :], "float64")
     right = (heart.right * weight[..., :, None]).swapaxes(-1, -2)
-    v = held.a.times(right, "float64")
+    v = factors.a.times(right, "float64")
     return SVD(u.array, heart.s, v.array.swapaxes(-1, -2))
 
 
@@ -121,7 +121,7 @@ def _root(gram: Float[Small, "*stack rank rank"]) -> Float[Small, "*stack rank r
 
 
 def _triangle(
-    factor: Tall, weight: Float[Small, "*stack rank"]
+    factor: Factor, weight: Float[Small, "*stack rank"]
 ) -> Float[Small, "*stack rank rank"]:
     """Return R of the weighted factor's QR decomposition, with rows of zeros where it is wide."""
     rank = weight.shape[-1]

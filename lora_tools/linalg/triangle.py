@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_tools.linalg.exact import exact, tensor
-from lora_tools.linalg.tall import Small, Tall, tall
+from lora_tools.linalg.factors import Factor, Small, factor
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
@@ -17,7 +17,7 @@ NEAR = 1e-4
 
 
 @exact()
-def gram_triangle(factors: list[Tall]) -> Float[Small, "*stack m m"] | None:
+def gram_triangle(factors: list[Factor]) -> Float[Small, "*stack m m"] | None:
     """Return the Cholesky factor of one or two factors' Gram matrix; None if it lacks digits."""
     own = [factor.dot(factor) for factor in factors]
     if len(own) == 1:
@@ -29,7 +29,7 @@ def gram_triangle(factors: list[Tall]) -> Float[Small, "*stack m m"] | None:
 
 
 @exact()
-def triangle(factors: list[Tall]) -> Float[Small, "*stack m columns"]:
+def triangle(factors: list[Factor]) -> Float[Small, "*stack m columns"]:
     """Return a triangle that is right to rounding, however near the factors' spaces are.
 
     The second factor is split into Y = X C + E. E is computed by subtraction, so it is right to
@@ -42,15 +42,15 @@ def triangle(factors: list[Tall]) -> Float[Small, "*stack m columns"]:
     if first is None or len(factors) == 1 or not np.diagonal(first, axis1=-2, axis2=-1).all():
         return _householder(factors)
     x, y = _together(factors)
-    left, rest = tall(x), y
+    left, rest = factor(x), y
     share: Any = 0.0
     for _ in range(2):
         # R^-1 (R^-T (Xt E)): two solutions with a triangle rather than one with its square.
-        turned = np.linalg.solve(first.swapaxes(-1, -2), left.dot(tall(rest)))
+        turned = np.linalg.solve(first.swapaxes(-1, -2), left.dot(factor(rest)))
         step = np.linalg.solve(first, turned)
         rest = rest - x @ _like(step, x)
         share = share + step
-    second = _root(tall(rest).dot(tall(rest)), float((y * y).sum()))
+    second = _root(factor(rest).dot(factor(rest)), float((y * y).sum()))
     if second is None:
         return _householder(factors)
     below = np.zeros((*second.shape[:-1], first.shape[-1]))
@@ -91,7 +91,7 @@ def _root(gram: Float[Small, "*stack m m"], whole: float) -> Float[Small, "*stac
     return spread
 
 
-def _householder(factors: list[Tall]) -> Float[Small, "*stack m columns"]:
+def _householder(factors: list[Factor]) -> Float[Small, "*stack m columns"]:
     arrays = _together(factors)
     if isinstance(arrays[0], np.ndarray):
         return np.asarray(np.linalg.qr(np.concatenate(arrays, axis=-1), mode="r"))
@@ -101,7 +101,7 @@ def _householder(factors: list[Tall]) -> Float[Small, "*stack m columns"]:
     return result
 
 
-def _together(factors: list[Tall]) -> list[Array]:
+def _together(factors: list[Factor]) -> list[Array]:
     """Return the factors in float64: in numpy if all are on the host, else on their device."""
     arrays = [factor.wide for factor in factors]
     if any(not isinstance(array, np.ndarray) and array.device.type != "cpu" for array in arrays):

@@ -7,9 +7,9 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.exact import exact
+from lora_tools.linalg.factors import Factors, Small, factors_of
 from lora_tools.linalg.metrics import NOISE, distance, trace
 from lora_tools.linalg.range import check_measurable
-from lora_tools.linalg.tall import Held, Small, hold
 from lora_tools.scaling import scale
 from lora_tools.shapes import Float
 from lora_tools.update import LowRank
@@ -33,11 +33,11 @@ def truncate(
     dtypes: tuple[str, str],
     alpha: float | None,
     rslora: bool,
-    held: Held | None = None,
+    factors: Factors | None = None,
 ) -> Truncated:
     """Return the best approximation of ``rank`` as factors of types ``dtypes`` (of B, of A).
 
-    ``s`` and ``left`` are those of the update's `core`, ``held`` its factors if held already.
+    ``s`` and ``left`` are those of the update's `core`, ``factors`` its factors if held already.
 
     B' = U sqrt(S) is rounded first; A' is then the least-squares fit to B' *as rounded*, which
     costs nothing that the error would not need, and is never worse than rounding sqrt(S) Vt. Both
@@ -49,8 +49,8 @@ def truncate(
     new_scale = scale(alpha, rank * update.groups, rslora=rslora)
     check_measurable(1.0, new_scale)
     share = 1 / abs(new_scale) if new_scale else 0.0
-    held = held or hold(update)
-    b, a, old_scale = held
+    factors = factors or factors_of(update)
+    b, a, old_scale = factors
     new_b = b.times(left[..., :rank] * math.sqrt(share), dtypes[0])
     own, cross = new_b.dot(new_b), new_b.dot(b)
     fit = math.copysign(share, new_scale) * old_scale * least_squares(own, cross)
@@ -64,9 +64,9 @@ def truncate(
     if not math.isfinite(squared):
         raise NonFiniteError(f"values exceed the range of {' or '.join(sorted(set(dtypes)))}")
     if squared < NOISE * whole:
-        squared = distance(held, Held(new_b, new_a, new_scale)) ** 2
-    factors = new_a.array.swapaxes(-1, -2), new_b.array
-    return Truncated(LowRank(*factors, alpha, rslora, update.groups), squared)
+        squared = distance(factors, Factors(new_b, new_a, new_scale)) ** 2
+    pair = new_a.array.swapaxes(-1, -2), new_b.array
+    return Truncated(LowRank(*pair, alpha, rslora, update.groups), squared)
 
 
 def least_squares(

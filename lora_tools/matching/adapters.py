@@ -46,8 +46,8 @@ class Matching:
     def key(self, extra: Extra, specs: Specs) -> str | None:
         """Return the tensor of the base that another tensor of the adapter is, or None."""
         name = extra.name or extra.key
-        spelled = (name, *(name.replace(new, old) for new, old in RENAMED))
-        keys = (self._prefix(name)(each) for each in spelled)
+        rekeyed = (name, *(name.replace(new, old) for new, old in RENAMED))
+        keys = (self._prefix(name)(each) for each in rekeyed)
         return next((key for key in keys if key in specs), None)
 
     def why(self, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect, known
 from lora_tools.architectures.index import Candidate, template
-from lora_tools.architectures.layout import Role, Size
+from lora_tools.architectures.layout import Dimensions, Role
 from lora_tools.errors import LoraToolsError
 from lora_tools.files.header import Spec
 
@@ -22,10 +22,10 @@ class Layer(NamedTuple):
     transposed: bool
 
 
-def sizes(specs: Mapping[str, Spec]) -> dict[str, Size | None]:
+def sizes(specs: Mapping[str, Spec]) -> dict[str, Dimensions | None]:
     """Return the modules of a model and, of matrices, their sizes as they are stored."""
     return {
-        key.removesuffix(WEIGHT): Size(*spec.shape) if len(spec.shape) == 2 else None
+        key.removesuffix(WEIGHT): Dimensions(*spec.shape) if len(spec.shape) == 2 else None
         for key, spec in specs.items()
     }
 
@@ -70,7 +70,7 @@ def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
     return found
 
 
-def _layer(path: str, size: Size | None, candidate: Candidate) -> Layer | None:
+def _layer(path: str, size: Dimensions | None, candidate: Candidate) -> Layer | None:
     match = known(path, size, candidate)
     if match is None:
         return None

@@ -50,7 +50,7 @@ class Site(NamedTuple):
 
 def names(module: Module) -> Iterator[str]:
     """Yield names under which a base may hold a module's weight, or the first part of it."""
-    for name in _spellings(module.name):
+    for name in _namings(module.name):
         if isinstance(module.site, Experts):
             yield name
             for first, *_ in (*GATE_UP, *DOWN):
@@ -76,8 +76,8 @@ def find(module: Module, prefix: Prefix, specs: Specs, config: Mapping[str, Any]
     where they do, too.
     """
     misfit = None
-    for spelling in _spellings(module.name):
-        name = prefix(spelling)
+    for naming in _namings(module.name):
+        name = prefix(naming)
         if name is None:
             continue
         if isinstance(module.site, Experts):
@@ -99,7 +99,7 @@ def find(module: Module, prefix: Prefix, specs: Specs, config: Mapping[str, Any]
     return Site((), misfit) if misfit else None
 
 
-def _spellings(name: str) -> Iterator[str]:
+def _namings(name: str) -> Iterator[str]:
     yield name
     for new, old in RENAMED:
         for here, there in ((new, old), (old, new)):

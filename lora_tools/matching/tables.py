@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect
-from lora_tools.architectures.index import Candidate, Home, homes
-from lora_tools.architectures.layout import Numbers, Size
+from lora_tools.architectures.index import Candidate, Position, positions
+from lora_tools.architectures.layout import Dimensions, Numbers
 from lora_tools.architectures.numbers import numbers_of
 from lora_tools.architectures.rows import Rows, count, joined, paired
 from lora_tools.architectures.translation import Fine, fine
@@ -106,11 +106,11 @@ def _is_matrix(module: Module) -> bool:
     return not isinstance(module.site, Convolution) or module.site.groups == 1
 
 
-def _size(module: Module) -> Size:
+def _size(module: Module) -> Dimensions:
     if isinstance(module.site, Embedding):
-        return Size(module.inp, module.out)
+        return Dimensions(module.inp, module.out)
     count = module.site.count if isinstance(module.site, Experts) else 1
-    return Size(module.out, module.inp, count)
+    return Dimensions(module.out, module.inp, count)
 
 
 def _best(answers: Sequence[_Answer]) -> _Answer:
@@ -173,24 +173,26 @@ def _covers(module: Module, pieces: Sequence[Piece]) -> bool:
 
 def _pieces(module: Module, part: Fine, there: _There) -> Iterator[Piece]:
     """Yield the places of one fine module's rows in a component of the base."""
-    for home in homes(part.path, part.size, there.candidate):
-        key = _key(home, there)
+    for position in positions(part.path, part.size, there.candidate):
+        key = _key(position, there)
         if key is not None:
-            yield from _rows(module, part, home, key, there)
+            yield from _rows(module, part, position, key, there)
             return
 
 
-def _key(home: Home, there: _There) -> str | None:
-    tensor = home.rule.layout.named("weight")
-    key = f"{there.prefix}{home.path}" + (f".{tensor}" if tensor else "")
+def _key(position: Position, there: _There) -> str | None:
+    tensor = position.rule.layout.named("weight")
+    key = f"{there.prefix}{position.path}" + (f".{tensor}" if tensor else "")
     return key if key in there.specs else None
 
 
-def _rows(module: Module, part: Fine, home: Home, key: str, there: _There) -> Iterator[Piece]:
-    layout, shape = home.rule.layout, there.specs[key].shape
+def _rows(
+    module: Module, part: Fine, position: Position, key: str, there: _There
+) -> Iterator[Piece]:
+    layout, shape = position.rule.layout, there.specs[key].shape
     stacked = layout.stacked or (part.copy > 0 and len(shape) == 3)
     if stacked and len(shape) == 3:
-        first = home.member if layout.stacked else part.copy
+        first = position.member if layout.stacked else part.copy
         many, *matrix = shape
     else:
         first, many, matrix = 0, 1, [shape[0], math.prod(shape[1:])] if len(shape) > 1 else []
@@ -204,7 +206,7 @@ def _rows(module: Module, part: Fine, home: Home, key: str, there: _There) -> It
         return
     if inp != module.inp:
         raise FormatError(f"{key} has other columns")
-    rows = layout.rows(out, inp, there.numbers)[home.part]
+    rows = layout.rows(out, inp, there.numbers)[position.part]
     if count(rows) != part.size.out:
         raise FormatError(f"{key} has other rows")
     if layout.transposed:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lora_tools.architectures import families
 from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.architectures.family import Family
-from lora_tools.architectures.index import Candidate, homes
+from lora_tools.architectures.index import Candidate, positions
 from lora_tools.model import Model
 
 WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
@@ -41,8 +41,8 @@ def tie_of(base: Model) -> TiedWeights | None:
         name = head or f"{HEADS[2] if masked else HEADS[0]}.weight"
     if not (head or architecture.endswith(WITH_HEAD)):
         return None
-    said = "tie_word_embeddings" in base.config
-    if base.tied or (not said and (head is None or always)):
+    stated = "tie_word_embeddings" in base.config
+    if base.tied or (not stated and (head is None or always)):
         return TiedWeights(embedding, name)
     return None
 
@@ -63,5 +63,5 @@ def _by_family(base: Model) -> tuple[str, str, bool] | None:
 
 def _key(path: str, family: Family, dialect: str) -> str:
     """Return what a dialect calls the weight of a fine module; "" if it has none."""
-    found = next(homes(path, None, Candidate(family, dialect)), None)
+    found = next(positions(path, None, Candidate(family, dialect)), None)
     return f"{found.path}.weight" if found else ""

@@ -13,14 +13,14 @@ from lora_tools.formats.finite import not_finite, sound
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.sites import Convolution
 from lora_tools.linalg.range import check_measurable
-from lora_tools.merging.entry import Patch
+from lora_tools.merging.tensor_plan import Patch
 from lora_tools.shapes import Float
 from lora_tools.update import Array, Biased, DoRA, LowRank, Update, factors
 
 Matrix = Float[np.ndarray, "m n"]
 
 
-class Loaded(NamedTuple):
+class RowUpdate(NamedTuple):
     """``left @ right`` is added to rows of a weight; DoRA's magnitude goes with it."""
 
     left: Matrix
@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
     magnitude: Float[np.ndarray, "n"] | None = None
 
 
-def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> Loaded:
+def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> RowUpdate:
     """Return a patch's factors in float64; ``updates`` keeps what has been read.
 
     Raises `NonFiniteError` if they hold NaN or Inf.
@@ -43,7 +43,7 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> Loaded:
     check_strength(patch, low, scale)
     if patch.bias:
         assert isinstance(update, Biased)
-        return Loaded(scale * taken(wide(update.bias), piece.rows)[:, None], np.ones((1, 1)))
+        return RowUpdate(scale * taken(wide(update.bias), piece.rows)[:, None], np.ones((1, 1)))
     b, a = (wide(x[piece.part] if x.ndim == 3 else x) for x in (low.b, low.a))
     for name, factor in (("b", b), ("a", a)):
         if not np.isfinite(factor).all():
@@ -62,7 +62,7 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> Loaded:
     if not sound(update):
         raise not_finite(patch.adapter.tensors.path, module, update, "")
     magnitude = wide(update.magnitude).reshape(-1) if isinstance(update, DoRA) else None
-    return Loaded(a.T, b.T, magnitude) if piece.transposed else Loaded(b, a, magnitude)
+    return RowUpdate(a.T, b.T, magnitude) if piece.transposed else RowUpdate(b, a, magnitude)
 
 
 def check_strength(patch: Patch, low: LowRank, scale: float) -> None:
@@ -89,12 +89,12 @@ def wide(array: Array) -> np.ndarray:
     return result
 
 
-def side_by_side(loaded: Mapping[int, Loaded]) -> Loaded:
+def side_by_side(loaded: Mapping[int, RowUpdate]) -> RowUpdate:
     """Join updates of the same rows into one: the sum of products is a product."""
     parts = list(loaded.values())
     if len(parts) == 1:
         return parts[0]
-    return Loaded(
+    return RowUpdate(
         np.concatenate([part.left for part in parts], 1),
         np.concatenate([part.right for part in parts], 0),
     )

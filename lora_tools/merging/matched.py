@@ -10,8 +10,8 @@ from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.matching import Matching, Site, Swap, match
 from lora_tools.matching.pieces import Specs
-from lora_tools.merging.entry import Patch, Tokens
 from lora_tools.merging.grouped import reads_others
+from lora_tools.merging.tensor_plan import Patch, Tokens
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ def check_matched(adapter: Adapter, matched: MatchedUpdates, specs: Specs) -> No
     error = FormatError(f"{adapter.path}: {len(lines)} entries are unmatched in the base:")
     error.listing(lines, most=5).hint(f"The base has {some(specs)}.")
     raise error.hint(
-        "Check that it is the base of this adapter, or pass --allow-missing to go on without."
+        "Check that it is the base of this adapter, or pass --allow-missing to leave them out."
     )
 
 
@@ -150,8 +150,8 @@ def _place_extra(
 
 def _grows(key: str, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     """Whether a tensor may have another number of rows: those that a vocabulary counts."""
-    stem = _bias_of(key).removesuffix("bias") + "weight"
-    return ends(stem, (*TOKENS, *HEADS)) and before[1:] == after[1:]
+    key_prefix = _bias_of(key).removesuffix("bias") + "weight"
+    return ends(key_prefix, (*TOKENS, *HEADS)) and before[1:] == after[1:]
 
 
 def _why(module: Module, site: Site | None, specs: Specs, matching: Matching) -> str:

@@ -15,9 +15,9 @@ from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.matching import Swap
 from lora_tools.matching.ties import tie_of
-from lora_tools.merging.entry import Source, TensorPlan
 from lora_tools.merging.matched import WeightedAdapter
-from lora_tools.merging.planner import Options, Planner
+from lora_tools.merging.planner import MergeOptions, Planner
+from lora_tools.merging.tensor_plan import BaseValues, TensorPlan
 from lora_tools.model import Model
 
 
@@ -29,7 +29,7 @@ class MergePlan:
     adapters: tuple[WeightedAdapter, ...]
     entries: Mapping[str, TensorPlan]
     config: Mapping[str, Any]
-    options: Options
+    options: MergeOptions
     left_out: Mapping[str, str] = field(default_factory=dict)
     """What of the adapters and the base is not in the result, and why."""
     notes: tuple[str, ...] = ()
@@ -52,21 +52,23 @@ class MergePlan:
 
 
 def plan(
-    base: Model, adapters: Sequence[WeightedAdapter], options: Options | None = None
+    base: Model, adapters: Sequence[WeightedAdapter], options: MergeOptions | None = None
 ) -> MergePlan:
     """Return the plan of a merge; nothing but headers is read.
 
     Raises `FormatError` for unmatched entries, and `UnsupportedError`, with the reason, for
     what cannot be merged rightly.
     """
-    options = options or Options()
+    options = options or MergeOptions()
     weights = base_of(
         base, "Merge into the weights it was quantised from, and quantise the result again."
     )
     tie = tie_of(base)
     if options.untie and tie is None:
         raise PolicyError(f"{base.path}: its embeddings are not tied, so there is nothing to untie")
-    entries = {key: TensorPlan(key, weight.spec, Source(weight)) for key, weight in weights.items()}
+    entries = {
+        key: TensorPlan(key, weight.spec, BaseValues(weight)) for key, weight in weights.items()
+    }
     if tie and options.untie:
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
     planner = Planner(base, entries, tie, options)
@@ -105,7 +107,7 @@ def plan(
 
 
 def _plan_again(
-    base: Model, options: Options, weights: Sequence[float], *adapters: Adapter
+    base: Model, options: MergeOptions, weights: Sequence[float], *adapters: Adapter
 ) -> MergePlan:
     """Plan a merge for the jobs of another process."""
     return plan(
@@ -114,7 +116,7 @@ def _plan_again(
 
 
 def _typed(entry: TensorPlan, dtype: str | None, most: str | None) -> TensorPlan:
-    """Give an entry the element type that was asked for, where it has the base's general one."""
+    """Give an entry the dtype that was asked for, where it has the base's general one."""
     if dtype is None:
         return entry
     if entry.spec.dtype != most and entry.source.weight.plain:
@@ -153,7 +155,7 @@ def _check_types(base: Model, touched: list[TensorPlan]) -> None:
 
 
 def _configured(
-    base: Model, entries: Mapping[str, TensorPlan], options: Options, *, dequantised: bool
+    base: Model, entries: Mapping[str, TensorPlan], options: MergeOptions, *, dequantised: bool
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the configuration that fits the entries, and the old and new size of a vocabulary."""
     config: dict[str, Any] = json.loads(json.dumps(dict(base.config)))

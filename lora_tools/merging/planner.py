@@ -14,18 +14,18 @@ from lora_tools.files.place import Place, read_array
 from lora_tools.formats.manifest import Extra
 from lora_tools.matching import Swap
 from lora_tools.matching.ties import TiedWeights
-from lora_tools.merging.entry import Patch, Source, TensorPlan, Tokens
 from lora_tools.merging.factors import wide
 from lora_tools.merging.matched import MatchedUpdates, WeightedAdapter, check_matched, match_updates
+from lora_tools.merging.tensor_plan import BaseValues, Patch, TensorPlan, Tokens
 from lora_tools.model import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class MergeOptions:
     """How to merge. The defaults refuse whatever they cannot do rightly."""
 
     dtype: str | None = None
-    """Element type of the weights written, as safetensors spells it; None: each keeps its own."""
+    """dtype of the weights written, as safetensors names it; None: each keeps its own."""
     untie: bool = False
     """Give tied embeddings a head of their own."""
     allow_missing: bool = False
@@ -36,7 +36,11 @@ class Planner:
     """A merge plan in the making: adapters are added one after another."""
 
     def __init__(
-        self, base: Model, entries: dict[str, TensorPlan], tie: TiedWeights | None, options: Options
+        self,
+        base: Model,
+        entries: dict[str, TensorPlan],
+        tie: TiedWeights | None,
+        options: MergeOptions,
     ) -> None:
         self.base, self.entries, self.tie, self.options = base, entries, tie, options
         self.left_out: dict[str, str] = {}
@@ -71,7 +75,7 @@ class Planner:
             return
         old = self.entries[key]
         values = adapter.tensors.arrays.places[extra.key]
-        source = Source(plain(extra.key, extra.spec, values), adapter)
+        source = BaseValues(plain(extra.key, extra.spec, values), adapter)
         if old.source.adapter and not _same(old.source, source):
             raise UnsupportedError(
                 f"{key}: replaced by {old.source.adapter.path} and by {adapter.path}"
@@ -179,13 +183,13 @@ def _equal(weighted: WeightedAdapter, one: Extra, other: Extra) -> bool:
     return bool(np.array_equal(x, y))
 
 
-def _same(one: Source, other: Source) -> bool:
+def _same(one: BaseValues, other: BaseValues) -> bool:
     if one.adapter is None or other.adapter is None or one.spec != other.spec:
         return False
     return bool(np.array_equal(wide(_array(one)), wide(_array(other))))
 
 
-def _array(source: Source) -> Any:
+def _array(source: BaseValues) -> Any:
     return read_array(source.values) if isinstance(source.values, Place) else source.values
 
 

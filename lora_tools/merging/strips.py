@@ -10,8 +10,8 @@ from lora_tools.architectures.arrays import taken
 from lora_tools.base import Rows
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Gain, column_norms, narrowed
-from lora_tools.merging.entry import Patch, TensorPlan
-from lora_tools.merging.factors import Loaded, load, side_by_side, wide
+from lora_tools.merging.factors import RowUpdate, load, side_by_side, wide
+from lora_tools.merging.tensor_plan import Patch, TensorPlan
 from lora_tools.shapes import Float
 from lora_tools.update import Update
 
@@ -103,7 +103,7 @@ def _joined(
     patches: tuple[Patch, ...],
     rows: tuple[int, int],
     updates: dict[tuple[int, str], Update],
-) -> tuple[Loaded | None, Gain | None]:
+) -> tuple[RowUpdate | None, Gain | None]:
     if not patches:
         return None, None
     parts = {}
@@ -121,7 +121,7 @@ def _joined(
     return side_by_side(parts), gain
 
 
-def _column_factor(entry: TensorPlan, loaded: Loaded) -> Float[np.ndarray, "k"]:
+def _column_factor(entry: TensorPlan, loaded: RowUpdate) -> Float[np.ndarray, "k"]:
     """Return what DoRA multiplies the columns of a transposed weight with; reads it once."""
     height_, width = entry.table
     total = np.zeros(width)

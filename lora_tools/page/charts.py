@@ -17,7 +17,7 @@ def charts(document: Data) -> str:
     found = grid([module["module"] for module in modules])
     suggestion = document.get("suggestion") or {}
     data = {
-        "stem": found.stem,
+        "prefix": found.prefix,
         "rows": found.rows,
         "labels": found.labels,
         "columns": found.columns,

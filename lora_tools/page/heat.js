@@ -68,7 +68,7 @@ function axes({ letters, upright, cell }) {
   const step = Math.ceil((upright ? 22 : 13) / cell);
   const ticks = data.labels.map((_, n) => n).filter((n) => n % step === 0);
   const trim = (label) => (label.length > letters ? `…${label.slice(1 - letters)}` : label);
-  const title = `layer${data.stem ? ` of ${plain(data.stem)}` : ""}`;
+  const title = `layer${data.prefix ? ` of ${plain(data.prefix)}` : ""}`;
   const bare = { showgrid: false, automargin: false };
   return {
     xaxis: axis({

@@ -124,7 +124,7 @@ def _columns(modules: Sequence[Data]) -> list[Column]:
         *columns,
         Column("alpha", "", lambda m: m["alpha"], words.number),
         Column("scale", "what b·a is multiplied by", lambda m: m["scale"], words.number),
-        Column("type", "element type", lambda m: m["dtype"], str),
+        Column("type", "dtype", lambda m: m["dtype"], str),
         Column("parameters", "", lambda m: m["params"], words.number),
     ]
 

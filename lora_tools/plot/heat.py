@@ -72,8 +72,8 @@ def _name(axes: "Axes", found: Grid) -> None:
     axes.set_ylim(len(found.columns), 0)
     # A single module is a cell, not a bar across the page.
     axes.set_xlim(0, max(len(found.rows), 12))
-    if upright and found.stem:
-        axes.set_xlabel(printable(f"layer of {found.stem}"), loc="left")
+    if upright and found.prefix:
+        axes.set_xlabel(printable(f"layer of {found.prefix}"), loc="left")
 
 
 def _longest(found: Grid) -> int:

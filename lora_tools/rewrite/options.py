@@ -12,7 +12,7 @@ from lora_tools.scaling import alpha_at
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RewriteOptions:
     """How to rewrite. The defaults change nothing but ranks and where the scale is kept."""
 
     min_rank: int = 1

@@ -11,9 +11,9 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.files.layout import Layout
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.report import Change, Report
-from lora_tools.rewrite.options import Options
+from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.source import Source
-from lora_tools.rewrite.tasks import Decomposition, Job, Target, rewrite
+from lora_tools.rewrite.tasks import Decomposition, RewriteJob, Target, rewrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Rewrite:
 
     source: Source
     manifest: Manifest
-    jobs: tuple[Job, ...]
+    jobs: tuple[RewriteJob, ...]
     executor: Executor
     finished: Mapping[str, tuple[Target, Change]] = field(default_factory=dict)
     """Changes that were made while the factors were at hand, by module, and what for."""
@@ -41,7 +41,7 @@ class Rewrite:
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def _finished(self, job: Job) -> Change | None:
+    def _finished(self, job: RewriteJob) -> Change | None:
         target, change = self.finished.get(job.module.name, (None, None))
         return change if target == job.target else None
 
@@ -86,7 +86,7 @@ def keep(source: Source, executor: Executor | None = None, *, dtype: str | None 
 
     Nothing is decomposed but updates whose rank is less than that of their factors.
     """
-    options = Options(scale="keep", dtype=dtype)
+    options = RewriteOptions(scale="keep", dtype=dtype)
     ranked = []
     for module in source.manifest.modules:
         r = source.ranks.get(module.name, module.r)
@@ -111,7 +111,7 @@ def planned(
     except LoraToolsError as error:
         raise error.located(source.path) from error
     jobs = tuple(
-        Job(source, module, device, Target(r, written), known)
+        RewriteJob(source, module, device, Target(r, written), known)
         for (module, r, _, known), written in zip(ranked, manifest.modules, strict=True)
     )
     return Rewrite(source, manifest, jobs, executor, finished or {})

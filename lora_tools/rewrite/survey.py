@@ -18,10 +18,10 @@ from lora_tools.linalg.rank import (
     uniform,
 )
 from lora_tools.report import Change, Report, Row
-from lora_tools.rewrite.options import Options
+from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.plan import Ranked, Rewrite, planned
 from lora_tools.rewrite.source import Source
-from lora_tools.rewrite.tasks import Job, Target, decompose, decompose_and_rewrite
+from lora_tools.rewrite.tasks import RewriteJob, Target, decompose, decompose_and_rewrite
 from lora_tools.rewrite.units import Unit, units
 
 ATTEMPTS = 32
@@ -54,7 +54,7 @@ class Survey:
     """The spectra of an adapter, by the units that a rank can be chosen for."""
 
     source: Source
-    options: Options
+    options: RewriteOptions
     executor: Executor
     units: tuple[Unit, ...]
     finished: Mapping[str, tuple[Target, Change]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Survey:
 
         Beside each stands what its parameters can do if they are allocated optimally.
         """
-        offers = []
+        uniform_ranks = []
         top = max(unit.head.r for unit in self.units)
         runtime = self.options.runtime
         steps = runtime.ranks if runtime else tuple(2**i for i in range(top.bit_length()))
@@ -95,8 +95,8 @@ class Survey:
             error, plan = self._error(ranks), self.at(ranks)
             params = sum(spec.numel for spec in plan.manifest.specs.values())
             allocated = error if runtime else self._error(self._ranks(MaxParams(params)))
-            offers.append(UniformRank(rank, plan.layout.size, error, min(allocated, error)))
-        return offers
+            uniform_ranks.append(UniformRank(rank, plan.layout.size, error, min(allocated, error)))
+        return uniform_ranks
 
     def _error(self, ranks: Ranks) -> float:
         """Return the least relative error of the whole adapter at these ranks."""
@@ -208,7 +208,7 @@ def _lost_to_rounding(policy: MaxError) -> BoundError:
 
 def survey(
     source: Source,
-    options: Options | None = None,
+    options: RewriteOptions | None = None,
     executor: Executor | None = None,
     *,
     expect: RankPolicy | None = None,
@@ -221,7 +221,7 @@ def survey(
     Inf, `PolicyError` for patterns that match nothing, and `UnsupportedError` for what the runtime
     would refuse.
     """
-    options, executor = options or Options(), executor or Serial()
+    options, executor = options or RewriteOptions(), executor or Serial()
     options.check(source)
     modules = source.manifest.modules
     plan = _from_headers(source, options, executor, expect)
@@ -239,13 +239,13 @@ def survey(
     )
 
 
-def jobs(source: Source, device: str) -> list[Job]:
+def jobs(source: Source, device: str) -> list[RewriteJob]:
     """Return the jobs that find the spectra of a source's modules."""
-    return [Job(source, module, device) for module in source.manifest.modules]
+    return [RewriteJob(source, module, device) for module in source.manifest.modules]
 
 
 def _from_headers(
-    source: Source, options: Options, executor: Executor, policy: RankPolicy | None
+    source: Source, options: RewriteOptions, executor: Executor, policy: RankPolicy | None
 ) -> Rewrite | None:
     """Return the rewrite at the ranks that headers tell, if a policy needs no more than those."""
     if not isinstance(policy, Fixed) or options.runtime:

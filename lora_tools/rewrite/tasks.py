@@ -12,10 +12,10 @@ from lora_tools.files.dtypes import DTYPES
 from lora_tools.formats.finite import broken, damaged, sound
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact, placed
+from lora_tools.linalg.factors import Factors, Small, factors_of, padded
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
 from lora_tools.linalg.svd import core
-from lora_tools.linalg.tall import Held, Small, hold, padded
 from lora_tools.linalg.truncate import truncate
 from lora_tools.report import Change, Row
 from lora_tools.rewrite.source import Origin, Source
@@ -45,7 +45,7 @@ class Decomposition(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RewriteJob:
     """One module of a rewrite: where it lies, what it is, and what is to become of it.
 
     Pickled it is an address of less than 4 kB: the decomposition stays behind, and is found again.
@@ -61,7 +61,7 @@ class Job:
 
     def __reduce__(self) -> tuple[Any, ...]:
         surveyed = self.surveyed or self.known is not None
-        return Job, (self.source, self.module, self.device, self.target, None, surveyed)
+        return RewriteJob, (self.source, self.module, self.device, self.target, None, surveyed)
 
     @property
     def adapter(self) -> Adapter:
@@ -75,29 +75,31 @@ class Job:
 
 
 @exact()
-def decompose(job: Job) -> Decomposition:
+def decompose(job: RewriteJob) -> Decomposition:
     """Return the spectrum of one module; `NonFiniteError` names the tensor that has none."""
     return _decomposed(job, *_read(job))
 
 
 @exact()
-def decompose_and_rewrite(job: Job) -> tuple[Decomposition, Change | None]:
+def decompose_and_rewrite(job: RewriteJob) -> tuple[Decomposition, Change | None]:
     """Return the spectrum of one module and, unless it is zero, the module at its target."""
-    update, held = _read(job)
-    found = _decomposed(job, update, held)
-    return found, None if found.is_zero else _change(replace(job, known=found), update, held)
+    update, update_factors = _read(job)
+    found = _decomposed(job, update, update_factors)
+    return found, None if found.is_zero else _change(
+        replace(job, known=found), update, update_factors
+    )
 
 
 @exact()
-def rewrite(job: Job) -> Change:
+def rewrite(job: RewriteJob) -> Change:
     """Return the module's update as its target says, with what it cost."""
-    update, held = _read(job)
+    update, update_factors = _read(job)
     if job.surveyed and job.known is None:
-        job = replace(job, known=_decomposed(job, update, held))
-    return _change(job, update, held)
+        job = replace(job, known=_decomposed(job, update, update_factors))
+    return _change(job, update, update_factors)
 
 
-def named(job: Job, why: object) -> NonFiniteError:
+def named(job: RewriteJob, why: object) -> NonFiniteError:
     """Return the error that names what a module is made of and holds NaN or Inf, or says ``why``.
 
     What it is made of is read once more: a module may be some rows of one in the file, or several.
@@ -108,7 +110,7 @@ def named(job: Job, why: object) -> NonFiniteError:
     return NonFiniteError(f"{where}: {job.module.name}: {why}")
 
 
-def _read(job: Job) -> tuple[Update, Held]:
+def _read(job: RewriteJob) -> tuple[Update, Factors]:
     """Read a module's update: into arrays of numpy on the host, into torch's on a device."""
     host = job.device == "cpu"
     update = job.origin.update(job.adapter, job.module, on_host=host)
@@ -119,20 +121,20 @@ def _read(job: Job) -> tuple[Update, Held]:
         moved = replace(low, a=placed(low.a, job.device), b=placed(low.b, job.device))
         update = refactored(update, moved)
     try:
-        return update, hold(factors(update))
+        return update, factors_of(factors(update))
     except NonFiniteError as error:
         raise named(job, error) from error
 
 
-def _decomposed(job: Job, update: Update, held: Held) -> Decomposition:
+def _decomposed(job: RewriteJob, update: Update, update_factors: Factors) -> Decomposition:
     try:
-        heart = core(factors(update), held)
+        heart = core(factors(update), update_factors)
     except NonFiniteError as error:
         raise named(job, error) from error
     return Decomposition(heart.s, heart.left)
 
 
-def _change(job: Job, before: Update, held: Held) -> Change:
+def _change(job: RewriteJob, before: Update, update_factors: Factors) -> Change:
     assert job.target is not None
     (r, target), known, old = job.target, job.known, factors(before)
     alpha, rslora, dtypes = target.alpha, target.rslora, _dtypes(target)
@@ -144,7 +146,7 @@ def _change(job: Job, before: Update, held: Held) -> Change:
         raise named(job, error) from error
     try:
         if r < job.module.r:
-            known = known or Decomposition(*core(old, held, careful=True)[:2])
+            known = known or Decomposition(*core(old, update_factors, careful=True)[:2])
             new, lost = truncate(
                 old,
                 known.s,
@@ -153,7 +155,7 @@ def _change(job: Job, before: Update, held: Held) -> Change:
                 dtypes=dtypes,
                 alpha=alpha,
                 rslora=rslora,
-                held=held,
+                factors=update_factors,
             )
         else:
             new, lost = rescale(old, dtypes=dtypes, alpha=alpha, rslora=rslora)
@@ -182,7 +184,7 @@ def _filled(update: LowRank, target: Module) -> LowRank:
 
 
 def _row(
-    job: Job,
+    job: RewriteJob,
     target: Target,
     known: Decomposition | None,
     whole: float,
@@ -194,7 +196,7 @@ def _row(
     discarded = 0.0 if tail is None else float(np.square(tail).sum())
     return Row(
         module=written.name,
-        key_prefix=written.stem,
+        key_prefix=written.key_prefix,
         shape=written.shape,
         rank_before=module.r,
         rank_after=r,
@@ -213,7 +215,7 @@ def _row(
     )
 
 
-def _outcome(job: Job, target: Target, whole: float, unchanged: bool) -> str:
+def _outcome(job: RewriteJob, target: Target, whole: float, unchanged: bool) -> str:
     if not whole and job.known is not None:
         return "zero"
     if target.r < job.module.r:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.rank import Spectrum, choices, tail
-from lora_tools.rewrite.options import Options
+from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.tasks import Decomposition
 
 
@@ -29,12 +29,12 @@ class Unit:
         """Whether it adds nothing."""
         return all(found.is_zero for found in self.found)
 
-    def is_free(self, options: Options) -> bool:
+    def is_free(self, options: RewriteOptions) -> bool:
         """Whether its rank is for the policy to choose."""
         asked = options.rank_of(self.head)
         return options.selects(self.head) and asked is None and not self.is_zero
 
-    def spectrum(self, options: Options, least: int) -> Spectrum:
+    def spectrum(self, options: RewriteOptions, least: int) -> Spectrum:
         """Return what a policy may know of it; ``least`` is a floor beside that of the options."""
         stored = [module.resized(module.r, options.dtype) for module in self.modules]
         specs = [module.parts[role].spec for module in stored for role in ("b", "a")]
@@ -47,7 +47,7 @@ class Unit:
             self.head.groups,
         )
 
-    def _choices(self, options: Options, least: int) -> tuple[int, ...]:
+    def _choices(self, options: RewriteOptions, least: int) -> tuple[int, ...]:
         own, groups = self.head.r, self.head.groups
         asked = options.rank_of(self.head)
         if not options.selects(self.head):

@@ -52,7 +52,7 @@ class Subject:
     scalars: Mapping[str, float]
     """The values of tensors of one element, by key."""
     truths: Mapping[str, float]
-    """By the stem of a pair, the scale that the adapter's own format gives it, where known."""
+    """By a pair's key prefix, the scale that the adapter's own format gives it, where known."""
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -78,7 +78,7 @@ class Breach(NamedTuple):
 
 
 Check: TypeAlias = Callable[[Subject], Breach | None]
-Mend: TypeAlias = Callable[[Subject], str | None]
+Fix: TypeAlias = Callable[[Subject], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Rule:
     text: str
     """What the runtime does, in a sentence."""
     check: Check
-    mend: Mend | None = None
+    fix: Fix | None = None
     """Makes the command after which the rule is kept."""
     whole: Verdict | None = None
     """The verdict if all factors are offenders, where that is another one."""
@@ -118,7 +118,7 @@ class Finding:
     verdict: Verdict
     why: str
     where: tuple[str, ...]
-    mend: str | None
+    fix: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, with at most five offenders and their count."""
@@ -128,7 +128,7 @@ class Finding:
             "why": self.why,
             "where": list(self.where[:MOST_NAMED]),
             "count": len(self.where),
-            "mend": self.mend,
+            "fix": self.fix,
         }
 
 
@@ -197,8 +197,8 @@ def judge(subject: Subject, runtime: Runtime) -> Judgement:
         if past:
             why = f"before {runtime.name} {rule.until}: {verdict}. {why}"
             verdict = Verdict.LOADS
-        mend = rule.mend(subject) if rule.mend else None
-        findings.append(Finding(rule.name, verdict, why, tuple(breach.where), mend))
+        fix = rule.fix(subject) if rule.fix else None
+        findings.append(Finding(rule.name, verdict, why, tuple(breach.where), fix))
         if verdict is Verdict.NOTHING or (rule.final and not past):
             break
     findings.sort(key=lambda finding: -finding.verdict.severity)
@@ -218,5 +218,5 @@ def _verdict(rule: Rule, breach: Breach, subject: Subject) -> Verdict:
     if rule.whole is None or not subject.pairs:
         return rule.verdict
     offenders = set(breach.where)
-    hit = (offenders & {pair.path, pair.stem, *pair.keys} for pair in subject.pairs)
+    hit = (offenders & {pair.path, pair.key_prefix, *pair.keys} for pair in subject.pairs)
     return rule.whole if all(hit) else rule.verdict

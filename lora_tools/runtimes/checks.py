@@ -24,7 +24,7 @@ def has_file(*names: str) -> Check:
 
 def has_pairs(subject: Subject) -> Breach | None:
     """Demand at least one tensor that is named like a factor of PEFT."""
-    if any(pair.spelling.startswith("peft") for pair in subject.pairs):
+    if any(pair.naming.startswith("peft") for pair in subject.pairs):
         return None
     return Breach(f"no tensor is named like a factor of PEFT: they are {some(subject.specs, 3)}")
 

@@ -3,13 +3,13 @@
 from lora_tools.errors import some
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.checks import breach
+from lora_tools.runtimes.fixes import even
 from lora_tools.runtimes.keys import PREFIX, Pair
-from lora_tools.runtimes.mends import even
 from lora_tools.runtimes.scales import read_at
 
 OTHERS = (".lokr_", ".hada_", ".oft_", ".diff", ".set_weight", "_norm", ".a1.weight", ".b1.weight")
 """Marks of what it loads beside pairs of factors."""
-SPELLINGS = ("peft", "loralib", "kohya", "processor", "diffusers", "text encoder")
+NAMINGS = ("peft", "loralib", "kohya", "processor", "diffusers", "text encoder")
 # The first names within the models that take PEFT's prefix: SD3, PixArt and HunyuanDiT.
 TOPS = frozenset(
     {
@@ -39,40 +39,44 @@ def _nothing_known(subject: Subject) -> Breach | None:
     return Breach(f"no tensor is named as it knows them: they are {some(subject.specs, 3)}")
 
 
-def _spelled(subject: Subject) -> Breach | None:
-    lost = [pair.stem for pair in subject.pairs if not _reads(pair)]
+def _rekeyed(subject: Subject) -> Breach | None:
+    lost = [pair.key_prefix for pair in subject.pairs if not _reads(pair)]
     if not lost:
         return None
-    key = next(key for pair in subject.pairs if pair.stem == lost[0] for key in pair.keys)
+    key = next(key for pair in subject.pairs if pair.key_prefix == lost[0] for key in pair.keys)
     return Breach(
-        f"{len(lost)} of {len(subject.pairs)} pairs are spelled as it does not read them: {key}",
+        f"{len(lost)} of {len(subject.pairs)} pairs are named as it does not read them: {key}",
         lost,
     )
 
 
 def _reads(pair: Pair) -> bool:
-    named = pair.spelling == "peft, named" and all(".default." in key for key in pair.keys)
-    return pair.spelling in SPELLINGS or named
+    named = pair.naming == "peft, named" and all(".default." in key for key in pair.keys)
+    return pair.naming in NAMINGS or named
 
 
 def _peft_names(subject: Subject) -> Breach | None:
     """Find names with PEFT's prefix, unless all are of models for which it is in the table."""
-    prefixed = [pair for pair in subject.pairs if pair.stem.startswith(PREFIX)]
-    strange = [p for p in prefixed if p.stem.removeprefix(PREFIX).partition(".")[0] not in TOPS]
+    prefixed = [pair for pair in subject.pairs if pair.key_prefix.startswith(PREFIX)]
+    strange = [
+        p for p in prefixed if p.key_prefix.removeprefix(PREFIX).partition(".")[0] not in TOPS
+    ]
     if not strange:
         return None
     return Breach(
         f"{len(prefixed)} names begin with {PREFIX!r}, which only SD3, PixArt and HunyuanDiT have"
         f" in the table, and these are not theirs",
-        [pair.stem for pair in prefixed],
+        [pair.key_prefix for pair in prefixed],
     )
 
 
 def _unet_names(subject: Subject) -> Breach | None:
     lost = [
-        pair.stem
+        pair.key_prefix
         for pair in subject.pairs
-        if pair.stem.startswith("unet.") and ".to_" in pair.stem and ".processor." not in pair.stem
+        if pair.key_prefix.startswith("unet.")
+        and ".to_" in pair.key_prefix
+        and ".processor." not in pair.key_prefix
     ]
     return breach(
         lost,
@@ -82,13 +86,13 @@ def _unet_names(subject: Subject) -> Breach | None:
 
 
 def _incomplete(subject: Subject) -> Breach | None:
-    lone = [p.stem for p in subject.pairs if p.down is None and p.up is not None]
+    lone = [p.key_prefix for p in subject.pairs if p.down is None and p.up is not None]
     return breach(lone, f"{len(lone)} pairs lack the first factor: a KeyError")
 
 
 def _half(subject: Subject) -> Breach | None:
-    lone = [p.stem for p in subject.pairs if p.up is None]
-    return breach(lone, f"{len(lone)} pairs lack the second factor and are passed over")
+    lone = [p.key_prefix for p in subject.pairs if p.up is None]
+    return breach(lone, f"{len(lone)} pairs lack the second factor and are ignored")
 
 
 def _magnitude(subject: Subject) -> Breach | None:
@@ -119,15 +123,15 @@ COMFYUI = Runtime(
         Rule(
             "half",
             Verdict.WRONG,
-            "A first factor without its second one is passed over.",
+            "A first factor without its second one is ignored.",
             _half,
             whole=Verdict.NOTHING,
         ),
         Rule(
-            "spelling",
+            "naming",
             Verdict.WRONG,
-            "Tensors are looked for under six spellings; others are passed over with a warning.",
-            _spelled,
+            "Tensors are looked for under six key namings; others are ignored with a warning.",
+            _rekeyed,
             whole=Verdict.NOTHING,
         ),
         Rule(

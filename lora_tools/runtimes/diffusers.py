@@ -4,8 +4,8 @@ from lora_tools.errors import CheckpointError, some
 from lora_tools.files.objects import json_value
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.checks import breach
+from lora_tools.runtimes.fixes import even
 from lora_tools.runtimes.keys import PREFIX, Pair
-from lora_tools.runtimes.mends import even
 from lora_tools.runtimes.scales import read_at
 
 COMPONENTS = (
@@ -25,7 +25,7 @@ METADATA = "lora_adapter_metadata"
 
 def _is_language(subject: Subject, pair: Pair) -> bool:
     """Whether a name is of PEFT for a model that is no part of a diffusion pipeline."""
-    return pair.stem.startswith(f"{PREFIX}model.") or pair.spelling in (
+    return pair.key_prefix.startswith(f"{PREFIX}model.") or pair.naming in (
         "mlx",
         "torchtune",
         "loralib",
@@ -35,10 +35,10 @@ def _is_language(subject: Subject, pair: Pair) -> bool:
 def _elsewhere(subject: Subject) -> Breach | None:
     """Find names that no pipeline's loader maps to a component."""
     lost = [
-        pair.stem
+        pair.key_prefix
         for pair in subject.pairs
-        if not pair.stem.startswith((*COMPONENTS, *KOHYA, *OTHERS))
-        and (_is_language(subject, pair) or not _is_denoiser(pair))
+        if not pair.key_prefix.startswith((*COMPONENTS, *KOHYA, *OTHERS))
+        and (_is_language(subject, pair) or not _is_unet_or_dit(pair))
     ]
     return breach(
         lost,
@@ -47,23 +47,23 @@ def _elsewhere(subject: Subject) -> Breach | None:
     )
 
 
-def _is_denoiser(pair: Pair) -> bool:
-    """Whether a name is one of a denoiser saved by itself, which some pipelines convert."""
-    path = pair.stem.removeprefix(PREFIX)
+def _is_unet_or_dit(pair: Pair) -> bool:
+    """Whether a name is one of a diffusion model saved by itself, which some pipelines convert."""
+    path = pair.key_prefix.removeprefix(PREFIX)
     blocks = ("transformer_blocks.", "single_transformer_blocks.", "blocks.", "layers.", "proj_out")
-    return pair.stem.startswith(PREFIX) and path.startswith(blocks)
+    return pair.key_prefix.startswith(PREFIX) and path.startswith(blocks)
 
 
 def _bare_processors(subject: Subject) -> Breach | None:
     bare = [
-        pair.stem
+        pair.key_prefix
         for pair in subject.pairs
-        if pair.spelling == "processor" and pair.stem.startswith(UNET)
+        if pair.naming == "processor" and pair.key_prefix.startswith(UNET)
     ]
     return breach(
         bare,
         f"{len(bare)} names of attention processors lack the prefix `unet.` that load_lora_weights"
-        " looks for, so their tensors are passed over",
+        " looks for, so their tensors are ignored",
     )
 
 
@@ -80,7 +80,7 @@ def _no_b_at_all(subject: Subject) -> Breach | None:
 
 
 def _incomplete(subject: Subject) -> Breach | None:
-    lone = [pair.stem for pair in subject.pairs if (pair.down is None) != (pair.up is None)]
+    lone = [pair.key_prefix for pair in subject.pairs if (pair.down is None) != (pair.up is None)]
     if _no_b_at_all(subject):
         return None
     return breach(lone, f"{len(lone)} of {len(subject.pairs)} pairs lack a factor")
@@ -162,8 +162,8 @@ DIFFUSERS = Runtime(
         Rule(
             "component",
             Verdict.WRONG,
-            "Names begin with the pipeline's component, or are of a spelling that is converted to"
-            " that; others are passed over with a warning at most.",
+            "Names begin with the pipeline's component, or are of a naming that is converted to"
+            " that; others are ignored with a warning at most.",
             _elsewhere,
             whole=Verdict.NOTHING,
         ),

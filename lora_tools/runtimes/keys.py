@@ -11,9 +11,9 @@ PREFIX = "base_model.model."
 WRAPPED = ".base_layer"
 
 # Spelling, what ends the name of the first factor (in x rank), and of the second (rank x out).
-SPELLINGS = tuple(
-    (spelling, re.compile(f"(.+?){down}"), re.compile(f"(.+?){up}"))
-    for spelling, down, up in (
+NAMINGS = tuple(
+    (naming, re.compile(f"(.+?){down}"), re.compile(f"(.+?){up}"))
+    for naming, down, up in (
         ("peft", r"\.lora_A\.weight", r"\.lora_B\.weight"),
         (
             "peft, named",
@@ -35,8 +35,8 @@ SPELLINGS = tuple(
 class Pair(NamedTuple):
     """Two factors of one module, or the one of them that a file has."""
 
-    stem: str
-    spelling: str
+    key_prefix: str
+    naming: str
     down: Part | None
     up: Part | None
     alpha: str | None
@@ -46,7 +46,7 @@ class Pair(NamedTuple):
     def rank(self) -> int | None:
         """The size that both factors share, as the first has it; None if it has no such axis."""
         down, up = (part.spec.shape if part else () for part in (self.down, self.up))
-        if self.spelling == "mlx":
+        if self.naming == "mlx":
             if len(down) == 3:  # experts are not transposed
                 return down[1]
             return down[-1] if down else up[0] if up else None
@@ -55,12 +55,12 @@ class Pair(NamedTuple):
     @property
     def path(self) -> str:
         """The module's path as PEFT matches its patterns against it."""
-        return self.stem.removeprefix(PREFIX).replace(WRAPPED, "")
+        return self.key_prefix.removeprefix(PREFIX).replace(WRAPPED, "")
 
     @property
     def component(self) -> str:
         """The model of a pipeline that its name begins with, if it is one of a pipeline's."""
-        return self.stem.partition(".")[0]
+        return self.key_prefix.partition(".")[0]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -77,25 +77,25 @@ def pairs_of(specs: Mapping[str, Spec]) -> tuple[tuple[Pair, ...], tuple[str, ..
         if place is None:
             rest.append(key)
             continue
-        stem, spelling, side = place
-        found.setdefault((stem, spelling), {})[side] = Part(key, spec)
+        key_prefix, naming, side = place
+        found.setdefault((key_prefix, naming), {})[side] = Part(key, spec)
     pairs = tuple(
-        Pair(stem, spelling, parts.get("down"), parts.get("up"), _alpha(stem, specs))
-        for (stem, spelling), parts in found.items()
+        Pair(key_prefix, naming, parts.get("down"), parts.get("up"), _alpha(key_prefix, specs))
+        for (key_prefix, naming), parts in found.items()
     )
     alphas = {pair.alpha for pair in pairs}
     return pairs, tuple(key for key in rest if key not in alphas)
 
 
 def _place(key: str) -> tuple[str, str, str] | None:
-    """Return the stem, the spelling and the side of a factor's key."""
-    for spelling, down, up in SPELLINGS:
+    """Return the key prefix, the naming and the side of a factor's key."""
+    for naming, down, up in NAMINGS:
         for side, expression in (("down", down), ("up", up)):
             if match := expression.fullmatch(key):
-                return match[1], spelling, side
+                return match[1], naming, side
     return None
 
 
-def _alpha(stem: str, specs: Mapping[str, Spec]) -> str | None:
-    key = f"{stem}.alpha"
+def _alpha(key_prefix: str, specs: Mapping[str, Spec]) -> str | None:
+    key = f"{key_prefix}.alpha"
     return key if key in specs and specs[key].numel == 1 else None

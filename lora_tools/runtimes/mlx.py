@@ -45,7 +45,9 @@ def _ranks(subject: Subject) -> Breach | None:
     if not isinstance(rank, int) or not is_count(rank):
         return None
     wrong = {
-        pair.stem: pair for pair in subject.pairs if pair.spelling == "mlx" and _misfits(pair, rank)
+        pair.key_prefix: pair
+        for pair in subject.pairs
+        if pair.naming == "mlx" and _misfits(pair, rank)
     }
     if not wrong:
         return None
@@ -53,8 +55,10 @@ def _ranks(subject: Subject) -> Breach | None:
     turned = all(_misfits(_turned(pair), rank) is False for pair in wrong.values())
     shapes = some(list(part.spec.shape) for part in (first.down, first.up) if part)
     why = "lora_a is (in, rank) and lora_b (rank, out)" if turned else f"the rank should be {rank}"
-    said = "transposed" if turned else "of another rank"
-    return Breach(f"{len(wrong)} pairs are {said}: {first.stem} has {shapes}; {why}", list(wrong))
+    stated = "transposed" if turned else "of another rank"
+    return Breach(
+        f"{len(wrong)} pairs are {stated}: {first.key_prefix} has {shapes}; {why}", list(wrong)
+    )
 
 
 def _misfits(pair: Pair, rank: int) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lora_tools.runtimes.base import Check, Rule, Verdict
 from lora_tools.runtimes.checks import has_file
 from lora_tools.runtimes.fields import KINDS, has_config, has_fields, sets, typed
-from lora_tools.runtimes.mends import plainly_named
+from lora_tools.runtimes.fixes import plainly_named
 
 CONFIG = Rule(
     "config",
@@ -46,5 +46,5 @@ def types(
 
 
 def keys(text: str, check: Check) -> Rule:
-    """Demand names of tensors that are all known; mend those that hold the adapter's name."""
+    """Demand names of tensors that are all known; fix those that hold the adapter's name."""
     return Rule("keys", Verdict.REFUSED, text, check, plainly_named(check))

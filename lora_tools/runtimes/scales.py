@@ -16,7 +16,7 @@ def read_at(runtime: str, factor: Callable[[Subject, Pair], float | None], reads
     def check(subject: Subject) -> Breach | None:
         wrong: dict[str, tuple[float, float]] = {}
         for pair in subject.pairs:
-            its, truth = factor(subject, pair), subject.truths.get(pair.stem)
+            its, truth = factor(subject, pair), subject.truths.get(pair.key_prefix)
             if its is not None and truth is not None and abs(its - truth) > CLOSE * abs(truth):
                 wrong[pair.path] = (its, truth)
         if not wrong:

@@ -7,8 +7,8 @@ from lora_tools.errors import some
 from lora_tools.files.typed import shown
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.checks import breach, has_pairs
+from lora_tools.runtimes.fixes import even, refolded, uniform
 from lora_tools.runtimes.keys import Pair
-from lora_tools.runtimes.mends import even, refolded, uniform
 from lora_tools.runtimes.rules import CONFIG, DORA, fields, types
 from lora_tools.runtimes.scales import config_scale, read_at
 
@@ -76,13 +76,13 @@ def _mixed_ranks(subject: Subject) -> Breach | None:
 
 def _query_alone(subject: Subject) -> Breach | None:
     """Find query projections without a value projection, whose absence raises a KeyError."""
-    stems = {pair.stem for pair in subject.pairs}
+    key_prefixes = {pair.key_prefix for pair in subject.pairs}
     lone = [
         s
-        for s in stems
-        if s.endswith("q_proj") and s.removesuffix("q_proj") + "v_proj" not in stems
+        for s in key_prefixes
+        if s.endswith("q_proj") and s.removesuffix("q_proj") + "v_proj" not in key_prefixes
     ]
-    lone = [stem for stem in lone if not stem.endswith("qkv_proj")]
+    lone = [key_prefix for key_prefix in lone if not key_prefix.endswith("qkv_proj")]
     return breach(sorted(lone), f"{len(lone)} q_proj have no v_proj beside them to be packed with")
 
 
@@ -91,8 +91,8 @@ def _passed_over(subject: Subject) -> Breach | None:
     names = set(EMBEDDINGS) & set(targets) if isinstance(targets, list) else set(EMBEDDINGS)
     lost = [key for key in subject.specs if not LAYER.search(key) and not _any(names, key)]
     if lost and len(lost) == len(subject.specs):
-        return Breach("no tensor belongs to `layers.N`", [p.stem for p in subject.pairs])
-    return breach(lost, f"{len(lost)} tensors outside `layers.N` are passed over")
+        return Breach("no tensor belongs to `layers.N`", [p.key_prefix for p in subject.pairs])
+    return breach(lost, f"{len(lost)} tensors outside `layers.N` are ignored")
 
 
 def _others(subject: Subject) -> Breach | None:
@@ -147,20 +147,20 @@ SGLANG = Runtime(
         Rule(
             "no-factors",
             Verdict.NOTHING,
-            "Tensors that are not named as PEFT names them are passed over.",
+            "Tensors that are not named as PEFT names them are ignored.",
             has_pairs,
         ),
         Rule(
-            "passed-over",
+            "ignored",
             Verdict.WRONG,
-            "Only tensors of `layers.N` and targeted embeddings are read; others are passed over.",
+            "Only tensors of `layers.N` and targeted embeddings are read; others are ignored.",
             _passed_over,
             whole=Verdict.NOTHING,
         ),
         Rule(
             "others",
             Verdict.WRONG,
-            "Of a layer only factors are read; other tensors are passed over, or taken for a second"
+            "Of a layer only factors are read; other tensors are ignored, or taken for a second"
             " factor and refused.",
             _others,
         ),

@@ -100,22 +100,25 @@ def _truths(
     """Return the scale of each pair by its own format, where that can be told."""
     if manifest:
         by_key = {m.parts["a"].key: m.scale for m in manifest.modules if "a" in m.parts}
-        found = ((pair.stem, by_key.get(pair.down.key)) for pair in pairs if pair.down)
-        return {stem: value for stem, value in found if value is not None}
+        found = ((pair.key_prefix, by_key.get(pair.down.key)) for pair in pairs if pair.down)
+        return {key_prefix: value for key_prefix, value in found if value is not None}
     config = config or {}
     if "peft_type" in config or {"r", "lora_alpha"} <= config.keys():
         return dict(_of_peft(pairs, PeftConfig(config)))
     parameters = config.get("lora_parameters")
     if isinstance(parameters, Mapping):
         factor = number(parameters.get("scale"))
-        return {} if factor is None else {pair.stem: factor for pair in pairs}
+        return {} if factor is None else {pair.key_prefix: factor for pair in pairs}
     return dict(_of_tensors(pairs, adapter_metadata(metadata), scalars))
 
 
 def _of_peft(pairs: tuple[Pair, ...], peft: PeftConfig) -> Iterator[tuple[str, float]]:
     for pair in pairs:
         try:
-            yield pair.stem, scale(peft.alpha(pair.path), peft.rank(pair.path), rslora=peft.rslora)
+            yield (
+                pair.key_prefix,
+                scale(peft.alpha(pair.path), peft.rank(pair.path), rslora=peft.rslora),
+            )
         except (ArithmeticError, ValueError):
             continue  # a rank of 0 or less, or no number at all: no scale
 
@@ -131,9 +134,9 @@ def _of_tensors(
     for pair in pairs:
         if pair.alpha and pair.rank:
             # kohya reads an alpha of 0 as none.
-            yield pair.stem, (scalars[pair.alpha] or pair.rank) / pair.rank
+            yield pair.key_prefix, (scalars[pair.alpha] or pair.rank) / pair.rank
         elif declared:
             config = configs.get(pair.component)
             yield from _of_peft((pair,), config) if config else ()
         else:
-            yield pair.stem, 1.0
+            yield pair.key_prefix, 1.0

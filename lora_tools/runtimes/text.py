@@ -12,7 +12,7 @@ WIDTH = 100
 
 
 def to_text(judgements: Sequence[Judgement], width: int = WIDTH) -> str:
-    """Return a block per runtime: its verdict, and of each finding why, where and what mends it."""
+    """Return a block per runtime: its verdict, and of each finding why, where and what fixes it."""
     margin = max(
         (len(f"{judgement.runtime} {judgement.version}") for judgement in judgements), default=0
     )
@@ -36,9 +36,9 @@ def _lines(finding: Finding, margin: int, width: int) -> Iterator[str]:
     yield from _wrapped(f"{finding.rule}: ", finding.why, margin, width)
     if finding.where:
         yield from _wrapped("", _where(finding.where), margin + 2, width)
-    if finding.mend:
-        label = "mend it: " if verdict != "note" else "to be safe: "
-        yield f"{'':{margin + 2}}{label}{finding.mend}"  # whole, so that it can be copied
+    if finding.fix:
+        label = "fix it: " if verdict != "note" else "to be safe: "
+        yield f"{'':{margin + 2}}{label}{finding.fix}"  # whole, so that it can be copied
 
 
 def _where(names: Sequence[str]) -> str:
@@ -81,7 +81,7 @@ def _rows(rules: Iterable[Rule]) -> Iterator[str]:
         verdict = "loads, with a remark" if rule.verdict is Verdict.LOADS else str(rule.verdict)
         if rule.whole:
             verdict += f"; if all of it does: {rule.whole}"
-        yield f"| `{rule.name}` | {does} | {verdict} | {'`shrink`' if rule.mend else '–'} |"
+        yield f"| `{rule.name}` | {does} | {verdict} | {'`shrink`' if rule.fix else '–'} |"
     yield ""
 
 

@@ -4,13 +4,13 @@ import lora_tools.rewrite as road
 from lora_tools.adapter import Adapter
 from lora_tools.executors import Executor
 from lora_tools.linalg.rank import RankPolicy
-from lora_tools.rewrite import Options, Rewrite, Source, Survey
+from lora_tools.rewrite import Rewrite, RewriteOptions, Source, Survey
 from lora_tools.rewrite.source import source
 
 
 def survey(
     adapter: Adapter | Source,
-    options: Options | None = None,
+    options: RewriteOptions | None = None,
     executor: Executor | None = None,
     *,
     expect: RankPolicy | None = None,
@@ -23,7 +23,7 @@ def survey(
 def shrink(
     adapter: Adapter | Source,
     policy: RankPolicy,
-    options: Options | None = None,
+    options: RewriteOptions | None = None,
     executor: Executor | None = None,
 ) -> Rewrite:
     """Lower the ranks of an adapter's modules as ``policy`` says.

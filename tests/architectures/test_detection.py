@@ -9,9 +9,9 @@ from conftest import REAL, real
 
 from lora_tools.architectures.detection import Component, Hints, detect
 from lora_tools.architectures.families import FAMILIES, family
-from lora_tools.architectures.family import DIT, Container, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Family
 from lora_tools.architectures.index import Candidate
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.tables import expand, one, rows
 from lora_tools.architectures.translation import translate
 from lora_tools.errors import FormatError, UnsupportedError
@@ -62,13 +62,13 @@ def test_real_files_are_of_their_family_or_of_one_that_maps_them_alike(name):
 
 def test_a_real_file_of_three_layers_leaves_its_family_open():
     """Qwen-Image's shortest list: the names of many transformers, which convert in two ways."""
-    (found,) = detect(dict.fromkeys(names_of("qwen_image_lora_diffusers"), Size(3072, 3072)))
+    (found,) = detect(dict.fromkeys(names_of("qwen_image_lora_diffusers"), Dimensions(3072, 3072)))
     names = {candidate.family.name for candidate in found.candidates}
     assert {"Qwen-Image", "Flux.1", "Stable Diffusion 3"} <= names
     assert set(found.decide(lambda c: found.paths[c])) == set(found.names)
 
     def question(candidate):
-        sizes = dict.fromkeys(found.names, Size(3072, 3072))
+        sizes = dict.fromkeys(found.names, Dimensions(3072, 3072))
         there = candidate.family.dialect("kohya")
         return [target.path for target in translate(sizes, candidate, there, {}).targets]
 
@@ -99,7 +99,7 @@ ONLY = ["double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "single_block
 @pytest.mark.parametrize(("ratio", "names"), [(7, FLUX), (9, {"Flux.2"})])
 @pytest.mark.parametrize("before", ["", "diffusion_model.", "lora_unet_"])
 def test_rows_per_column_tell_flux_2_from_flux_1(before, ratio, names):
-    sizes = (Size(36, 12), Size(ratio * 12, 12), Size(12, {7: 60, 9: 48}[ratio]))
+    sizes = (Dimensions(36, 12), Dimensions(ratio * 12, 12), Dimensions(12, {7: 60, 9: 48}[ratio]))
     paths = [path.replace(".", "_") if before.endswith("_") else path for path in ONLY]
     modules = dict(zip((before + path for path in paths), sizes, strict=True))
     (found,) = detect(modules)
@@ -112,8 +112,8 @@ def test_rows_per_column_tell_flux_2_from_flux_1(before, ratio, names):
 
 def test_rows_that_no_family_has_leave_a_module_unmatched():
     modules = {
-        "double_blocks.0.img_attn.qkv": Size(36, 12),
-        "single_blocks.0.linear1": Size(60, 12),
+        "double_blocks.0.img_attn.qkv": Dimensions(36, 12),
+        "single_blocks.0.linear1": Dimensions(60, 12),
     }
     (found,) = detect(modules)
     assert found.unmatched == ("single_blocks.0.linear1",)
@@ -152,7 +152,7 @@ def test_a_whole_number_of_blocks_makes_a_family_likely():
 @pytest.mark.parametrize(("context", "name"), [(768, "1 and 2"), (2048, "XL"), (1280, "refiner")])
 def test_the_width_of_the_text_tells_one_unet_from_another(context, name):
     path = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-    (found,) = detect({path: Size(640, context)})
+    (found,) = detect({path: Dimensions(640, context)})
     assert len(found.candidates) == 3
     (likely,) = found.likely
     assert likely.family.name.endswith(name)
@@ -188,7 +188,7 @@ def test_language_models_that_begin_as_a_component_are_no_component():
 
 @pytest.mark.parametrize(("kind", "paired"), [("llama", True), ("qwen2", False)])
 def test_the_type_of_the_base_decides_among_language_models(kind, paired):
-    modules = {"model.layers.0.self_attn.q_proj": Size(16, 16)}
+    modules = {"model.layers.0.self_attn.q_proj": Dimensions(16, 16)}
     (found,) = detect(modules)
 
     def question(candidate):
@@ -203,7 +203,7 @@ def test_the_type_of_the_base_decides_among_language_models(kind, paired):
 
 def test_a_number_that_only_some_candidates_need_is_asked_for():
     """Not being able to answer is no answer: the others' must not be taken for it."""
-    modules = {"model.layers.0.self_attn.q_proj": Size(16, 16)}
+    modules = {"model.layers.0.self_attn.q_proj": Dimensions(16, 16)}
     (found,) = detect(modules)
 
     def question(candidate):
@@ -229,7 +229,7 @@ def test_a_candidate_whose_rows_do_not_divide_is_none():
 
 def test_each_candidate_has_its_own_dots():
     """HunyuanVideo's img_attn_qkv reads as Flux's img_attn.qkv where the dots are lost."""
-    (found,) = detect({"lora_unet_double_blocks_0_img_attn_qkv": Size(36, 12)})
+    (found,) = detect({"lora_unet_double_blocks_0_img_attn_qkv": Dimensions(36, 12)})
     paths = {str(c): [*own.values()] for c, own in found.paths.items()}
     assert paths["HunyuanVideo (original)"] == ["double_blocks.0.img_attn_qkv"]
     assert paths["Flux.1 (original)"] == ["double_blocks.0.img_attn.qkv"]
@@ -242,7 +242,7 @@ def test_each_candidate_has_its_own_dots():
 MADE_UP = Family(
     "Made-up",
     hub="fine",
-    containers={**DIT, "diffusers": Container("transformer.", ("fine",))},
+    containers={**DIT, "diffusers": ContainerPrefix("transformer.", ("fine",))},
     dialects={
         "original": {
             "trunk.#.": (
@@ -262,7 +262,7 @@ MADE_UP = Family(
 
 def test_a_family_of_nobodys_has_everything_by_its_table():
     families = (*FAMILIES, MADE_UP)
-    flat = {"lora_unet_trunk_3_qkv": Size(24, 8), "lora_unet_trunk_3_in_b": Size(8, 8)}
+    flat = {"lora_unet_trunk_3_qkv": Dimensions(24, 8), "lora_unet_trunk_3_in_b": Dimensions(8, 8)}
     assert not detect(flat)[0].candidates
     (found,) = detect(flat, families)
     assert [str(candidate) for candidate in found.candidates] == ["Made-up (original)"]
@@ -273,8 +273,8 @@ def test_a_family_of_nobodys_has_everything_by_its_table():
     split = translate(sizes, found.candidates[0], MADE_UP.dialect("diffusers"), numbers)
     fine = {target.path: target.size for target in split.targets}
     assert fine == {
-        **{f"branches.3.to_{part}": Size(8, 8) for part in "qkv"},
-        "branches.3.enter.1": Size(8, 8),
+        **{f"branches.3.to_{part}": Dimensions(8, 8) for part in "qkv"},
+        "branches.3.enter.1": Dimensions(8, 8),
     }
     assert split.targets[1].pieces[0].rows == (range(4, 8), range(16, 20))
     here = Candidate(MADE_UP, "fine")

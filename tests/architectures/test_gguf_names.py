@@ -9,7 +9,7 @@ from judges import judge
 
 from lora_tools.architectures.families import FAMILIES, family
 from lora_tools.architectures.index import Candidate
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.translation import translate
 
 BLOCK = "model.layers.1."
@@ -20,13 +20,13 @@ IN_GGUF = [known for known in FAMILIES if "gguf" in known.ids]
 def test_names_are_those_of_gguf(known):
     """Every module of the table has the name that gguf gives to what transformers calls it."""
     gguf = judge("gguf")
-    said = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[known.ids["gguf"]]
-    names = gguf.get_tensor_name_map(said, 2)
+    stated = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[known.ids["gguf"]]
+    names = gguf.get_tensor_name_map(stated, 2)
     for rule in known.rules("gguf"):
         path = rule.path.replace("#", "1")
         numbers = {"heads": 4, "kv_heads": 4}
         here = Candidate(known, "gguf")
-        there = translate({path: Size(24, 8)}, here, "transformers", numbers)
+        there = translate({path: Dimensions(24, 8)}, here, "transformers", numbers)
         assert there.targets
         assert not there.unmatched
         for target in there.targets:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lora_tools.architectures.arrays import assemble
 from lora_tools.architectures.families import FAMILIES, family
 from lora_tools.architectures.index import Candidate, find
-from lora_tools.architectures.layout import Size, fill
+from lora_tools.architectures.layout import Dimensions, fill
 from lora_tools.architectures.translation import translate
 from lora_tools.errors import FormatError, UnsupportedError
 
@@ -30,7 +30,7 @@ def size_for(layout, unit=8):
         shares = [part.share for part in layout.parts]
         weights = [int(s) if s.isdigit() else NUMBERS.get(s, 0) for s in shares]
         out = shares.count("in") * INP + unit * sum(weights)
-    return Size(out, INP, 3 if layout.stacked else 1)
+    return Dimensions(out, INP, 3 if layout.stacked else 1)
 
 
 def modules_of(known, dialect):
@@ -148,13 +148,13 @@ def test_groups_of_any_size_undo_themselves(kv_heads, times, half, columns):
 
 
 def test_what_is_translated_to_its_own_dialect_is_itself():
-    sizes = {"double_blocks.0.img_attn.qkv": Size(36, 12)}
+    sizes = {"double_blocks.0.img_attn.qkv": Dimensions(36, 12)}
     (target,) = translate(sizes, Candidate(family("Flux.1"), "original"), "original", {}).targets
     assert target.source == "double_blocks.0.img_attn.qkv"
 
 
 def test_a_name_that_changes_alone_keeps_its_module():
-    sizes = {"double_blocks.0.img_mlp.2": Size(12, 48)}
+    sizes = {"double_blocks.0.img_mlp.2": Dimensions(12, 48)}
     (target,) = translate(sizes, Candidate(family("Flux.1"), "original"), "diffusers", {}).targets
     assert (target.path, target.source) == (
         "transformer_blocks.0.ff.net.2",
@@ -164,11 +164,11 @@ def test_a_name_that_changes_alone_keeps_its_module():
 
 def test_a_fused_module_of_which_parts_are_missing_has_its_rows_all_the_same():
     before = "single_transformer_blocks.3."
-    sizes = {f"{before}attn.to_q": Size(12, 12), f"{before}attn.to_v": Size(12, 12)}
+    sizes = {f"{before}attn.to_q": Dimensions(12, 12), f"{before}attn.to_v": Dimensions(12, 12)}
     (target,) = translate(sizes, Candidate(family("Flux.1"), "diffusers"), "original", {}).targets
     assert (target.path, target.size, target.is_whole) == (
         "single_blocks.3.linear1",
-        Size(84, 12),
+        Dimensions(84, 12),
         False,
     )
     assert [(p.module[-4:], p.at) for p in target.pieces] == [
@@ -184,7 +184,7 @@ def test_a_fused_module_of_which_parts_are_missing_has_its_rows_all_the_same():
 
 def test_parts_stand_in_the_order_of_the_table_whatever_the_files():
     """Their factors are stacked in this order: the same adapter must give the same bytes."""
-    sizes = {f"transformer_blocks.0.attn.to_{part}": Size(12, 12) for part in "kvq"}
+    sizes = {f"transformer_blocks.0.attn.to_{part}": Dimensions(12, 12) for part in "kvq"}
     (target,) = translate(sizes, Candidate(family("Flux.1"), "diffusers"), "original", {}).targets
     assert [piece.module[-1] for piece in target.pieces] == ["q", "k", "v"]
 
@@ -192,36 +192,42 @@ def test_parts_stand_in_the_order_of_the_table_whatever_the_files():
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ({"attn.to_q": Size(12, 12), "attn.to_k": Size(8, 12)}, r"layers of \[8, 12\] rows"),
-        ({"attn.to_q": Size(12, 12), "attn.to_k": Size(12, 8)}, r"layers of \[8, 12\] columns"),
+        (
+            {"attn.to_q": Dimensions(12, 12), "attn.to_k": Dimensions(8, 12)},
+            r"layers of \[8, 12\] rows",
+        ),
+        (
+            {"attn.to_q": Dimensions(12, 12), "attn.to_k": Dimensions(12, 8)},
+            r"layers of \[8, 12\] columns",
+        ),
     ],
 )
-def test_parts_that_do_not_fit_each_other_are_refused(sizes, said):
+def test_parts_that_do_not_fit_each_other_are_refused(sizes, stated):
     modules = {f"transformer_blocks.0.{path}": size for path, size in sizes.items()}
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(FormatError, match=stated):
         translate(modules, Candidate(family("Flux.1"), "diffusers"), "original", {})
 
 
 def test_two_names_of_one_module_are_refused_side_by_side():
-    modules = {"embed_out": Size(8, 8), "lm_head": Size(8, 8)}
+    modules = {"embed_out": Dimensions(8, 8), "lm_head": Dimensions(8, 8)}
     with pytest.raises(FormatError, match="embed_out and lm_head are both embed_out"):
         translate(modules, Candidate(family("GPT-NeoX"), "transformers"), "split", {})
 
 
 def test_an_order_by_heads_needs_the_base_model():
-    modules = {"model.layers.0.self_attn.q_proj": Size(32, 16)}
+    modules = {"model.layers.0.self_attn.q_proj": Dimensions(32, 16)}
     here = Candidate(family("Llama"), "transformers")
     with pytest.raises(UnsupportedError, match="depends on heads of the base model") as error:
         translate(modules, here, "gguf", {})
     assert "--base" in "".join(error.value.__notes__)
     with pytest.raises(FormatError, match="32 rows are not those of 5 heads"):
         translate(modules, here, "gguf", {"heads": 5})
-    sizes = {f"model.layers.0.self_attn.{x}_proj": Size(16, 16) for x in "qkv"}
+    sizes = {f"model.layers.0.self_attn.{x}_proj": Dimensions(16, 16) for x in "qkv"}
     assert translate(sizes, here, "fused", {}).targets[0].size.out == 48  # all parts are there
 
 
 def test_modules_without_a_name_in_the_target_are_listed():
-    modules = {"lm_head": Size(8, 8), "model.norm": Size(8, 0), "x.y": Size(8, 8)}
+    modules = {"lm_head": Dimensions(8, 8), "model.norm": Dimensions(8, 0), "x.y": Dimensions(8, 8)}
     found = translate(modules, Candidate(family("Llama"), "transformers"), "bare", {})
     assert found.unmatched == ("x.y", "lm_head")
     assert [target.path for target in found.targets] == ["norm"]
@@ -263,13 +269,13 @@ def test_names_of_tensors_may_differ():
 @pytest.mark.parametrize(
     ("name", "size", "said"),
     [
-        ("final_layer.adaLN_modulation.1", Size(9, 8), "9 rows are not two halves"),
-        ("mixins.adaln_layer.adaLN_modulations.3.1", Size(9, 8), "9 rows are not those of"),
+        ("final_layer.adaLN_modulation.1", Dimensions(9, 8), "9 rows are not two halves"),
+        ("mixins.adaln_layer.adaLN_modulations.3.1", Dimensions(9, 8), "9 rows are not those of"),
     ],
 )
-def test_rows_that_do_not_divide_are_refused(name, size, said):
+def test_rows_that_do_not_divide_are_refused(name, size, stated):
     known = family("CogVideoX" if name.startswith("mixins") else "Flux.1")
-    with pytest.raises(FormatError, match=said):
+    with pytest.raises(FormatError, match=stated):
         translate({name: size}, Candidate(known, "original"), "diffusers", {})
 
 
@@ -291,8 +297,10 @@ UNETS = [
 @pytest.mark.parametrize(("name", "ours", "theirs"), UNETS)
 def test_known_pairs_of_a_unets_names(name, ours, theirs):
     known = family(f"Stable Diffusion {name}")
-    (there,) = translate({ours: Size(8, 8)}, Candidate(known, "diffusers"), "original", {}).targets
+    (there,) = translate(
+        {ours: Dimensions(8, 8)}, Candidate(known, "diffusers"), "original", {}
+    ).targets
     assert there.path.startswith(theirs)
     here = Candidate(known, "original")
-    (back,) = translate({there.path: Size(8, 8)}, here, "diffusers", {}).targets
+    (back,) = translate({there.path: Dimensions(8, 8)}, here, "diffusers", {}).targets
     assert back.path == ours

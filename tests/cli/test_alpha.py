@@ -86,7 +86,7 @@ def test_an_alpha_that_the_files_say_is_passed_over_with_a_note(tmp_path):
     shown, silent = (
         json.loads(run("inspect", plain, "--json", *more).stdout) for more in (told, ())
     )
-    assert "Its files say alpha: --alpha is passed over." in shown["notes"]
+    assert "Its files say alpha: --alpha is ignored." in shown["notes"]
     assert shown["modules"] == silent["modules"]
     done = run("convert", plain, tmp_path / "x", "--to", "mlx", *told)
-    assert "passed over" in done.stdout
+    assert "ignored" in done.stdout

@@ -12,7 +12,7 @@ from judges import judge
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora_tools.formats.kinds import KINDS
+from lora_tools.formats.features import FEATURES
 from lora_tools.formats.registry import FORMATS
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -75,7 +75,12 @@ def test_a_shrink_of_a_file_writes_its_own_format(tmp_path):
         ("minilm-plain", ["--to", "kohya", "--drop", "dragons"], 2, "there is no kind dragons"),
         ("minilm-plain", ["--to", "kohya", "--format", "mlx"], 1, "no scale"),
         ("minilm-plain", ["--to", "diffusers"], 1, "not in diffusers' names"),
-        ("minilm-embedding", ["--to", "kohya"], 1, "kohya cannot say\n  embedding: embeddings"),
+        (
+            "minilm-embedding",
+            ["--to", "kohya"],
+            1,
+            "kohya does not support\n  embedding: embeddings",
+        ),
         ("minilm-tokens", ["--to", "mlx"], 1, "trainable tokens"),
         ("minilm-plain", [], 2, "Missing option '--to'"),
     ],
@@ -144,8 +149,8 @@ def test_gguf_and_back_with_the_base_that_knows_the_heads(llama):
     shown = run("inspect", file)
     assert shown.returncode == 0
     assert "gguf adapter" in shown.stdout
-    assert "in rotated pairs" in shown.stdout
-    assert "in rotated pairs" not in run("inspect", file, "--base", base).stdout
+    assert "in the interleaved RoPE layout" in shown.stdout
+    assert "in the interleaved RoPE layout" not in run("inspect", file, "--base", base).stdout
     for command in (
         ["diff", peft, file],
         ["convert", file, llama / "back", "--to", "peft"],
@@ -203,7 +208,7 @@ def test_formats_lists_every_format_and_kind():
     assert all(f"\n{format.name} " in text for format in FORMATS)
     data = json.loads(run("formats", "--json").stdout)
     assert [row["format"] for row in data["formats"]] == [format.name for format in FORMATS]
-    assert data["kinds"] == KINDS
+    assert data["features"] == FEATURES
     assert any("numbered pairs" in reason for reason in data["refused"])
 
 

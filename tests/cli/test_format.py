@@ -18,7 +18,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def adapter(tmp_path):
-    """Peft's adapter of a denoiser, which diffusers reads as well: at a scale of 1, not of 3."""
+    """Peft's adapter of a UNet, which diffusers reads as well: at a scale of 1, not of 3."""
     folder = tmp_path / "adapter"
     folder.mkdir()
     stem = f"base_model.model.{PATH}"

@@ -69,7 +69,7 @@ def test_merge_writes_a_whole_model_and_verify_passes_it(base, tmp_path):
 
 def test_outputs_that_would_harm_an_input_are_refused(base, tmp_path):
     (tmp_path / "taken").mkdir()
-    for out, said in (
+    for out, stated in (
         (base, "is the base itself"),
         (base / "merged", "lies inside the base"),
         (tmp_path / "taken", "exists already"),
@@ -77,7 +77,7 @@ def test_outputs_that_would_harm_an_input_are_refused(base, tmp_path):
     ):
         done = run("merge", base, PLAIN, out)
         assert done.returncode == 1
-        assert said in done.stderr
+        assert stated in done.stderr
     assert run("merge", base, PLAIN, tmp_path / "taken", "--force", "--quiet").returncode == 0
 
 

@@ -68,14 +68,14 @@ def begin(out: Path, block: str = ASLEEP, before: str = "") -> subprocess.Popen[
         (signal.SIGHUP, 129, "Hangup."),
     ],
 )
-def test_a_signal_cleans_up_promptly_and_is_the_status(tmp_path, number, status, said, block):
+def test_a_signal_cleans_up_promptly_and_is_the_status(tmp_path, number, status, stated, block):
     process = begin(tmp_path / "out", block)
     assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
     began = time.monotonic()
     process.send_signal(number)
     _, error = process.communicate(timeout=50)
     assert time.monotonic() - began < 50
-    assert (process.returncode, error.strip()) == (status, said)
+    assert (process.returncode, error.strip()) == (status, stated)
     assert list(tmp_path.iterdir()) == []
 
 

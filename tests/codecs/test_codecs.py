@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools import codecs
 from lora_tools.cli import cli
-from lora_tools.codecs import CODECS, Part, Span
+from lora_tools.codecs import CODECS, Span, StoredPart
 from lora_tools.errors import UnsupportedError
 from lora_tools.model import open_model
 
@@ -28,8 +28,8 @@ class Lined:
     methods = frozenset({"lining"})
     loses = "all but 8 bits"
 
-    numbers: Part
-    factors: Part
+    numbers: StoredPart
+    factors: StoredPart
     misfit: str = ""
 
     @property
@@ -41,7 +41,7 @@ class Lined:
         return self.numbers.spec.shape
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[StoredPart, ...]:
         return self.numbers, self.factors
 
     @classmethod
@@ -49,7 +49,7 @@ class Lined:
         specs, lines = model.tensors.specs, f"{key.removesuffix('.lined')}.lines"
         if not key.endswith(".lined") or lines not in specs:
             return None
-        return cls(Part(key, specs[key]), Part(lines, specs[lines]))
+        return cls(StoredPart(key, specs[key]), StoredPart(lines, specs[lines]))
 
     @classmethod
     def belongs(cls, key: str, keys: Collection[str]) -> bool:

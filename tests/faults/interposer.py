@@ -25,7 +25,7 @@ REAL = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)}, io_open=
 
 ALLOCATES = {"create", "mkdir", "symlink", "link", "write", "pwrite", "pwritev", "writev"}
 ALLOCATES |= {"copy_file_range", "sendfile"}
-"""What goes on failing on a disk that is full."""
+"""What resumes failing on a disk that is full."""
 
 # Wherever it stands, a wrapper around renameat2(2) goes by one of these names.
 EXCLUSIVE, EXCHANGE = "rename_exclusive", "exchange"

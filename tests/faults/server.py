@@ -1,7 +1,7 @@
 """A process that has imported everything, and forks for each order: ten starts in the time of one.
 
 It speaks lines of JSON: an order comes in, how the command ended goes out. A command that stops
-itself is answered with its process, and goes on when that is sent.
+itself is answered with its process, and resumes when that is sent.
 """
 
 import gc

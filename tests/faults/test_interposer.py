@@ -69,16 +69,16 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_of_writing_is_seen_and_can_fail(way, place):
-    status, (record,), said = run(WAYS[way], place)
-    assert status == 0, said
+    status, (record,), stated = run(WAYS[way], place)
+    assert status == 0, stated
     assert (place / "a").read_bytes() == b"x" * 10
     assert record["written"] == [str(place / "a")]
     assert not record["unaccounted"]
     for number in range(len(record["steps"])):
         (place / "a").unlink(missing_ok=True)
-        status, notes, said = run(WAYS[way], place, Fault("EIO", number))
+        status, notes, stated = run(WAYS[way], place, Fault("EIO", number))
         assert notes == [{"fired": [record["steps"][number][0], notes[0]["fired"][1]]}]
-        assert "Input/output error" in said
+        assert "Input/output error" in stated
 
 
 def test_a_process_dies_in_the_middle_of_a_write(place):
@@ -101,8 +101,8 @@ def test_a_full_disk_stays_full_and_lets_go_of_files(place):
             "os.unlink('a')",
         ]
     )
-    status, _, said = run(code, place, Fault("ENOSPC", 1))
-    assert status == 0, said
+    status, _, stated = run(code, place, Fault("ENOSPC", 1))
+    assert status == 0, stated
     assert [path.name for path in place.iterdir()] == ["source"]
 
 

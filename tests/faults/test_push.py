@@ -109,8 +109,8 @@ def ends(stage: Stage, kind: str, numbers: list[int]) -> list[str]:
         ended = stage.push(fault)
         step = ended.fired or stage.steps[number]
         sentences = [*stage.kept(fault, ended), *stage.again()]
-        said = f"{fault} at step {number}, {step.call} {Path(step.path).name}"
-        broken += [f"{said}: {sentence}" for sentence in sentences]
+        stated = f"{fault} at step {number}, {step.call} {Path(step.path).name}"
+        broken += [f"{stated}: {sentence}" for sentence in sentences]
     return broken
 
 

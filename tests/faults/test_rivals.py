@@ -31,8 +31,8 @@ def rival(first: Command, second: Command, benches, *, most: int) -> list[str]:
         theirs = bench.forks.run(bench.order() if first is second else _there(bench, other))
         mine = bench.forks.resume(waits)
         step = bench.whole.steps[number]
-        said = f"the first waits at step {number}, {step.call}"
-        broken += [f"{said}: {s}" for s in _outcome(bench, other, mine, theirs)]
+        stated = f"the first waits at step {number}, {step.call}"
+        broken += [f"{stated}: {s}" for s in _outcome(bench, other, mine, theirs)]
     assert met > 1
     return broken
 
@@ -75,16 +75,16 @@ def made_meanwhile(bench, what: str, numbers) -> list[str]:
         bench.clear()
         fault = Fault("make", number, what)
         ended = bench.run(fault)
-        left, said = tree(bench.place), []
+        left, stated = tree(bench.place), []
         if ended.fired is None:
             continue  # OUT was there already, or is not to come
         if part(left, out) != theirs:
-            said.append("theirs is gone")
+            stated.append("theirs is gone")
         if ended.status != 1 or out not in ended.err:
-            said.append(f"status {ended.status}: {ended.err.strip()}")
+            stated.append(f"status {ended.status}: {ended.err.strip()}")
         stay = [partial(out)] if bench.command.resumes else []
-        said += [*leftovers(bench, left, stay), *inputs(bench)]
-        broken += [f"{where(bench, fault, ended)}: {sentence}" for sentence in said]
+        stated += [*leftovers(bench, left, stay), *inputs(bench)]
+        broken += [f"{where(bench, fault, ended)}: {sentence}" for sentence in stated]
     return broken
 
 

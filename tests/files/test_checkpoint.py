@@ -197,7 +197,7 @@ def test_a_type_that_torch_lacks_can_be_listed_and_not_read(tmp_path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(3))
     checkpoint = open_checkpoint(path)
     assert checkpoint.specs["x"] == Spec("F6_E2M3", (4,))
-    with pytest.raises(CheckpointError, match="no element type F6_E2M3"):
+    with pytest.raises(CheckpointError, match="no dtype F6_E2M3"):
         checkpoint["x"]
 
 

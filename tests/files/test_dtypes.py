@@ -50,14 +50,14 @@ def test_safetensors_knows_no_type_that_is_missing_here():
 
 @pytest.mark.parametrize("code", [d.code for d in DTYPES.values() if not d.torch])
 def test_a_type_that_torch_lacks_is_refused_by_name(code):
-    with pytest.raises(CheckpointError, match=f"has no element type {code}\\b") as caught:
+    with pytest.raises(CheckpointError, match=f"has no dtype {code}\\b") as caught:
         torch_dtype(code)
     assert caught.value.__notes__
 
 
 def test_a_type_that_an_older_torch_lacks_is_refused_by_name(monkeypatch):
     monkeypatch.setitem(DTYPES, "F3", Dtype("F3", 3, "float3_of_tomorrow"))
-    with pytest.raises(CheckpointError, match=r"has no element type F3\b"):
+    with pytest.raises(CheckpointError, match=r"has no dtype F3\b"):
         torch_dtype("F3")
 
 

@@ -23,10 +23,10 @@ def archive(path: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_STO
 
 
 def npy(text: str, data: bytes = ARRAY.tobytes(), version: int = 1, length: int | None = None):
-    said = text.encode("latin-1") if version < 3 else text.encode()
+    stated = text.encode("latin-1") if version < 3 else text.encode()
     width = "<H" if version == 1 else "<I"
-    count = struct.pack(width, len(said) if length is None else length)
-    return b"\x93NUMPY" + bytes([version, 0]) + count + said + data
+    count = struct.pack(width, len(stated) if length is None else length)
+    return b"\x93NUMPY" + bytes([version, 0]) + count + stated + data
 
 
 HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n"

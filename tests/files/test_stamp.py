@@ -18,7 +18,7 @@ from lora_tools.linalg.rank import Fixed
 from lora_tools.verbs.convert import convert
 from lora_tools.verbs.shrink import shrink
 
-STEM = "lora_unet_mid_block_attentions_0_proj_in"
+KEY_PREFIX = "lora_unet_mid_block_attentions_0_proj_in"
 
 
 def defined(file):
@@ -42,9 +42,9 @@ def hashes(file):
 
 def kohya(file, size, metadata):
     tensors = {
-        f"{STEM}.lora_down.weight": torch.randn(8, size),
-        f"{STEM}.lora_up.weight": torch.randn(size, 8).half(),
-        f"{STEM}.alpha": torch.tensor(4.0),
+        f"{KEY_PREFIX}.lora_down.weight": torch.randn(8, size),
+        f"{KEY_PREFIX}.lora_up.weight": torch.randn(size, 8).half(),
+        f"{KEY_PREFIX}.alpha": torch.tensor(4.0),
     }
     safetensors.torch.save_file(tensors, file, metadata)
     return file

@@ -583,8 +583,8 @@ def test_a_full_disk_names_the_file_and_its_room(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    said = r"x\.safetensors: No space left .* MB are free"
-    with pytest.raises(DiskError, match=said) as caught, staged(tmp_path / "out") as place:
+    stated = r"x\.safetensors: No space left .* MB are free"
+    with pytest.raises(DiskError, match=stated) as caught, staged(tmp_path / "out") as place:
         fill(place)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.__notes__

@@ -53,7 +53,7 @@ def flux():
 
 
 def peft(folder, model, targets, given=None, **config):
-    """Write an adapter of a denoiser as peft would, alphas and all; return its dense updates."""
+    """Write an adapter as peft would, alphas and all; return its dense updates."""
     torch.manual_seed(1)
     tensors, wanted = {}, {}
     alphas = dict(zip(targets, given or (3.0, 5.0, 4.0, 2.0, 8.0), strict=False))
@@ -62,8 +62,8 @@ def peft(folder, model, targets, given=None, **config):
         ones = (1,) * (weight.ndim - 2)
         a = torch.randn(rank, *weight.shape[1:])
         b = torch.randn(weight.shape[0], rank, *ones)
-        stem = f"base_model.model.{path}"
-        tensors |= {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
+        key_prefix = f"base_model.model.{path}"
+        tensors |= {f"{key_prefix}.lora_A.weight": a, f"{key_prefix}.lora_B.weight": b}
         scale = alphas[path] / (sqrt(rank) if config.get("use_rslora") else rank)
         wanted[path] = (scale * b.flatten(1) @ a.flatten(1)).reshape(weight.shape)
     folder.mkdir()
@@ -186,9 +186,9 @@ def test_diffusers_splits_what_is_stacked_here_in_its_true_size(target, tmp_path
     torch.manual_seed(0)
     tensors = {}
     for path, out in WHOLE.items():
-        stem = f"base_model.model.{path}"
-        tensors[f"{stem}.lora_A.weight"] = torch.randn(2, 3072)
-        tensors[f"{stem}.lora_B.weight"] = torch.randn(out, 2)
+        key_prefix = f"base_model.model.{path}"
+        tensors[f"{key_prefix}.lora_A.weight"] = torch.randn(2, 3072)
+        tensors[f"{key_prefix}.lora_B.weight"] = torch.randn(out, 2)
     (tmp_path / "peft").mkdir()
     save_file(tensors, tmp_path / "peft" / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3.0, "target_modules": ".*"}
@@ -243,17 +243,21 @@ def test_the_oldest_spelling_is_read(tmp_path):
         warnings.simplefilter("ignore")
         state, alphas = loader.lora_state_dict(str(file.parent), weight_name=file.name)
     assert not alphas
-    stems = {key.rpartition(".lora")[0] for key in state} | {
+    key_prefixes = {key.rpartition(".lora")[0] for key in state} | {
         key.replace(".processor.", ".").rpartition("_lora.")[0].replace("to_out", "to_out.0")
         for key in state
         if "_lora." in key
     }
-    found = {stem if stem.startswith("unet.") else f"unet.{stem}" for stem in stems if stem}
+    found = {
+        key_prefix if key_prefix.startswith("unet.") else f"unet.{key_prefix}"
+        for key_prefix in key_prefixes
+        if key_prefix
+    }
     assert set(adapter) <= found
 
 
-def pair(stem, a=".lora_A.weight", b=".lora_B.weight"):
-    return {stem + a: Spec("F32", (2, 3)), stem + b: Spec("F32", (4, 2))}
+def pair(key_prefix, a=".lora_A.weight", b=".lora_B.weight"):
+    return {key_prefix + a: Spec("F32", (2, 3)), key_prefix + b: Spec("F32", (4, 2))}
 
 
 NAMES = {
@@ -313,8 +317,8 @@ def test_headers_that_contradict_their_tensors_are_refused(metadata, kind, messa
 
 def test_numbered_parts_of_fused_layers_are_no_modules():
     specs = {
-        f"transformer.{stem}.lora_{way}.weight": Spec("F32", (2, 2))
-        for stem in ("double_blocks.0.img_attn.qkv.0", "single_blocks.0.linear1.3")
+        f"transformer.{key_prefix}.lora_{way}.weight": Spec("F32", (2, 2))
+        for key_prefix in ("double_blocks.0.img_attn.qkv.0", "single_blocks.0.linear1.3")
         for way in ("down", "up")
     }
     for order in (specs, dict(reversed(specs.items()))):

@@ -105,10 +105,10 @@ def test_no_field_hangs(field, evil, monkeypatch):
     asked = (ask(path) for path in paths for ask in (peft.targets, peft.rank, peft.alpha))
     try:
         list(asked)
-        said = ""
+        stated = ""
     except FormatError as error:
-        said = str(error)
-    assert not said or said.startswith(f"adapter_config.json: {field}: ")
+        stated = str(error)
+    assert not stated or stated.startswith(f"adapter_config.json: {field}: ")
 
 
 def test_an_expression_without_end_is_refused_by_file_field_and_pattern(monkeypatch):

@@ -53,9 +53,9 @@ def test_fused_layers_are_split_bit_for_bit(dtype, tmp_path):
         out = sum(layers[part].out_features for part in parts)
         a = torch.randn(3, layers[parts[0]].in_features).to(dtype)
         b = torch.randn(out, 3).to(dtype)
-        stem = f"lora_unet_{path.replace('.', '_')}"
-        tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
-        tensors[f"{stem}.alpha"] = torch.tensor(2.0)
+        key_prefix = f"lora_unet_{path.replace('.', '_')}"
+        tensors |= {f"{key_prefix}.lora_down.weight": a, f"{key_prefix}.lora_up.weight": b}
+        tensors[f"{key_prefix}.alpha"] = torch.tensor(2.0)
         wanted[path] = (b.double() @ a.double()) * (2 / 3)
     save_file(tensors, tmp_path / "flux.safetensors")
     adapter = read(tmp_path / "flux.safetensors")
@@ -88,14 +88,14 @@ def test_fused_layers_are_split_bit_for_bit(dtype, tmp_path):
 
 
 def fused_norms(path, shape):
-    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    key_prefix = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors = {
-        f"{stem}.lora_down.weight": torch.randn(2, 8),
-        f"{stem}.lora_up.weight": torch.randn(24, 2),
-        f"{stem}.dora_scale": torch.rand(shape) + 1,
+        f"{key_prefix}.lora_down.weight": torch.randn(2, 8),
+        f"{key_prefix}.lora_up.weight": torch.randn(24, 2),
+        f"{key_prefix}.dora_scale": torch.rand(shape) + 1,
     }
     save_file(tensors, path)
-    return tensors[f"{stem}.dora_scale"]
+    return tensors[f"{key_prefix}.dora_scale"]
 
 
 def test_norms_of_a_fused_layers_rows_go_with_them(tmp_path):

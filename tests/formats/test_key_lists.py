@@ -79,9 +79,9 @@ def norm(deltas):
 
 def test_every_list_is_detected_and_converted_or_refused(listed, tmp_path):
     name, file = listed
-    spelling, count, targets = LISTS[name]
+    naming, count, targets = LISTS[name]
     adapter = read(file)
-    assert adapter.format.name == spelling
+    assert adapter.format.name == naming
     assert len(adapter) == count
     assert adapter.manifest.specs.keys() == load_file(file).keys()
     for target, refusal in targets.items():
@@ -144,11 +144,11 @@ def test_a_shrink_keeps_the_format_and_every_other_tensor(name, tmp_path):
 
 
 def test_norms_of_columns_in_a_pipelines_names_are_not_lost(tmp_path):
-    stem = "unet.mid_block.attentions.0.proj_in"
+    key_prefix = "unet.mid_block.attentions.0.proj_in"
     tensors = {
-        f"{stem}.lora_down.weight": torch.randn(2, 6),
-        f"{stem}.lora_up.weight": torch.randn(4, 2),
-        f"{stem}.dora_scale": torch.randn(1, 6),
+        f"{key_prefix}.lora_down.weight": torch.randn(2, 6),
+        f"{key_prefix}.lora_up.weight": torch.randn(4, 2),
+        f"{key_prefix}.dora_scale": torch.randn(1, 6),
     }
     save_file(tensors, tmp_path / "x.safetensors")
     adapter = read(tmp_path / "x.safetensors")

@@ -161,7 +161,7 @@ def weights(model, network):
 
 @pytest.mark.parametrize("on_output", [True, False])
 def test_lycoris_and_we_merge_its_dora_alike(on_output, tmp_path):
-    """The norms of rows, or of columns: of W + dW, by the definition, as its own forward has it."""
+    """Magnitudes per output or per input, of W + dW, as the definition and its own forward say."""
     model, network = trained({"algo": "locon"}, dora_wd=True, wd_on_output=on_output)
     wanted, adapter = weights(model, network), read(saved(network, tmp_path))
     for name in adapter:
@@ -228,11 +228,11 @@ def test_a_shrink_writes_kohya_with_the_right_alphas(name, tmp_path):
     assert report.error == pytest.approx(math.sqrt(lost / whole), rel=1e-6)
 
 
-def pair(stem, r=4, out=5, inp=6, dtype="F16"):
+def pair(key_prefix, r=4, out=5, inp=6, dtype="F16"):
     return {
-        f"{stem}.lora_down.weight": Spec(dtype, (r, inp)),
-        f"{stem}.lora_up.weight": Spec(dtype, (out, r)),
-        f"{stem}.alpha": Spec(dtype, ()),
+        f"{key_prefix}.lora_down.weight": Spec(dtype, (r, inp)),
+        f"{key_prefix}.lora_up.weight": Spec(dtype, (out, r)),
+        f"{key_prefix}.alpha": Spec(dtype, ()),
     }
 
 
@@ -267,12 +267,12 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_get_their_dots_back_where_a_model_is_known(name):
-    stem = PATHS[name]
-    manifest = KOHYA.read(Contents(pair(stem), None, {}, {f"{stem}.alpha": 4.0}))
+    key_prefix = PATHS[name]
+    manifest = KOHYA.read(Contents(pair(key_prefix), None, {}, {f"{key_prefix}.alpha": 4.0}))
     (module,) = manifest.modules
     assert module.name == name
-    assert bool(manifest.notes) == (name == stem)
-    assert KOHYA.write(manifest).specs == pair(stem)
+    assert bool(manifest.notes) == (name == key_prefix)
+    assert KOHYA.write(manifest).specs == pair(key_prefix)
 
 
 def test_t5_is_the_third_encoder_of_kohyas_flux():
@@ -306,14 +306,14 @@ def test_the_header_is_kept_but_for_what_has_changed():
 
 def test_a_tucker_core_is_folded_into_down(tmp_path):
     torch.manual_seed(0)
-    stem = "lora_unet_mid_block_resnets_0_conv1"
+    key_prefix = "lora_unet_mid_block_resnets_0_conv1"
     down, up = torch.randn(4, 6, 1, 1), torch.randn(5, 4, 1, 1)
     mid = torch.randn(4, 4, 3, 3)
     tensors = {
-        f"{stem}.lora_down.weight": down,
-        f"{stem}.lora_up.weight": up,
-        f"{stem}.lora_mid.weight": mid,
-        f"{stem}.alpha": torch.tensor(2.0),
+        f"{key_prefix}.lora_down.weight": down,
+        f"{key_prefix}.lora_up.weight": up,
+        f"{key_prefix}.lora_mid.weight": mid,
+        f"{key_prefix}.alpha": torch.tensor(2.0),
     }
     save_file(tensors, tmp_path / "x.safetensors")
     (update,) = read(tmp_path / "x.safetensors").values()
@@ -347,7 +347,7 @@ def test_what_is_no_sum_of_matrices_is_refused_by_name(key, reason):
         (pair(Q) | {f"{Q}.lora_up.weight": Spec("F32", (5, 3))}, "make no update"),
         (pair(Q) | {f"{Q}.lora_up.weight": Spec("I32", (5, 4))}, "elements of type I32"),
         (pair(Q) | {f"{Q}.dora_scale": Spec("F32", (7, 1))}, "fits neither axis"),
-        (pair(Q) | pair("unet.conv_in"), "not in this spelling: unet.conv_in"),
+        (pair(Q) | pair("unet.conv_in"), "not in this naming: unet.conv_in"),
         (pair(Q) | {"something": Spec("F32", (1,))}, "not understood: something"),
         (pair(Q, r=0), "empty factors"),
     ],
@@ -386,12 +386,12 @@ def test_the_header_names_the_algorithm_that_is_written():
 
 
 def test_a_convolution_that_does_not_say_its_kernel_is_not_converted(tmp_path):
-    stem = "lora_unet_mid_block_resnets_0_conv1"
+    key_prefix = "lora_unet_mid_block_resnets_0_conv1"
     tensors = {
-        f"{stem}.hada_w1_a": torch.randn(5, 2),
-        f"{stem}.hada_w1_b": torch.randn(2, 27),
-        f"{stem}.hada_w2_a": torch.randn(5, 2),
-        f"{stem}.hada_w2_b": torch.randn(2, 27),
+        f"{key_prefix}.hada_w1_a": torch.randn(5, 2),
+        f"{key_prefix}.hada_w1_b": torch.randn(2, 27),
+        f"{key_prefix}.hada_w2_a": torch.randn(5, 2),
+        f"{key_prefix}.hada_w2_b": torch.randn(2, 27),
     }
     save_file(tensors, tmp_path / "x.safetensors")
     adapter = read(tmp_path / "x.safetensors")
@@ -429,7 +429,7 @@ UPDATES = [
 
 @pytest.mark.parametrize("names", UPDATES, ids=lambda names: " ".join(sorted(names)))
 def test_a_tensor_that_an_update_has_no_use_for_is_not_dropped(names):
-    """Of a full difference and a LoKr of one module, either would be the whole update."""
+    """Of a full-rank diff and a LoKr of one module, either would be the whole update."""
 
     def read_with(*more: str):
         specs = {f"{Q}.{name}": Spec("F32", SHAPES[name]) for name in (*sorted(names), *more)}

@@ -11,7 +11,7 @@ from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.verbs.convert import convert
-from lora_tools.verbs.inspect import Listing, look
+from lora_tools.verbs.inspect import Listing, open_checkpoint
 
 LITGPT, PEFT = format_named("litgpt"), format_named("peft")
 BASE = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -35,9 +35,9 @@ def saved(tmp_path, enabled=(True, False, True), *, settings=True):
         "transformer.h.0.attn.qkv.lora_A": torch.randn(R * sum(enabled), HIDDEN),
         "transformer.h.0.attn.qkv.lora_B": torch.randn(rows, R),
     }
-    for stem, (_, out, inp) in PLAIN.items():
-        found[f"{stem}.lora_A"] = torch.randn(R, inp)
-        found[f"{stem}.lora_B"] = torch.randn(out, R)
+    for key_prefix, (_, out, inp) in PLAIN.items():
+        found[f"{key_prefix}.lora_A"] = torch.randn(R, inp)
+        found[f"{key_prefix}.lora_B"] = torch.randn(out, R)
     torch.save({"model": found}, tmp_path / "lit_model.pth.lora")
     if settings:
         (tmp_path / "hyperparameters.yaml").write_text(SETTINGS.format(*map(str, enabled)).lower())
@@ -86,10 +86,10 @@ def test_updates_are_what_litgpt_adds(tmp_path, enabled):
         else:
             assert not whole[start : start + rows].any()
         start += rows
-    for stem, (name, out, inp) in PLAIN.items():
+    for key_prefix, (name, out, inp) in PLAIN.items():
         ours = torch.as_tensor(adapter[name].dense("float64"))
         assert ours.shape == (out, inp)
-        b, a = (found[f"{stem}.lora_{x}"].double() for x in "BA")
+        b, a = (found[f"{key_prefix}.lora_{x}"].double() for x in "BA")
         torch.testing.assert_close(ours, ALPHA / R * b @ a)
     assert adapter.params == sum(value.numel() for value in found.values())
     assert sum(module.params for module in adapter.manifest.modules) == adapter.params
@@ -105,12 +105,12 @@ def test_it_becomes_peft_bit_for_bit(tmp_path):
     write(tmp_path / "peft", plan.manifest, outcome.watch(plan), like=source, format=PEFT)
     assert outcome.error == 0
     written = load_file(tmp_path / "peft" / "adapter_model.safetensors")
-    stem = "base_model.model.model.layers.0.self_attn"
+    key_prefix = "base_model.model.model.layers.0.self_attn"
     a, b = (found[f"transformer.h.0.attn.qkv.lora_{x}"] for x in "AB")
-    assert torch.equal(written[f"{stem}.q_proj.lora_A.weight"], a[:R])
-    assert torch.equal(written[f"{stem}.v_proj.lora_A.weight"], a[R:])
-    assert torch.equal(written[f"{stem}.q_proj.lora_B.weight"], b[: 4 * HEAD])
-    assert torch.equal(written[f"{stem}.v_proj.lora_B.weight"], b[4 * HEAD :])
+    assert torch.equal(written[f"{key_prefix}.q_proj.lora_A.weight"], a[:R])
+    assert torch.equal(written[f"{key_prefix}.v_proj.lora_A.weight"], a[R:])
+    assert torch.equal(written[f"{key_prefix}.q_proj.lora_B.weight"], b[: 4 * HEAD])
+    assert torch.equal(written[f"{key_prefix}.v_proj.lora_B.weight"], b[4 * HEAD :])
     peft = read(tmp_path / "peft")
     for name in source:
         ours = [torch.as_tensor(each[name].dense("float64")) for each in (source, peft)]
@@ -140,8 +140,8 @@ def test_the_base_is_needed_and_has_to_be_known(tmp_path):
         read(folder)
     assert "--base MODEL" in caught.value.__notes__[0]
     with pytest.raises(UnsupportedError, match="depend on the base model"):
-        look(folder)
-    assert isinstance(look(folder / "lit_model.pth.lora"), Listing)
+        open_checkpoint(folder)
+    assert isinstance(open_checkpoint(folder / "lit_model.pth.lora"), Listing)
     with pytest.raises(UnsupportedError, match="of type gpt_neox"):
         read(folder, base={"model_type": "gpt_neox"})
     with pytest.raises(FormatError, match="18 rows are not those of 7 heads"):
@@ -176,15 +176,18 @@ def test_detection_and_flat_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stem", "kind", "message"),
+    ("key_prefix", "kind", "message"),
     [
         ("transformer.h.0.attn.attn", UnsupportedError, "older lit-gpt"),
         ("transformer.h.0.mlp.fc", FormatError, "no layer of LitGPT's that is known"),
         ("transformer.wte", FormatError, "no layer of LitGPT's that is known"),
     ],
 )
-def test_other_layers_are_refused(stem, kind, message):
-    specs = {f"{stem}.lora_A": Spec("F32", (2, 4)), f"{stem}.lora_B": Spec("F32", (4, 2))}
+def test_other_layers_are_refused(key_prefix, kind, message):
+    specs = {
+        f"{key_prefix}.lora_A": Spec("F32", (2, 4)),
+        f"{key_prefix}.lora_B": Spec("F32", (4, 2)),
+    }
     with pytest.raises(kind, match=message):
         LITGPT.read(Contents(specs, {"lora_alpha": 4}, base=BASE))
 

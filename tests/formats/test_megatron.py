@@ -29,17 +29,17 @@ def saved(tmp_path, prefix=""):
     """Write the tensors of LoRA's adapters under Megatron's names."""
     found = {}
     for layer, (out, inp) in LAYERS.items():
-        stem = f"{prefix}decoder.layers.3.{layer}.adapter"
-        found[f"{stem}.linear_in.weight"] = torch.randn(R, inp)
-        found[f"{stem}.linear_out.weight"] = torch.randn(out, R)
+        key_prefix = f"{prefix}decoder.layers.3.{layer}.adapter"
+        found[f"{key_prefix}.linear_in.weight"] = torch.randn(R, inp)
+        found[f"{key_prefix}.linear_out.weight"] = torch.randn(out, R)
     found[f"{prefix}output_layer.adapter.linear_in.weight"] = torch.randn(R, HIDDEN)
     found[f"{prefix}output_layer.adapter.linear_out.weight"] = torch.randn(20, R)
     save_file(found, tmp_path / "megatron.safetensors")
     return tmp_path / "megatron.safetensors", found
 
 
-def dense(found: dict[str, Tensor], stem: str) -> Tensor:
-    b, a = (found[f"{stem}.linear_{way}.weight"].double() for way in ("out", "in"))
+def dense(found: dict[str, Tensor], key_prefix: str) -> Tensor:
+    b, a = (found[f"{key_prefix}.linear_{way}.weight"].double() for way in ("out", "in"))
     return ALPHA / R * b @ a
 
 
@@ -96,11 +96,11 @@ def test_it_becomes_peft_without_loss(tmp_path):
 
 def test_canonical_adapters_are_of_one_part_each(tmp_path):
     sizes = {"q": QUERIES * HEAD, "v": GROUPS * HEAD}
-    stem = "decoder.layers.0.self_attention.linear_qkv.adapter"
+    key_prefix = "decoder.layers.0.self_attention.linear_qkv.adapter"
     found = {}
     for part, out in sizes.items():
-        found[f"{stem}.adapter_{part}.linear_in.weight"] = torch.randn(R, HIDDEN)
-        found[f"{stem}.adapter_{part}.linear_out.weight"] = torch.randn(out, R)
+        found[f"{key_prefix}.adapter_{part}.linear_in.weight"] = torch.randn(R, HIDDEN)
+        found[f"{key_prefix}.adapter_{part}.linear_out.weight"] = torch.randn(out, R)
     up = "decoder.layers.0.mlp.linear_fc1.adapter.adapter_up"
     found[f"{up}.linear_in.weight"] = torch.randn(R, HIDDEN)
     found[f"{up}.linear_out.weight"] = torch.randn(7, R)
@@ -112,7 +112,7 @@ def test_canonical_adapters_are_of_one_part_each(tmp_path):
     }
     for part in sizes:
         ours = torch.as_tensor(adapter[f"{block}.self_attn.{part}_proj"].dense("float64"))
-        torch.testing.assert_close(ours, dense(found, f"{stem}.adapter_{part}"))
+        torch.testing.assert_close(ours, dense(found, f"{key_prefix}.adapter_{part}"))
 
 
 def test_alpha_and_base_are_needed(tmp_path):
@@ -129,10 +129,10 @@ def test_alpha_and_base_are_needed(tmp_path):
             read(file, alpha=ALPHA, base=BASE | heads)
 
 
-def pair(stem: str, out: int = 4, rank: int = 2) -> dict[str, Spec]:
+def pair(key_prefix: str, out: int = 4, rank: int = 2) -> dict[str, Spec]:
     return {
-        f"{stem}.linear_in.weight": Spec("F32", (2, 4)),
-        f"{stem}.linear_out.weight": Spec("F32", (out, rank)),
+        f"{key_prefix}.linear_in.weight": Spec("F32", (2, 4)),
+        f"{key_prefix}.linear_out.weight": Spec("F32", (out, rank)),
     }
 
 

@@ -27,7 +27,7 @@ from lora_tools.formats.manifest import Manifest, Part
 class Mine:
     name = "mine"
     about = "a test"
-    expresses = None
+    supports = None
     names = "any"
     files = ()
     config_file = None
@@ -79,7 +79,7 @@ from lora_tools.errors import FormatError
 from lora_tools.files.container import SAFETENSORS
 from lora_tools.formats.algorithms import update, values_of
 from lora_tools.formats.manifest import Manifest, Part
-from lora_tools.formats.spelled import described, respelled
+from lora_tools.formats.keyed import described, rekeyed
 
 SUFFIXES = {"a": "|in", "b": "|out"}
 
@@ -87,7 +87,7 @@ SUFFIXES = {"a": "|in", "b": "|out"}
 class Mine:
     name = "barred"
     about = "somebody's own trainer"
-    expresses = frozenset()
+    supports = frozenset()
     container = SAFETENSORS
     names = "any"
     files = ("barred.safetensors",)
@@ -99,8 +99,8 @@ class Mine:
     def read(self, contents):
         found = {}
         for key, spec in contents.specs.items():
-            stem, _, side = key.rpartition("|")
-            found.setdefault(stem, {})["a" if side == "in" else "b"] = Part(key, spec)
+            key prefix, _, side = key.rpartition("|")
+            found.setdefault(key prefix, {})["a" if side == "in" else "b"] = Part(key, spec)
         modules = described(found, str, {})
         alphas = (contents.config or {}).get("alphas")
         if alphas is None:
@@ -109,7 +109,7 @@ class Mine:
         return Manifest(self.name, modules, (), contents.config, contents.metadata)
 
     def write(self, manifest):
-        modules = tuple(respelled(m, m.name, SUFFIXES) for m in manifest.modules)
+        modules = tuple(rekeyed(m, m.name, SUFFIXES) for m in manifest.modules)
         config = {"alphas": {m.name: m.alpha for m in modules}}
         return replace(manifest, format=self.name, modules=modules, config=config)
 
@@ -119,7 +119,7 @@ class Mine:
     def tensors(self, module, update):
         return {module.parts[r].key: v for r, v in values_of(module, update).items()}
 """
-"""A format with a file name, a configuration and a spelling that no other has."""
+"""A format with a file name, a configuration and a naming that no other has."""
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ def test_a_format_of_another_package_is_like_one_of_ours(package, tmp_path):
 
     done("convert", out, tmp_path / "back", "--to", "peft")
     back = reference.deltas(tmp_path / "back")
-    for stem, delta in wanted.items():
-        assert torch.equal(back[stem], delta)
-        low = factors(adapter[stem.removeprefix("base_model.model.")])
+    for key_prefix, delta in wanted.items():
+        assert torch.equal(back[key_prefix], delta)
+        low = factors(adapter[key_prefix.removeprefix("base_model.model.")])
         made = low.scale * torch.as_tensor(low.b).double() @ torch.as_tensor(low.a).double()
         assert torch.allclose(made, delta, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What every spelling must do: read what it wrote, bit for bit, and be told from the others."""
+"""What every naming must do: read what it wrote, bit for bit, and be told from the others."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spellings import alphas, filled, manifests, without_parts
+from namings import alphas, filled, manifests, without_parts
 
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.files.dtypes import torch_dtype
@@ -41,11 +41,11 @@ BASES = {"torchtune": {"model_type": "llama", "num_attention_heads": 1}}
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_what_is_written_is_read_again(name, component, data):
-    spelling = format_named(name)
+    naming = format_named(name)
     base = BASES.get(name)
-    manifest = replace(data.draw(manifests(component, spelling.expresses)), base=base)
+    manifest = replace(data.draw(manifests(component, naming.supports)), base=base)
     try:
-        written = spelling.write(manifest)
+        written = naming.write(manifest)
     except UnsupportedError:
         assert name in ("diffusers", *ONE_SCALE)  # DoRA in some modules only
         return
@@ -56,8 +56,8 @@ def test_what_is_written_is_read_again(name, component, data):
     config = json.loads(json.dumps(dict(written.config))) or None
     assert [f.name for f in FORMATS if f.detect(written.specs, config)] == [name]
     backwards = dict(reversed(written.specs.items()))
-    assert spelling.detect(backwards, config)
-    again = spelling.read(Contents(written.specs, config, written.metadata, alphas(written), base))
+    assert naming.detect(backwards, config)
+    again = naming.read(Contents(written.specs, config, written.metadata, alphas(written), base))
     assert again.modules == written.modules
     assert [m.scale for m in again.modules] == [m.scale for m in written.modules]
     assert again.extras == ()
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_again(name, component, data):
         for before, after in zip(manifest.modules, again.modules, strict=True):
             assert after.scale == before.scale
             assert (after.name, after.site, after.shape) == (before.name, before.site, before.shape)
-    spelled_again = spelling.write(again)
+    spelled_again = naming.write(again)
     assert spelled_again.specs == written.specs
     assert without_parts(spelled_again) == without_parts(written)
 
@@ -74,10 +74,10 @@ def test_what_is_written_is_read_again(name, component, data):
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_tensors_go_through_updates_bit_for_bit(name, component, data):
-    spelling = format_named(name)
+    naming = format_named(name)
     try:
-        drawn = data.draw(manifests(component, spelling.expresses))
-        manifest = spelling.write(replace(drawn, base=BASES.get(name)))
+        drawn = data.draw(manifests(component, naming.supports))
+        manifest = naming.write(replace(drawn, base=BASES.get(name)))
     except (UnsupportedError, FormatError):
         return
     tensors = filled(manifest.specs)
@@ -86,9 +86,9 @@ def test_tensors_go_through_updates_bit_for_bit(name, component, data):
             key, spec = module.parts["alpha"]
             tensors[key] = torch.tensor(module.alpha, dtype=torch_dtype(spec.dtype))
             assert float(tensors[key]) == module.alpha
-        update = spelling.update(module, tensors)
+        update = naming.update(module, tensors)
         assert factors(update).scale == module.scale
-        for key, value in spelling.tensors(module, update).items():
+        for key, value in naming.tensors(module, update).items():
             value = torch.as_tensor(value)
             assert value.dtype == tensors[key].dtype
             assert torch.equal(value, tensors[key])

@@ -1,4 +1,4 @@
-"""torchtune: rows of queries and keys in rotated pairs, judged by what attention computes."""
+"""torchtune: queries and keys in the interleaved RoPE layout, judged by what attention computes."""
 
 import json
 from dataclasses import replace
@@ -50,11 +50,11 @@ def tensors(*, dora: bool = False) -> dict[str, Tensor]:
     shapes = {f"layers.0.{name}": shape for name, shape in SHAPES.items()}
     shapes["output"] = (50, HIDDEN)
     found = {}
-    for stem, (out, inp) in shapes.items():
-        found[f"{stem}.lora_a.weight"] = torch.randn(RANK, inp)
-        found[f"{stem}.lora_b.weight"] = torch.randn(out, RANK)
+    for key_prefix, (out, inp) in shapes.items():
+        found[f"{key_prefix}.lora_a.weight"] = torch.randn(RANK, inp)
+        found[f"{key_prefix}.lora_b.weight"] = torch.randn(out, RANK)
         if dora:
-            found[f"{stem}.magnitude"] = torch.rand(out) + 0.5
+            found[f"{key_prefix}.magnitude"] = torch.rand(out) + 0.5
     return found
 
 
@@ -77,9 +77,9 @@ def converted(adapter, target, out):
     return outcome
 
 
-def dense(found, stem):
+def dense(found, key_prefix):
     """Return a module's update as torchtune's LoRALinear adds it, in the order of its weight."""
-    a, b = (found[f"{stem}.lora_{part}.weight"].double() for part in "ab")
+    a, b = (found[f"{key_prefix}.lora_{part}.weight"].double() for part in "ab")
     return (ALPHA / RANK) * (b @ a)
 
 
@@ -94,8 +94,8 @@ def halves(rows: Tensor, heads: int) -> Tensor:
     return result
 
 
-def expected(found, path, stem):
-    delta = dense(found, stem)
+def expected(found, path, key_prefix):
+    delta = dense(found, key_prefix)
     heads = {"q_proj": 4, "k_proj": 2}.get(path.rpartition(".")[2])
     return halves(delta, heads) if heads else delta
 
@@ -137,15 +137,17 @@ def test_what_is_read_is_in_the_order_of_transformers(tmp_path, dora):
     folder, found = saved(tmp_path, dora=dora)
     adapter = read(folder, base=BASE)
     assert adapter.format is TORCHTUNE
-    assert dict(zip(adapter, (m.stem for m in adapter.manifest.modules), strict=True)) == PATHS
-    for path, stem in PATHS.items():
+    assert (
+        dict(zip(adapter, (m.key_prefix for m in adapter.manifest.modules), strict=True)) == PATHS
+    )
+    for path, key_prefix in PATHS.items():
         update = adapter[path]
         low = update.direction if dora else update
         ours = torch.as_tensor(low.dense("float64"))
-        torch.testing.assert_close(ours, expected(found, path, stem), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours, expected(found, path, key_prefix), rtol=1e-12, atol=1e-12)
         if dora:
             heads = {"q_proj": 4, "k_proj": 2}.get(path.rpartition(".")[2])
-            norms = found[f"{stem}.magnitude"]
+            norms = found[f"{key_prefix}.magnitude"]
             wanted = halves(norms, heads) if heads else norms
             assert torch.equal(torch.as_tensor(update.magnitude), wanted)
 
@@ -158,9 +160,11 @@ def test_it_goes_to_peft_and_back_bit_for_bit(tmp_path, dora):
     assert outcome.error == 0
     assert {row.outcome for row in outcome.rows} == {"kept"}
     written = load_file(tmp_path / "peft" / "adapter_model.safetensors")
-    for path, stem in PATHS.items():
+    for path, key_prefix in PATHS.items():
         b, a = (written[f"base_model.model.{path}.lora_{part}.weight"].double() for part in "BA")
-        torch.testing.assert_close(2 * b @ a, expected(found, path, stem), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            2 * b @ a, expected(found, path, key_prefix), rtol=1e-12, atol=1e-12
+        )
     again = converted(read(tmp_path / "peft", base=BASE), TORCHTUNE, tmp_path / "back")
     assert again.error == 0
     back = load_file(tmp_path / "back" / "adapter_0.safetensors")
@@ -218,9 +222,9 @@ def test_without_the_base_it_is_shrunk_in_its_own_order(tmp_path):
     write(tmp_path / "small", shrunk.manifest, report.watch(shrunk), like=source)
     small = load_file(tmp_path / "small" / "adapter_0.safetensors")
     config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
-    for row, stem in zip(report.rows, PATHS.values(), strict=True):
-        b, a = (small[f"{stem}.lora_{part}.weight"].double() for part in "ba")
-        wanted = dense(found, stem)
+    for row, key_prefix in zip(report.rows, PATHS.values(), strict=True):
+        b, a = (small[f"{key_prefix}.lora_{part}.weight"].double() for part in "ba")
+        wanted = dense(found, key_prefix)
         error = (config["lora_alpha"] / config["r"]) * (b @ a) - wanted
         assert row.error == pytest.approx(float(error.norm() / wanted.norm()), rel=1e-6)
 

@@ -309,8 +309,8 @@ def torn(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
 def sewn(tensors: dict[str, tuple[str, list[int], bytes]], like: bytes) -> bytes:
     """Return a safetensors file of these tensors."""
     header, body = {}, b""
-    if said := unpacked(like)[0].get("__metadata__"):
-        header["__metadata__"] = said
+    if stated := unpacked(like)[0].get("__metadata__"):
+        header["__metadata__"] = stated
     for key, (dtype, shape, raw) in tensors.items():
         offsets = [len(body), len(body) + len(raw)]
         header[key] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}

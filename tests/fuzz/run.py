@@ -203,8 +203,8 @@ def note(
         clean(folder)
         for name, data in case.files.items():
             (folder / name).write_bytes(data)
-        said = f"{case._replace(files={})}\n\n{failure.detail}"
-        (folder / "failure.txt").write_text(said, encoding="utf-8", errors="replace")
+        stated = f"{case._replace(files={})}\n\n{failure.detail}"
+        (folder / "failure.txt").write_text(stated, encoding="utf-8", errors="replace")
 
 
 def report(failures: Failures) -> None:

@@ -235,5 +235,5 @@ def unpacked(data: bytes) -> tuple[dict, bytes]:
 
 def packed(header: object, body: bytes) -> bytes:
     """Return the file with such a header, whatever it says."""
-    said = json.dumps(header).encode()
-    return struct.pack("<Q", len(said)) + said + body
+    stated = json.dumps(header).encode()
+    return struct.pack("<Q", len(stated)) + stated + body

@@ -112,7 +112,7 @@ PAST: dict[str, Callable[[], dict[str, bytes]]] = {
     "metadata of half a surrogate pair": lambda: {
         "x.safetensors": packed({"__metadata__": {"a": "\ud800"}}, b"")
     },
-    "a full difference and a LoKr of one module": lambda: {
+    "a full-rank diff and a LoKr of one module": lambda: {
         "x.safetensors": save(
             {
                 "lora_unet_down_blocks_0_attentions_0_proj_in.diff": numbers(2, 2),

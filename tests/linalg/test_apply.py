@@ -45,7 +45,7 @@ def test_sum_and_tally_are_those_of_float64(source, target):
     assert tally.update == pytest.approx(float(delta.square().sum()), rel=1e-5)
     assert tally.error == pytest.approx(float((merged - total).square().sum()), rel=1e-2, abs=1e-9)
     assert tally.moved == int((delta != 0).sum()) < delta.numel()
-    assert tally.swallowed == int(((delta != 0) & (merged == weight.double())).sum())
+    assert tally.lost == int(((delta != 0) & (merged == weight.double())).sum())
 
 
 @pytest.mark.parametrize("gain", [None, "rows", "columns"])
@@ -62,7 +62,7 @@ def test_a_device_computes_what_the_host_does(code, gain):
     assert other.update == pytest.approx(tally.update, rel=1e-5)
     assert other.error == pytest.approx(tally.error, rel=1e-2, abs=1e-20)
     assert other.moved == tally.moved
-    assert abs(other.swallowed - tally.swallowed) <= 2
+    assert abs(other.lost - tally.lost) <= 2
 
 
 @pytest.mark.parametrize("adder", [Host(12, None, "F32"), Device("cpu", None, "F32")])

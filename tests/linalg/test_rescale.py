@@ -17,34 +17,34 @@ def test_a_power_of_two_is_folded_without_rounding(power, dtype):
     update = LowRank(
         torch.randn(4, 9).to(dtype), torch.randn(8, 4).to(dtype), alpha=4.0 * 2.0**power
     )
-    said, squared = rescale(update, dtypes=(str(dtype)[6:],) * 2, alpha=4.0, rslora=False)
+    stated, squared = rescale(update, dtypes=(str(dtype)[6:],) * 2, alpha=4.0, rslora=False)
     assert squared == 0.0
-    assert said.scale == 1.0
-    assert torch.equal(said.dense(torch.float64), update.dense(torch.float64))
+    assert stated.scale == 1.0
+    assert torch.equal(stated.dense(torch.float64), update.dense(torch.float64))
 
 
 def test_what_does_not_change_keeps_its_very_tensors():
     update = LowRank(torch.randn(4, 9).half(), torch.randn(8, 4).half(), alpha=7.0)
-    said, squared = rescale(update, dtypes=HALF, alpha=7.0, rslora=False)
-    assert said.a is update.a
-    assert said.b is update.b
+    stated, squared = rescale(update, dtypes=HALF, alpha=7.0, rslora=False)
+    assert stated.a is update.a
+    assert stated.b is update.b
     assert squared == 0.0
 
 
 def test_a_factor_goes_where_it_is_exact():
     # B is at the edge of float16's range, A is not.
     update = LowRank(torch.ones(1, 3).half(), torch.full((2, 1), 65504.0).half(), alpha=2.0)
-    said, squared = rescale(update, dtypes=HALF, alpha=1.0, rslora=False)
+    stated, squared = rescale(update, dtypes=HALF, alpha=1.0, rslora=False)
     assert squared == 0.0
-    assert torch.equal(said.b, update.b)
-    assert torch.equal(said.a, 2 * update.a)
+    assert torch.equal(stated.b, update.b)
+    assert torch.equal(stated.a, 2 * update.a)
 
 
 @pytest.mark.parametrize("alpha", [3.0, 5.5, 0.1])
 def test_rounding_is_measured(alpha):
     update = LowRank(torch.randn(4, 90).half(), torch.randn(80, 4).half(), alpha=alpha)
-    said, squared = rescale(update, dtypes=HALF, alpha=4.0, rslora=False)
-    before, after = update.dense(torch.float64), said.dense(torch.float64)
+    stated, squared = rescale(update, dtypes=HALF, alpha=4.0, rslora=False)
+    before, after = update.dense(torch.float64), stated.dense(torch.float64)
     assert squared == pytest.approx(float((before - after).square().sum()), rel=1e-5)
     assert 0 < squared < 1e-6 * float(before.square().sum())
 

@@ -6,6 +6,7 @@ import torch
 from fake_device import FakeDevice
 
 from lora_tools.linalg.compare import compare
+from lora_tools.linalg.factors import factors_of
 from lora_tools.linalg.halves import takes_back
 from lora_tools.linalg.krylov import Precision, full, leading
 from lora_tools.linalg.metrics import squared_distance, squared_norm
@@ -13,7 +14,6 @@ from lora_tools.linalg.operator import operator
 from lora_tools.linalg.rescale import rescale
 from lora_tools.linalg.split import split
 from lora_tools.linalg.svd import core, svd
-from lora_tools.linalg.tall import hold
 from lora_tools.linalg.truncate import truncate
 from lora_tools.update import Array, LowRank
 
@@ -52,7 +52,7 @@ def test_updates_of_any_shape(out, inp, rank, stack, place):
     dense = b.astype(np.float64) @ a.astype(np.float64)
     whole = float(np.linalg.norm(dense))
     close = {"rel": 1e-5, "abs": 1e-6}
-    assert hold(update).scale == 1.0
+    assert factors_of(update).scale == 1.0
     assert squared_norm(update) ** 0.5 == pytest.approx(whole, **close)
     found = core(update)
     assert np.linalg.norm(found.s) == pytest.approx(whole, **close)

@@ -39,7 +39,7 @@ def make(kind: str, seed: int, out: int, inp: int, rank: int) -> LowRank:
     return LowRank(a, b, alpha=3.0)
 
 
-def held(update: LowRank, holder: str) -> LowRank:
+def factors(update: LowRank, holder: str) -> LowRank:
     """Return the update in arrays of torch or of numpy."""
     if holder == "torch":
         return update
@@ -58,7 +58,7 @@ def held(update: LowRank, holder: str) -> LowRank:
 def test_singular_values_agree_with_a_dense_svd(holder, kind, seed, out, inp, rank):
     update = make(kind, seed, out, inp, rank)
     dense = torch.linalg.svdvals(update.dense(torch.float64))
-    found = torch.from_numpy(core(held(update, holder)).s)
+    found = torch.from_numpy(core(factors(update, holder)).s)
     wanted = torch.zeros(rank, dtype=torch.float64)
     wanted[: len(dense)] = dense[:rank]
     # The dense product itself is only right to its own rounding.
@@ -71,7 +71,7 @@ def test_singular_values_agree_with_a_dense_svd(holder, kind, seed, out, inp, ra
 def test_factors_multiply_back_to_the_update(holder, kind, seed):
     update = make(kind, seed, 24, 31, 7)
     dense = update.dense(torch.float64)
-    u, s, vt = map(torch.as_tensor, svd(held(update, holder)))
+    u, s, vt = map(torch.as_tensor, svd(factors(update, holder)))
     assert torch.allclose(u @ torch.diag(s) @ vt, dense, atol=float(1e-6 * dense.abs().max()))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_tools.linalg.tall import tall
+from lora_tools.linalg.factors import tall
 from lora_tools.linalg.triangle import gram_triangle, triangle
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lora_tools import base as bases
 from lora_tools import read
 from lora_tools.architectures import families
-from lora_tools.architectures.family import MODEL, Container, Family, Tie
+from lora_tools.architectures.family import MODEL, ContainerPrefix, Family, Tie
 from lora_tools.architectures.layout import Interleaved
 from lora_tools.architectures.tables import being, one, rows
 from lora_tools.errors import FormatError
@@ -28,7 +28,7 @@ FINE = {"to_{q,k,v}": "to_{q,k,v}", "enter": "enter", "out": "out"}
 MADE_UP = Family(
     "Made-up",
     hub="fine",
-    containers={**MODEL, "wrapped": Container("wrapped.", ("fused",))},
+    containers={**MODEL, "wrapped": ContainerPrefix("wrapped.", ("fused",))},
     dialects={
         "fused": {
             **being("embedding", "lookup"),
@@ -135,9 +135,9 @@ def test_a_layer_that_the_base_lacks_is_unmatched_in_either_dialect(tmp_path):
         strong = adapter(tmp_path / str(number), {name: (H, H)})
         with pytest.raises(FormatError) as caught:
             plan(base, [strong])
-        said = str(caught.value) + "".join(caught.value.__notes__)
-        assert f"{name}: no such weight" in said
-        assert "trunk.0.qkv.weight" in said  # the base's side
+        stated = str(caught.value) + "".join(caught.value.__notes__)
+        assert f"{name}: no such weight" in stated
+        assert "trunk.0.qkv.weight" in stated  # the base's side
 
 
 def test_two_places_of_one_family_are_refused_with_both(tmp_path):

@@ -12,7 +12,7 @@ from lora_tools import read
 from lora_tools.errors import FormatError, LoraToolsError, PolicyError, UnsupportedError
 from lora_tools.model import open_model
 from lora_tools.verbs.inspect import inspect
-from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan
 from lora_tools.verbs.verify import verify
 
 R, H = 3, 8
@@ -49,7 +49,7 @@ def delta(strong: WeightedAdapter, name: str) -> torch.Tensor:
 def merged(
     base: Path, strong: WeightedAdapter, tmp_path: Path, **options
 ) -> dict[str, torch.Tensor]:
-    merge(plan(open_model(base), [strong], Options(**options))).write(tmp_path / "out")
+    merge(plan(open_model(base), [strong], MergeOptions(**options))).write(tmp_path / "out")
     return dense.load_model(tmp_path / "out")
 
 
@@ -130,7 +130,7 @@ def test_a_convolution_with_groups_is_merged_only_where_its_weight_can_hold_it(t
     wild = adapter(tmp_path / "wild", {}, dict(zip(keys, (a, b), strict=True)), **config)
     with pytest.raises(FormatError, match="each of which reads all channels"):
         plan(open_model(base), [wild])
-    recipe = plan(open_model(base), [wild], Options(allow_missing=True))
+    recipe = plan(open_model(base), [wild], MergeOptions(allow_missing=True))
     assert "groups" in next(iter(recipe.left_out.values()))
     tame = a.clone()
     tame[:2, 2:] = 0
@@ -199,10 +199,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_merged_is_refused_by_name(name, tmp_path):
-    adapters, config, said = REFUSED[name]
+    adapters, config, stated = REFUSED[name]
     base = base_of(tmp_path, config=config, **{"q_proj.weight": (8, H)})
     strong = adapter(tmp_path / "adapter", {"q_proj": (8, H)}, **adapters)
-    with pytest.raises(UnsupportedError, match=said):
+    with pytest.raises(UnsupportedError, match=stated):
         plan(open_model(base), [strong])
 
 
@@ -212,10 +212,10 @@ def test_unmatched_entries_are_named_and_may_be_left_out(tmp_path):
     strong = adapter(tmp_path / "adapter", shapes)
     with pytest.raises(FormatError, match=r"2 entries are unmatched") as caught:
         plan(open_model(base), [strong])
-    said = str(caught.value)
-    assert "a.k_proj: no such weight" in said
-    assert "a.v_proj: an update of shape [8, 8] for a.v_proj.weight, which has [4, 4]" in said
-    recipe = plan(open_model(base), [strong], Options(allow_missing=True))
+    stated = str(caught.value)
+    assert "a.k_proj: no such weight" in stated
+    assert "a.v_proj: an update of shape [8, 8] for a.v_proj.weight, which has [4, 4]" in stated
+    recipe = plan(open_model(base), [strong], MergeOptions(allow_missing=True))
     assert len(recipe.left_out) == 2
     assert recipe.entries["a.q_proj.weight"].patches
 
@@ -257,7 +257,11 @@ def test_dora_is_neither_taken_out_nor_added_to(tmp_path):
 def test_there_has_to_be_something_to_untie(tmp_path):
     base = base_of(tmp_path, **{"q_proj.weight": (8, H)})
     with pytest.raises(PolicyError, match="nothing to untie"):
-        plan(open_model(base), [adapter(tmp_path / "a", {"q_proj": (8, H)})], Options(untie=True))
+        plan(
+            open_model(base),
+            [adapter(tmp_path / "a", {"q_proj": (8, H)})],
+            MergeOptions(untie=True),
+        )
 
 
 def test_nan_and_overflow_are_named(tmp_path):
@@ -265,7 +269,10 @@ def test_nan_and_overflow_are_named(tmp_path):
     key = "base_model.model.q_proj.lora_A.weight"
     large = adapter(tmp_path / "large", {"q_proj": (8, H)})
     tensors = dense.load_model(tmp_path / "large")
-    for name, value, said in (("nan", float("nan"), "NaN or Inf"), ("big", 1e9, "--dtype float32")):
+    for name, value, stated in (
+        ("nan", float("nan"), "NaN or Inf"),
+        ("big", 1e9, "--dtype float32"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         save_file(
@@ -276,7 +283,7 @@ def test_nan_and_overflow_are_named(tmp_path):
         (folder / "adapter_config.json").write_text(config)
         with pytest.raises(LoraToolsError) as caught:
             merge(plan(open_model(base), [WeightedAdapter(read(folder))])).write(tmp_path / "out")
-        assert said in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
+        assert stated in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
         assert not (tmp_path / "out").exists()
     del large
 
@@ -301,7 +308,7 @@ def test_layer_31_is_not_layer_0_of_a_base_with_one(tmp_path):
     with pytest.raises(FormatError, match=r"layers\.31\.q_proj: no such weight") as caught:
         plan(open_model(base), [strong])
     assert "model.layers.0.q_proj.weight" in "".join(caught.value.__notes__)
-    left = plan(open_model(base), [strong], Options(allow_missing=True))
+    left = plan(open_model(base), [strong], MergeOptions(allow_missing=True))
     assert [*left.left_out] == [f"{strong.adapter.path}: model.layers.31.q_proj"]
     assert left.entries["model.layers.0.q_proj.weight"].plain
 
@@ -311,8 +318,8 @@ def test_a_vision_tower_is_not_a_language_model(tmp_path):
     shapes = {f"vision_tower.encoder.layers.{i}.q_proj": (8, H) for i in range(2)}
     with pytest.raises(FormatError, match="2 entries are unmatched") as caught:
         plan(open_model(base), [adapter(tmp_path / "adapter", shapes)])
-    said = str(caught.value)
-    assert "is under vision_tower.encoder., the base has such names only under model." in said
+    stated = str(caught.value)
+    assert "is under vision_tower.encoder., the base has such names only under model." in stated
 
 
 def test_two_components_in_one_place_are_refused_with_both(tmp_path):
@@ -330,12 +337,12 @@ def test_a_prefix_is_in_the_report_of_a_merge_and_of_its_proof(tmp_path):
     path = str(strong.adapter.path)
     swap = {"path": path, "from": "", "to": "lm.", "names": 1, "family": ""}
     assert report.to_dict()["prefixes"] == [swap]
-    said = "names begin with '' where those of the base begin with 'lm.' (1 of them)"
-    assert said in report.to_text()
+    stated = "names begin with '' where those of the base begin with 'lm.' (1 of them)"
+    assert stated in report.to_text()
     proof = verify(open_model(tmp_path / "out").tensors, made)
     assert proof.passed
     assert proof.to_dict()["prefixes"] == [swap]
-    assert said in proof.summary()
+    assert stated in proof.summary()
     compared = inspect(strong.adapter, base=open_model(base)).to_dict()
     assert compared["base"]["prefixes"] == [{key: swap[key] for key in swap if key != "path"}]
-    assert any(said in note for note in compared["notes"])
+    assert any(stated in note for note in compared["notes"])

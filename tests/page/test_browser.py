@@ -215,10 +215,10 @@ def test_a_cell_tells_its_value_in_each_metric(case: tuple[Page, documents.Docum
     }
     for metric, value in expected.items():
         Select(page.find("#metric")).select_by_visible_text(metric)
-        name, said = page.hover(*found).split("\n")
+        name, stated = page.hover(*found).split("\n")
         assert name == module["module"]
-        number = said.rpartition(": ")[2].removesuffix(" %").replace(",", "")
-        assert float(number) == pytest.approx(value, rel=5e-3), said
+        number = stated.rpartition(": ")[2].removesuffix(" %").replace(",", "")
+        assert float(number) == pytest.approx(value, rel=5e-3), stated
 
 
 def test_a_click_on_a_cell_shows_the_module_in_the_table(

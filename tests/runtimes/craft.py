@@ -56,18 +56,26 @@ def without(mark: str) -> Callable[[Tensors], Tensors]:
 
 
 def pair(
-    stem: str, rank: int = 4, out: int = 8, inp: int = 6, up="lora_B.weight", down="lora_A.weight"
+    key_prefix: str,
+    rank: int = 4,
+    out: int = 8,
+    inp: int = 6,
+    up="lora_B.weight",
+    down="lora_A.weight",
 ):
-    torch.manual_seed(len(stem))
-    return {f"{stem}.{down}": torch.randn(rank, inp), f"{stem}.{up}": torch.randn(out, rank)}
+    torch.manual_seed(len(key_prefix))
+    return {
+        f"{key_prefix}.{down}": torch.randn(rank, inp),
+        f"{key_prefix}.{up}": torch.randn(out, rank),
+    }
 
 
-def mended(command: str | None, folder: Path) -> Path:
+def fixed(command: str | None, folder: Path) -> Path:
     """Run the command that a finding names and return what it wrote."""
     assert command is not None
     program, *arguments = shlex.split(command)
     assert program == "lora-tools"
-    out = folder / "mended"
+    out = folder / "fixed"
     words = [str(out) if word == "OUT" else word for word in arguments]
     result = CliRunner().invoke(cli, [*words, "--quiet"])
     assert result.exit_code == 0, result.output

@@ -77,7 +77,7 @@ def test_rules_belong_to_versions():
 
 
 def test_plain_data_is_that_of_the_schema():
-    found = judged(Rule("a", REFUSED, "", broken, lambda _: "lora-tools mend")).to_dict()
+    found = judged(Rule("a", REFUSED, "", broken, lambda _: "lora-tools fix")).to_dict()
     where = [module.name for module in read(PLAIN).manifest.modules]
     assert found == {
         "runtime": "runtime",
@@ -90,7 +90,7 @@ def test_plain_data_is_that_of_the_schema():
                 "why": "it is",
                 "where": where[:5],
                 "count": 12,
-                "mend": "lora-tools mend",
+                "fix": "lora-tools fix",
             }
         ],
     }

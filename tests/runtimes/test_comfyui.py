@@ -1,11 +1,11 @@
-"""Each rule of ComfyUI, broken and kept, on spellings of every tool."""
+"""Each rule of ComfyUI, broken and kept, on key namings of every tool."""
 
 import json
 
 import pytest
 import torch
 from conftest import FIXTURES, REAL, real
-from runtimes.craft import craft, file_of, mended, pair
+from runtimes.craft import craft, file_of, fixed, pair
 
 from lora_tools import runtimes
 from lora_tools.runtimes import Verdict
@@ -54,7 +54,7 @@ def test_the_alpha_of_a_peft_adapter_is_not_read(tmp_path):
     (found,) = judged(folder).findings
     assert (found.rule, found.verdict, found.where) == ("alpha", Verdict.WRONG, (SD3[17:],))
     assert "0.5 times their strength" in found.why
-    assert not judged(mended(found.mend, tmp_path)).findings
+    assert not judged(fixed(found.fix, tmp_path)).findings
     assert not judged(sd3(tmp_path / "other", lora_alpha=4)).findings
 
 
@@ -64,7 +64,7 @@ def test_names_of_language_models_do_nothing():
 
 
 @pytest.mark.parametrize(
-    ("stem", "verdict"),
+    ("key_prefix", "verdict"),
     [
         ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", Verdict.NOTHING),
         (
@@ -76,15 +76,15 @@ def test_names_of_language_models_do_nothing():
         ("diffusion_model.double_blocks.0.img_attn.qkv", Verdict.LOADS),
     ],
 )
-def test_names_of_a_unet(stem, verdict, tmp_path):
-    judgement = judged(file_of(tmp_path, "lora.safetensors", pair(stem)))
+def test_names_of_a_unet(key_prefix, verdict, tmp_path):
+    judgement = judged(file_of(tmp_path, "lora.safetensors", pair(key_prefix)))
     assert judgement.verdict == verdict
     assert [f.rule for f in judgement.findings] == ["unet-names"] * (verdict != Verdict.LOADS)
 
 
 def test_other_spellings_do_nothing():
     (found,) = judged(real("mlx-qwen05b")).findings
-    assert (found.rule, found.verdict) == ("spelling", Verdict.NOTHING)
+    assert (found.rule, found.verdict) == ("naming", Verdict.NOTHING)
     assert len(found.where) == 8
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FIXTURES, real
 from judges import judge
-from runtimes.craft import craft, file_of, mended, pair
+from runtimes.craft import craft, file_of, fixed, pair
 
 from lora_tools import runtimes
 from lora_tools.runtimes import Verdict
@@ -32,10 +32,10 @@ def less(tensors, mark):
 
 
 def processors(prefix):
-    stem = prefix + QUERY.replace(".to_q", ".processor.to_q")
+    key_prefix = prefix + QUERY.replace(".to_q", ".processor.to_q")
     return {
-        f"{stem}_lora.down.weight": torch.randn(2, 8),
-        f"{stem}_lora.up.weight": torch.randn(8, 2),
+        f"{key_prefix}_lora.down.weight": torch.randn(2, 8),
+        f"{key_prefix}_lora.up.weight": torch.randn(8, 2),
     }
 
 
@@ -129,13 +129,15 @@ def really(path) -> Verdict:
     truths = runtimes.subject(path).truths
     count = sum(key.endswith((".lora_B.weight", "up.weight")) for key in stored)
     got = [float(layer.get_delta_weight("x").detach().norm()) for layer in layers]
-    meant = sorted(norm(stored, stem) * scale for stem, scale in truths.items())
+    meant = sorted(norm(stored, key_prefix) * scale for key_prefix, scale in truths.items())
     right = count == len(truths) and sorted(got) == pytest.approx(meant, rel=1e-5)
     return Verdict.LOADS if right else Verdict.WRONG
 
 
-def norm(tensors, stem) -> float:
-    factors = [value for key, value in tensors.items() if key.startswith(stem) and value.ndim == 2]
+def norm(tensors, key_prefix) -> float:
+    factors = [
+        value for key, value in tensors.items() if key.startswith(key_prefix) and value.ndim == 2
+    ]
     if len(factors) < 2:
         return -1.0  # what is meant is not in the file
     down, up = sorted(factors, key=lambda value: value.shape[0])
@@ -184,11 +186,11 @@ def test_the_configuration_of_a_peft_adapter_is_not_read(tmp_path):
 
 
 def test_a_transformer_of_peft_is_mended(tmp_path):
-    stem = "base_model.model.transformer_blocks.0.attn.to_q"
+    key_prefix = "base_model.model.transformer_blocks.0.attn.to_q"
     fields = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q"]}
-    folder = craft(tmp_path / "x", change=lambda _: pair(stem), **fields)
+    folder = craft(tmp_path / "x", change=lambda _: pair(key_prefix), **fields)
     found = next(f for f in judged(folder).findings if f.rule == "scale-one")
-    assert judged(mended(found.mend, tmp_path)).verdict == LOADS
+    assert judged(fixed(found.fix, tmp_path)).verdict == LOADS
 
 
 def test_language_models_do_nothing():

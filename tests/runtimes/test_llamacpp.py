@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import FIXTURES
-from runtimes.craft import craft, mended, pair, renamed, without
+from runtimes.craft import craft, fixed, pair, renamed, without
 
 from lora_tools import runtimes
 from lora_tools.runtimes import Verdict
@@ -73,7 +73,7 @@ def test_a_head_is_refused_if_it_is_tied(tmp_path):
 def test_one_alpha_over_each_rank(name, tmp_path):
     assert judged(FIXTURES / name).verdict == Verdict.WRONG
     found = rules(FIXTURES / name)["one-alpha"]
-    out = mended(found.mend, tmp_path)
+    out = fixed(found.fix, tmp_path)
     assert not judged(out).findings
 
 
@@ -90,4 +90,4 @@ def test_an_alpha_of_0_is_scale_1(tmp_path):
 def test_an_adapters_name_is_mended(tmp_path):
     folder = craft(tmp_path / "bad", change=renamed(".weight", ".default.weight"))
     assert judged(folder).verdict == Verdict.REFUSED
-    assert not judged(mended(rules(folder)["keys"].mend, tmp_path)).findings
+    assert not judged(fixed(rules(folder)["keys"].fix, tmp_path)).findings

@@ -73,8 +73,11 @@ def test_a_magnitude_goes_with_dora(tmp_path):
 
 
 def test_experts_are_not_transposed(tmp_path):
-    stem = "model.layers.3.mlp.switch_mlp.up_proj"
-    tensors = {f"{stem}.lora_a": torch.ones(3, 4, 6), f"{stem}.lora_b": torch.ones(3, 8, 4)}
+    key_prefix = "model.layers.3.mlp.switch_mlp.up_proj"
+    tensors = {
+        f"{key_prefix}.lora_a": torch.ones(3, 4, 6),
+        f"{key_prefix}.lora_b": torch.ones(3, 8, 4),
+    }
     assert not judged(adapter(tmp_path, tensors)).findings
 
 

@@ -7,7 +7,7 @@ import judge
 import pytest
 import torch
 from conftest import FIXTURES, MADE, REAL_PEFT, real
-from runtimes.craft import craft, mended, renamed, without
+from runtimes.craft import craft, fixed, renamed, without
 
 from lora_tools import runtimes
 from lora_tools.runtimes import Verdict
@@ -167,7 +167,7 @@ def test_adapters_of_others_load_as_in_peft(name):
 def test_what_mends_it_mends_it(case, tmp_path):
     folder = craft(tmp_path / "bad", **BAD[case][1])
     (found,) = runtimes.judge(runtimes.subject(folder), PEFT).findings
-    out = mended(found.mend, tmp_path)
+    out = fixed(found.fix, tmp_path)
     assert verdict(out) == really(out, "minilm-plain") == Verdict.LOADS
 
 

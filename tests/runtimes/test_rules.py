@@ -28,17 +28,17 @@ def test_names_are_mended_only_if_all_of_them_hold_the_adapters_own():
     check = has_only(lambda _, key: key.endswith((".lora_A.weight", ".lora_B.weight")), "are odd")
     rule = rules.keys("Names are known.", check)
     assert check(PLAIN) is None
-    assert rule.mend(PLAIN) is None
+    assert rule.fix(PLAIN) is None
     spec = Spec("F32", (1,))
     other = replace(PLAIN, specs={**PLAIN.specs, "norm.weight": spec})
     assert check(other) == ("1 tensors are odd", ["norm.weight"])
-    assert rule.mend(other) is None
+    assert rule.fix(other) is None
     pairs = [
-        pair._replace(spelling="peft, named", down=pair.down._replace(key=f"{pair.stem}.A"))
+        pair._replace(naming="peft, named", down=pair.down._replace(key=f"{pair.key_prefix}.A"))
         for pair in PLAIN.pairs
     ]
     named = {key: spec for pair in pairs for key in pair.keys}
-    assert "--for vllm" in rule.mend(replace(PLAIN, pairs=tuple(pairs), specs=named))
+    assert "--for vllm" in rule.fix(replace(PLAIN, pairs=tuple(pairs), specs=named))
 
 
 def test_a_rule_of_the_same_name_and_sentence_is_the_same_demand():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import real
-from runtimes.craft import craft, mended, pair
+from runtimes.craft import craft, fixed, pair
 
 from lora_tools import runtimes
 from lora_tools.runtimes import Verdict
@@ -16,8 +16,10 @@ BIAS = {f"{L0}.q_proj.lora_B.bias": torch.ones(8)}
 SOUND = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8}
 
 
-def made(*stems, rank=4, **more):
-    return lambda _: {k: t for stem in stems for k, t in pair(stem, rank).items()} | more
+def made(*key_prefixes, rank=4, **more):
+    return lambda _: (
+        {k: t for key_prefix in key_prefixes for k, t in pair(key_prefix, rank).items()} | more
+    )
 
 
 def adapter(folder, **how):
@@ -56,7 +58,7 @@ CASES = {
         Verdict.NOTHING,
     ),
     "one-scale": ({"alpha_pattern": {"q_proj": 2}}, Verdict.WRONG),
-    "passed-over": (
+    "ignored": (
         {
             "change": made(
                 f"{L0}.q_proj",
@@ -87,7 +89,7 @@ def test_rslora_is_not_read(tmp_path):
 def test_layers_elsewhere_do_nothing(tmp_path):
     folder = adapter(tmp_path / "bad", change=made("base_model.model.transformer.h.0.attn"))
     (found,) = judged(folder).findings
-    assert (found.rule, found.verdict) == ("passed-over", Verdict.NOTHING)
+    assert (found.rule, found.verdict) == ("ignored", Verdict.NOTHING)
 
 
 @pytest.mark.parametrize("name", ["all", "all-linear"])
@@ -112,7 +114,7 @@ def test_without_configuration_or_tensors(tmp_path):
 def test_what_mends_it_mends_it(rule, tmp_path):
     folder = adapter(tmp_path / "bad", **CASES[rule][0])
     found = next(found for found in judged(folder).findings if found.rule == rule)
-    assert not judged(mended(found.mend, tmp_path)).findings
+    assert not judged(fixed(found.fix, tmp_path)).findings
 
 
 def test_an_adapter_of_gpt_neo_has_no_layers_that_it_knows():

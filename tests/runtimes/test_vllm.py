@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from conftest import FIXTURES
-from runtimes.craft import craft, mended, renamed
+from runtimes.craft import craft, fixed, renamed
 
-from lora_tools import VLLM, Options, runtimes
+from lora_tools import VLLM, RewriteOptions, runtimes
 from lora_tools.runtimes import Verdict, named
 
 PLAIN = FIXTURES / "minilm-plain"
@@ -100,7 +100,7 @@ def test_the_rank_that_a_server_takes_is_an_option():
     assert found.verdict == Verdict.REFUSED
     assert "rank 32 is above --max-lora-rank 16; `--max-lora-rank 32` would take it" in found.why
     assert len(found.where) == 12
-    assert found.mend == f"lora-tools shrink {folder} OUT --rank 16 --for vllm"
+    assert found.fix == f"lora-tools shrink {folder} OUT --rank 16 --for vllm"
     assert judged(folder, max_lora_rank=32).verdict == Verdict.LOADS
 
 
@@ -174,18 +174,18 @@ MENDED = {
 def test_what_mends_it_mends_it(rule, tmp_path):
     name, how = MENDED[rule]
     folder = craft(tmp_path / "bad", **how)
-    out = mended(finding(folder, rule, name).mend, tmp_path)
+    out = fixed(finding(folder, rule, name).fix, tmp_path)
     judgement = judged(out, name)
     assert judgement.verdict == Verdict.LOADS
     assert {found.rule for found in judgement.findings} <= {"stacked-experts"}
 
 
 def test_what_no_command_mends_has_none():
-    assert finding(FIXTURES / "minilm-dora", "dora").mend is None
-    assert finding(FIXTURES / "minilm-dora", "keys").mend is None
+    assert finding(FIXTURES / "minilm-dora", "dora").fix is None
+    assert finding(FIXTURES / "minilm-dora", "keys").fix is None
 
 
 def test_shrink_asks_the_same_table():
-    assert Options(runtime=VLLM).runtime is runtimes.VLLM
+    assert RewriteOptions(runtime=VLLM).runtime is runtimes.VLLM
     assert VLLM.ranks[:3] == (1, 8, 16)
     assert "DoRA magnitude" in VLLM.refuses

@@ -58,14 +58,14 @@ def test_every_verb_names_what_is_no_number(part, bad, tmp_path):
     verbs["float32"] = lambda: list(convert(read(source), FORMATS["peft"], dtype="F32"))
     verbs["shrink"] = lambda: list(shrink(read(source), Fixed(2)))
     verbs["diff"] = lambda: diff(read(source), read(source))
-    said = {}
+    stated = {}
     for verb, act in verbs.items():
         with pytest.raises((NonFiniteError, UnsupportedError)) as caught:
             act()
         if caught.type is NonFiniteError:  # else a format that has no such part, which it says
-            said[verb] = str(caught.value)
-    assert len(said) >= 4
-    for verb, words in said.items():
+            stated[verb] = str(caught.value)
+    assert len(stated) >= 4
+    for verb, words in stated.items():
         assert PARTS[part][1] in words, verb
         assert str(tmp_path) in words, verb
 

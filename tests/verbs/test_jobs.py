@@ -17,7 +17,7 @@ from lora_tools.errors import CheckpointError
 from lora_tools.files.address import reopened
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
-from lora_tools.rewrite import Options, Rewrite, survey
+from lora_tools.rewrite import Rewrite, RewriteOptions, survey
 from lora_tools.rewrite.source import source
 from lora_tools.verbs.convert import convert, translate
 from lora_tools.verbs.extract import extract
@@ -154,7 +154,7 @@ def test_shrink(made, tmp_path, both):
     def run(executor: Executor, out: Path):
         of = survey(source(read(made / "one")), executor=executor)
         chosen = [of.rewrite(Fixed(2)), of.rewrite(Energy(0.9))]
-        at_once = survey(of.source, Options(dtype="F16"), executor, expect=Fixed(3))
+        at_once = survey(of.source, RewriteOptions(dtype="F16"), executor, expect=Fixed(3))
         chosen.append(at_once.rewrite(Fixed(3)))
         return [written(each, out / str(number)) for number, each in enumerate(chosen)]
 

@@ -1,6 +1,6 @@
-"""The autoencoder of Stable Diffusion: its decoder is numbered backwards by its authors."""
+"""The autoencoder of Stable Diffusion: its decoder is numbered backwards in the original naming."""
 
-from lora_tools.architectures.family import Container, Family
+from lora_tools.architectures.family import ContainerPrefix, Family
 from lora_tools.architectures.tables import Table, norm, one, same
 
 RESNET: Table = {
@@ -21,9 +21,9 @@ AUTOENCODER_KL = Family(
     "AutoencoderKL",
     hub="diffusers",
     containers={
-        "checkpoint": Container("first_stage_model."),
-        "comfyui": Container("vae."),
-        "diffusers": Container("", ("diffusers",)),
+        "checkpoint": ContainerPrefix("first_stage_model."),
+        "comfyui": ContainerPrefix("vae."),
+        "diffusers": ContainerPrefix("", ("diffusers",)),
     },
     dialects={
         "original": {

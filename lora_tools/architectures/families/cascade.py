@@ -1,6 +1,6 @@
 """Stable Cascade, of which no table is known: only what stands before its paths."""
 
-from lora_tools.architectures.family import Container, Encoder, Family
+from lora_tools.architectures.family import ContainerPrefix, Encoder, Family
 
 HUB = ("diffusers",)
 
@@ -8,8 +8,8 @@ CASCADE = Family(
     "Stable Cascade",
     hub="diffusers",
     containers={
-        "diffusers": Container("prior.", HUB),
-        "kohya": Container("lora_prior_unet_", HUB),
+        "diffusers": ContainerPrefix("prior.", HUB),
+        "kohya": ContainerPrefix("lora_prior_unet_", HUB),
     },
     named="cascade",
     encoders=(Encoder("CLIP", "text_encoder", "clip_g", "lora_prior_te_"),),

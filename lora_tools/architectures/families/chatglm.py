@@ -1,4 +1,4 @@
-"""ChatGLM 2 and after, in the names of its authors' code: only what its modules are called."""
+"""ChatGLM 2 and after, in the names of its original code: only what its modules are called."""
 
 from lora_tools.architectures.family import MODEL, Family
 from lora_tools.architectures.tables import being, same

@@ -1,6 +1,6 @@
-"""CLIP's text encoders, L, G and H: in transformers' two spellings, and in OpenCLIP's."""
+"""CLIP's text encoders, L, G and H: in transformers' two key namings, and in OpenCLIP's."""
 
-from lora_tools.architectures.family import MODEL, Container, Family
+from lora_tools.architectures.family import MODEL, ContainerPrefix, Family
 from lora_tools.architectures.tables import Table, being, norm, one, rows, same
 
 BODY: Table = {
@@ -19,7 +19,7 @@ IN_PROJ = (("in_proj_weight", "weight"), ("in_proj_bias", "bias"))
 CLIP = Family(
     "CLIP",
     hub="transformers",
-    containers={**MODEL, "pipeline": Container("text_encoder.", ("transformers",))},
+    containers={**MODEL, "pipeline": ContainerPrefix("text_encoder.", ("transformers",))},
     dialects={
         "transformers5": {"": ("text_model.", BODY)},
         "openclip": {

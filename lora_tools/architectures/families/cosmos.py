@@ -1,6 +1,6 @@
 """Cosmos Predict 2, and Anima, which has it with an adapter for another text encoder."""
 
-from lora_tools.architectures.family import DIT, Container, Encoder, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
 from lora_tools.architectures.tables import Table, norm, same
 
 ATTENTION: Table = {
@@ -13,7 +13,7 @@ MODULATION = "adaln_modulation_{self_attn,cross_attn,mlp}"
 COSMOS2 = Family(
     "Cosmos 2 and Anima",
     hub="diffusers",
-    containers={**DIT, "net": Container("net.")},
+    containers={**DIT, "net": ContainerPrefix("net.")},
     dialects={
         "original": {
             "x_embedder.proj.1": "patch_embed.proj",

@@ -1,11 +1,11 @@
 """Falcon and Bloom: each group has its queries, a key and a value, whether one head or many."""
 
 from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.layout import Layout
+from lora_tools.architectures.layout import RowLayout
 from lora_tools.architectures.tables import Table, being, rows, same
 
 
-def table(qkv: Layout) -> Table:
+def table(qkv: RowLayout) -> Table:
     """Return the table of a model with this layout of queries, keys and values."""
     return {
         **being("embedding", "transformer.word_embeddings"),

@@ -4,11 +4,11 @@ from typing import Any
 
 from lora_tools.architectures.decoders import ATTENTION, decoder
 from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.layout import Layout
+from lora_tools.architectures.layout import RowLayout
 from lora_tools.architectures.tables import being, rows, same
 
 
-def stack(path: str, tensor: str = "weight", **options: Any) -> Layout:
+def stack(path: str, tensor: str = "weight", **options: Any) -> RowLayout:
     """Return the layout of a layer of every expert, in one tensor that is a parameter."""
     paths = f"mlp.experts.*.{path}_proj"
     return rows(paths, stacked=True, tensors=(("", tensor),), **options)

@@ -9,7 +9,7 @@ from lora_tools.architectures.blocks import (
     SINGLE_NORMS,
     SINGLE_OUT,
 )
-from lora_tools.architectures.family import DIT, Container, Encoder, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
 from lora_tools.architectures.tables import Table, halves, norm, one
 
 REFINER: Table = {
@@ -68,7 +68,7 @@ EMBEDDERS = "time_text_embed.{timestep,guidance}_embedder.linear_"
 HUNYUAN_VIDEO = Family(
     "HunyuanVideo",
     hub="diffusers",
-    containers={**DIT, "comfyui": Container("diffusion_model.", ("comfyui", "original"))},
+    containers={**DIT, "comfyui": ContainerPrefix("diffusion_model.", ("comfyui", "original"))},
     dialects={
         "original": {
             "img_in.proj": "x_embedder.proj",

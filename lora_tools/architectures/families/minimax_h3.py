@@ -1,11 +1,11 @@
 """MiniMax-H3, whose shards and whose files for ComfyUI order rows in two ways of one shape."""
 
-from lora_tools.architectures.family import DIT, Container, Encoder, Family
-from lora_tools.architectures.layout import Layout
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
+from lora_tools.architectures.layout import RowLayout
 from lora_tools.architectures.tables import Table, halves, norm, rows, same
 
 
-def table(qkv: Layout) -> Table:
+def table(qkv: RowLayout) -> Table:
     """Return the table of a dialect with this layout of queries, keys and values."""
     block: Table = {
         "attn.qkv_proj": qkv,
@@ -34,7 +34,7 @@ DROPS = ("rope.inv_freq",)
 MINIMAX_H3 = Family(
     "MiniMax-H3",
     hub="diffusers",
-    containers={**DIT, "comfyui": Container("diffusion_model.", ("comfyui",))},
+    containers={**DIT, "comfyui": ContainerPrefix("diffusion_model.", ("comfyui",))},
     dialects={
         "original": table(rows("attn.to_{q,k,v}", groups="heads")),
         "comfyui": table(rows("attn.to_{q,k,v}")),

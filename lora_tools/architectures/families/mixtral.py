@@ -2,14 +2,14 @@
 
 from lora_tools.architectures.decoders import ATTENTION, decoder, gguf, rotated
 from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.layout import Layout
+from lora_tools.architectures.layout import RowLayout
 from lora_tools.architectures.tables import being, norm, one, rows, same
 
 MOE = "block_sparse_moe."
 EXPERT = f"{MOE}experts.*."
 
 
-def stack(path: str) -> Layout:
+def stack(path: str) -> RowLayout:
     """Return the layout of a layer of every expert, in one tensor that is a parameter."""
     return rows(f"{EXPERT}{path}", stacked=True, tensors=(("", "weight"),))
 

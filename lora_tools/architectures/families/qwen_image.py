@@ -1,4 +1,4 @@
-"""Qwen-Image and its Edit models: their authors' names are diffusers'."""
+"""Qwen-Image and its Edit models: their original names are diffusers'."""
 
 from lora_tools.architectures.family import DIT, Encoder, Family
 from lora_tools.architectures.tables import being, same

@@ -2,13 +2,13 @@
 
 from lora_tools.architectures.decoders import ATTENTION, GATED, QK_NORMS, decoder
 from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.layout import Layout
+from lora_tools.architectures.layout import RowLayout
 from lora_tools.architectures.tables import being, rows, same
 
 SHARED = same("mlp.shared_expert.{gate,up,down}_proj")
 
 
-def stack(path: str) -> Layout:
+def stack(path: str) -> RowLayout:
     """Return the layout of a layer of every expert, in one tensor that is a parameter."""
     return rows(f"mlp.experts.*.{path}_proj", stacked=True, tensors=(("", "weight"),))
 

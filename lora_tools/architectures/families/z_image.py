@@ -1,6 +1,6 @@
-"""Z-Image: ComfyUI's files fuse queries, keys and values; its authors' names are diffusers'."""
+"""Z-Image: ComfyUI's files fuse queries, keys and values; its original names are diffusers'."""
 
-from lora_tools.architectures.family import DIT, Container, Encoder, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
 from lora_tools.architectures.tables import Table, being, norm, rows, same
 
 BLOCK: Table = {
@@ -14,7 +14,7 @@ BLOCK: Table = {
 Z_IMAGE = Family(
     "Z-Image",
     hub="diffusers",
-    containers={**DIT, "comfyui": Container("diffusion_model.", ("diffusers", "comfyui"))},
+    containers={**DIT, "comfyui": ContainerPrefix("diffusion_model.", ("diffusers", "comfyui"))},
     dialects={
         "comfyui": {
             "x_embedder": "all_x_embedder.2-1",

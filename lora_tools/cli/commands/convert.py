@@ -1,4 +1,4 @@
-"""lora-tools convert: spell an adapter in another tool's format."""
+"""lora-tools convert: convert an adapter to another tool's format."""
 
 import shlex
 import sys
@@ -28,7 +28,7 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.cli.ranks import Limits, Wish, policy_options
+from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
 from lora_tools.executors import Executor
 from lora_tools.files.ours import Force
 from lora_tools.files.sides import WEIGHTS
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from lora_tools.rewrite import Rewrite, Source
 
 
-@click.command(short_help="Spell an adapter in another tool's format.")
+@click.command(short_help="Convert an adapter to another tool's format.")
 @source_argument
 @out_argument
 @click.option("--to", "target", metavar="FORMAT", required=True, help="Format to write.")
 @format_option()
 @alpha_option
 @base_option(
-    "Base model: its names give flattened ones their dots back, its config.json says the heads and"
-    " the architecture that some formats leave out."
+    "Base model: used to restore the dotted module paths that kohya flattened; its config.json"
+    " says the heads and the architecture that some formats leave out."
 )
-@click.option("--drop", multiple=True, metavar="KIND", help="Go on without KIND; repeatable.")
+@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE; repeatable.")
 @policy_options
 @rank_limit_options(", where ranks are lowered")
 @dtype_option()
@@ -70,7 +70,7 @@ def command(
     alpha: float | None,
     base: Path | None,
     drop: tuple[str, ...],
-    wish: Wish | None,
+    choice: PolicyChoice | None,
     min_rank: int,
     max_rank: int | None,
     multiple_of: int,
@@ -84,17 +84,18 @@ def command(
     """Write the adapter SOURCE in another FORMAT to OUT, with the same updates.
 
     OUT is a folder, or a file with the ending .safetensors (.gguf for gguf) where the format has
-    no configuration beside its tensors. Scales that FORMAT cannot say are folded into the factors;
-    what it cannot say at all is refused by name. `lora-tools formats` lists formats and KINDs.
+    no configuration beside its tensors. Scales that FORMAT does not support are folded into the
+    factors; what it does not support at all is refused by name. `lora-tools formats` lists formats
+    and FEATUREs.
 
     With one of --rank, --energy, --max-error, --max-params and --max-size, ranks are lowered in the
-    same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full differences are LoRAs of a
+    same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full-rank diffs are LoRAs of a
     high rank. The error is that of the bytes written, against the updates of SOURCE.
     """
     from lora_tools.verbs.convert import translate  # imports numpy
 
     began = time.monotonic()
-    if wish is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
+    if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
         raise click.UsageError(
             "--min-rank, --max-rank and --multiple-of go with one of --rank, --energy, --max-error,"
             " --max-params, --max-size"
@@ -115,7 +116,7 @@ def command(
     of = translate(adapter, format, executor, drop=drop, paths=model or ())
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
-    policy = wish.policy(of) if wish else None
+    policy = choice.policy(of) if choice else None
     plan = _plan(of, policy, limits, executor if quiet else Visible(executor))
     report = plan.report("convert", str(policy or ""), began)
     report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])

@@ -10,7 +10,7 @@ from lora_tools.cli.options import (
     alpha_option,
     base_option,
     each_format,
-    engine_options,
+    executor_options,
     formats_option,
     full_option,
     json_option,
@@ -41,7 +41,7 @@ from lora_tools.model import open_model
 @formats_option("A and B")
 @alpha_option
 @full_option("One line per module: no layers in one line.")
-@engine_options
+@executor_options
 @json_option
 @quiet_option
 def command(
@@ -72,9 +72,9 @@ def command(
     config = open_model(base).config if base else None
     pairs = zip((a, b), each_format(owns, 2), strict=True)
     first, second = (read(*pair, base=config, alpha=alpha) for pair in pairs)
-    from lora_tools.verbs.diff import Options, diff, text  # imports numpy
+    from lora_tools.verbs.diff import DiffOptions, diff, text  # imports numpy
 
-    options = Options(tolerance, include, exclude, device)
+    options = DiffOptions(tolerance, include, exclude, device)
     found = diff(first, second, options, executor if quiet else Visible(executor))
     if as_json:
         show_json(found.to_dict())

@@ -16,8 +16,8 @@ from lora_tools.cli.extraction import extraction_options
 from lora_tools.cli.options import (
     base_argument,
     dry_run_option,
-    engine_options,
     evict_option,
+    executor_options,
     force_option,
     json_option,
     make_executor,
@@ -25,7 +25,7 @@ from lora_tools.cli.options import (
     quiet_option,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.cli.ranks import Wish, policy_options
+from lora_tools.cli.ranks import PolicyChoice, policy_options
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
@@ -35,7 +35,7 @@ from lora_tools.report import size, table
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
-    from lora_tools.verbs.extract import Options, Plan
+    from lora_tools.verbs.extract import ExtractOptions, ExtractPlan
     from lora_tools.verbs.extract.plan import Item
 
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @out_argument
 @policy_options
 @extraction_options
-@engine_options
+@executor_options
 @evict_option
 @push_to_option
 @dry_run_option("Show what would be extracted, and write nothing.")
@@ -59,8 +59,8 @@ def command(
     base: Path,
     tuned: Path,
     out: Path,
-    wish: Wish | None,
-    wanted: "Callable[[str], Options]",
+    choice: PolicyChoice | None,
+    wanted: "Callable[[str], ExtractOptions]",
     device: str,
     jobs: int | None,
     evict: bool,
@@ -78,7 +78,7 @@ def command(
     beside a certified lower bound of what any adapter of the same ranks can reach. What is
     finished is kept beside OUT: after an interruption the same command resumes from there.
     """
-    if wish is None and not dry_run:
+    if choice is None and not dry_run:
         raise click.UsageError(
             "give one of --rank, --energy, --max-error, --max-params, --max-size"
         )
@@ -91,11 +91,11 @@ def command(
 
     found = plan(old, new, wanted(device))
     if dry_run:
-        _show(found, wish, as_json=as_json, quiet=quiet)
+        _show(found, choice, as_json=as_json, quiet=quiet)
         return
-    assert wish is not None
+    assert choice is not None
     with _progress(found, quiet=quiet) as seen:
-        policy, resume = wish.policy(old), not no_resume
+        policy, resume = choice.policy(old), not no_resume
         with extract(
             found, policy, out, executor, resume=resume, force=force, seen=seen, evict=evict
         ) as extraction:
@@ -111,7 +111,7 @@ def command(
 
 
 @contextmanager
-def _progress(plan: "Plan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]":
+def _progress(plan: "ExtractPlan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]":
     """Show bytes per second and the time left on a terminal, for what takes over a second."""
     if quiet or not sys.stderr.isatty():
         yield lambda item: None
@@ -129,11 +129,11 @@ def _progress(plan: "Plan", *, quiet: bool) -> "Iterator[Callable[[Item], None]]
         yield seen
 
 
-def _show(plan: "Plan", wish: Wish | None, *, as_json: bool, quiet: bool) -> None:
+def _show(plan: "ExtractPlan", choice: PolicyChoice | None, *, as_json: bool, quiet: bool) -> None:
     """Show what would be extracted."""
     from lora_tools.verbs.extract.estimate import estimate  # imports numpy
 
-    rank = wish.value if wish and wish.name == "rank" else plan.options.max_rank
+    rank = choice.value if choice and choice.name == "rank" else plan.options.max_rank
     lines = estimate(plan, rank)
     if as_json:
         show_json(lines.to_dict())

@@ -11,7 +11,7 @@ from lora_tools.cli.console import Visible, complain, say, show, show_json
 from lora_tools.cli.options import (
     alpha_option,
     base_option,
-    engine_options,
+    executor_options,
     force_option,
     format_option,
     full_option,
@@ -28,7 +28,7 @@ from lora_tools.model import open_model
 from lora_tools.plot import FORMATS
 from lora_tools.runtimes import Judgement, Verdict, named
 from lora_tools.runtimes import to_text as verdicts_text
-from lora_tools.verbs.inspect import Listing, inspect, look
+from lora_tools.verbs.inspect import Listing, inspect, open_checkpoint
 from lora_tools.verbs.inspect.text import listing_text, to_text
 
 
@@ -83,7 +83,7 @@ class Picture(click.Path):
 @format_option()
 @force_option("a FILE")
 @full_option("A line for each module, not for each pattern.")
-@engine_options
+@executor_options
 @json_option
 def command(
     source: Path,
@@ -104,7 +104,7 @@ def command(
     """Show what is in the adapter SOURCE, a folder or a file.
 
     Reads only the header and the configuration, unless asked for more: format, base model, what
-    trained it, and for each pattern of modules shape, rank, alpha, scale and element type. A
+    trained it, and for each pattern of modules shape, rank, alpha, scale and dtype. A
     checkpoint that is no adapter is listed by its tensors.
 
     Exit status: 1 if the adapter has problems or is not understood; 4 if a runtime asked for with
@@ -114,7 +114,7 @@ def command(
         check_file(file, force=force)
     runtimes = named(asked, max_lora_rank=max_lora_rank)
     model = open_model(base) if base else None
-    found = look(source, runtimes, own, model.config if model else None, alpha)
+    found = open_checkpoint(source, runtimes, own, model.config if model else None, alpha)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)
@@ -178,8 +178,8 @@ def _list(listing: Listing, *, as_json: bool) -> int:
     _show(document, listing_text(document), listing.judgements, as_json=as_json)
     if not listing.is_adapter:
         return 0
-    if listing.stranger:
-        say(f"not understood: {listing.stranger}", "error")
+    if listing.unreadable:
+        say(f"not understood: {listing.unreadable}", "error")
     else:
         complain(listing.reason, "not understood: ")
     return 1

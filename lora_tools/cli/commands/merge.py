@@ -19,8 +19,8 @@ from lora_tools.cli.options import (
     dry_run_option,
     dtype_option,
     each_format,
-    engine_options,
     evict_option,
+    executor_options,
     force_option,
     formats_option,
     json_option,
@@ -31,7 +31,7 @@ from lora_tools.cli.options import (
     weight_option,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.cli.types import Size
+from lora_tools.cli.types import ByteSize
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
@@ -48,17 +48,17 @@ from lora_tools.text import visible
     " adapter out again.  [default: 1]"
 )
 @formats_option("the ADAPTERs")
-@dtype_option("Element type of the weights written.")
+@dtype_option("dtype of the weights written.")
 @click.option(
     "--max-shard-size",
-    type=Size(),
+    type=ByteSize(),
     metavar="SIZE",
     help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
 )
 @untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
 @allow_missing_option("Leave out, and list, what is unmatched in BASE.")
 @alpha_option
-@engine_options
+@executor_options
 @evict_option
 @push_to_option
 @dry_run_option("Check everything and show the plan; write nothing.")
@@ -101,13 +101,13 @@ def command(
     formats = zip(adapters, each_format(owns, len(adapters)), strict=True)
     found = [read(path, own, base=model.config, alpha=alpha) for path, own in formats]
     executor = make_executor(device, jobs)
-    from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan  # imports numpy
+    from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan  # imports numpy
 
     weighted = [
         WeightedAdapter(each, w)
         for each, w in zip(found, weights or [1.0] * len(found), strict=True)
     ]
-    merge_plan = plan(model, weighted, Options(dtype, untie, allow_missing))
+    merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
     made = merge(merge_plan, most=max_shard_size, device=device)
     if dry_run:
         report = made.report

@@ -15,7 +15,7 @@ from lora_tools.files.writer import staged_file
 
 if TYPE_CHECKING:
     from lora_tools.hub import Publisher
-    from lora_tools.verbs.push import Wish
+    from lora_tools.verbs.push import Destination
 
 
 @click.command(short_help="Publish an adapter or a model on the Hub.")
@@ -90,11 +90,11 @@ def command(
     replaced. Afterwards the Hub's checksums are compared with those here. Run it again to resume.
     """
     from lora_tools.hub import Publisher
-    from lora_tools.verbs.push import Wish
+    from lora_tools.verbs.push import Destination
 
     if create_pr and revision not in (None, "main"):
         raise click.UsageError("--create-pr proposes changes to main: leave --revision out")
-    wish = Wish(
+    destination = Destination(
         repo,
         private,
         None if revision == "main" else revision,
@@ -110,13 +110,13 @@ def command(
     )
     publisher = Publisher(token)
     if card_only:
-        _write_card(folder, wish, publisher, quiet=quiet)
+        _write_card(folder, destination, publisher, quiet=quiet)
         return
     if not dry_run:
         publisher.check()
         if not create_pr and publisher.is_private(repo) is None:
-            wish = wish.seen_by(private=visibility(repo, private))
-    plan, pushed = push(folder, wish, publisher, dry_run=dry_run, quiet=quiet)
+            destination = destination.seen_by(private=visibility(repo, private))
+    plan, pushed = push(folder, destination, publisher, dry_run=dry_run, quiet=quiet)
     if as_json:
         show_json(to_json(plan, pushed))
     elif not quiet:
@@ -126,11 +126,13 @@ def command(
             show(f"\n{README}:\n\n{card}")
 
 
-def _write_card(folder: Path, wish: "Wish", publisher: "Publisher", *, quiet: bool) -> None:
+def _write_card(
+    folder: Path, destination: "Destination", publisher: "Publisher", *, quiet: bool
+) -> None:
     from lora_tools.verbs.push import card_only
 
     with temporary_folder() as place:
-        text = card_only(folder, wish, publisher, place)
+        text = card_only(folder, destination, publisher, place)
     card = folder / README
     with staged_file(card, force="any", sources=[card]) as part:
         write_text(part, text)

@@ -15,7 +15,7 @@ from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     alpha_option,
     dry_run_option,
-    engine_options,
+    executor_options,
     force_option,
     format_option,
     json_option,
@@ -25,7 +25,7 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.cli.ranks import Limits, Wish, limit_options, policy_options
+from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_options
 from lora_tools.executors import Executor
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_file, check_output, staged, staged_file
@@ -34,7 +34,7 @@ from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.rewrite import Options, Survey
+    from lora_tools.rewrite import RewriteOptions, Survey
 
 
 @click.command(short_help="Lower the rank of an adapter.")
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @limit_options
 @format_option()
 @alpha_option
-@engine_options
+@executor_options
 @push_to_option
 @dry_run_option("Report without writing; with no policy, a table of ranks to choose from.")
 @json_option
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 def command(
     source: Path,
     out: Path,
-    wish: Wish | None,
+    choice: PolicyChoice | None,
     limits: Limits,
     own: str | None,
     alpha: float | None,
@@ -79,12 +79,12 @@ def command(
     update, measured on the bytes written. PATTERNs are shell patterns for a module's name, or
     for its end from a dot on: q_proj, layers.0.*.
     """
-    if wish is None and not dry_run:
+    if choice is None and not dry_run:
         raise click.UsageError(
             "give one of --rank, --energy, --max-error, --max-params, --max-size;"
             " --dry-run shows what each rank would cost"
         )
-    if wish is None and report_file:
+    if choice is None and report_file:
         raise click.UsageError("--report goes with a policy")
     began = time.monotonic()
     if report_file:
@@ -92,7 +92,7 @@ def command(
     adapter = read(source, own, alpha=alpha)
     if not dry_run:
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
-    policy = wish.policy(adapter) if wish else None
+    policy = choice.policy(adapter) if choice else None
     executor = make_executor(device, jobs)
     survey = _survey(
         adapter, policy, limits.options(device), executor if quiet else Visible(executor)
@@ -124,7 +124,7 @@ def command(
 
 
 def _survey(
-    adapter: Adapter, policy: "RankPolicy | None", options: "Options", executor: Executor
+    adapter: Adapter, policy: "RankPolicy | None", options: "RewriteOptions", executor: Executor
 ) -> "Survey":
     from lora_tools.verbs.shrink import survey  # imports numpy
 
@@ -132,23 +132,28 @@ def _survey(
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
-    offers = survey.table()
+    uniform_ranks = survey.table()
     if as_json:
         rows = [
             {
-                "rank": offer.rank,
-                "bytes": offer.bytes,
-                "optimal_error": offer.error,
-                "allocated_error": offer.allocated_error,
+                "rank": row.rank,
+                "bytes": row.bytes,
+                "optimal_error": row.error,
+                "allocated_error": row.allocated_error,
             }
-            for offer in offers
+            for row in uniform_ranks
         ]
         show_json({"schema": "lora-tools/ranks/1", "ranks": rows})
         return
     if not quiet:
         lines = [
-            (offer.rank, size(offer.bytes), percent(offer.error), percent(offer.allocated_error))
-            for offer in offers
+            (
+                row.rank,
+                size(row.bytes),
+                percent(row.error),
+                percent(row.allocated_error),
+            )
+            for row in uniform_ranks
         ]
         headers = ("--rank", "file", "best error", "allocated")
         show(table(lines, headers))

@@ -12,7 +12,7 @@ from lora_tools.cli.options import (
     alpha_option,
     base_argument,
     each_format,
-    engine_options,
+    executor_options,
     formats_option,
     json_option,
     make_executor,
@@ -35,7 +35,7 @@ from lora_tools.model import open_model
 @untie_option("The tied embeddings of BASE were given a head.")
 @allow_missing_option("Leave out what is unmatched in BASE.")
 @alpha_option
-@engine_options
+@executor_options
 @json_option
 @quiet_option
 def command(
@@ -66,7 +66,7 @@ def command(
     result, missing = open_partly(merged)
     executor = make_executor(device, jobs)
     from lora_tools.verbs.verify import (
-        Options,
+        MergeOptions,
         WeightedAdapter,
         decoded_dtype,
         plan,
@@ -78,7 +78,7 @@ def command(
         for each, w in zip(found, weights or [1.0] * len(found), strict=True)
     ]
     dtype = decoded_dtype(result, model)
-    merge_plan = plan(model, weighted, Options(dtype, untie, allow_missing))
+    merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
     proof = verify(result, merge_plan, executor if quiet else Visible(executor), missing)
     if as_json:
         show_json(proof.to_json())

@@ -16,9 +16,9 @@ from lora_tools.formats.gguf.architectures import (
     HEAD,
     Architecture,
     architecture_of,
+    key_prefix_of,
     named,
     path_of,
-    stem_of,
     text_config,
 )
 from lora_tools.formats.gguf.header import (
@@ -36,7 +36,7 @@ from lora_tools.formats.sites import Embedding, Linear
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-KEY = re.compile(r"(?P<stem>.+)\.weight\.lora_(?P<role>[ab])")
+KEY = re.compile(r"(?P<key_prefix>.+)\.weight\.lora_(?P<role>[ab])")
 NORM = "_norm.weight"
 """How tensors end that llama.cpp skips."""
 
@@ -52,7 +52,7 @@ class LlamaCpp:
 
     name = "gguf"
     about = "llama.cpp"
-    expresses: frozenset[str] | None = frozenset({"embedding"})
+    supports: frozenset[str] | None = frozenset({"embedding"})
     container: Container = GGUF
     names: Names = "any"
     files: tuple[str, ...] = ()
@@ -65,9 +65,9 @@ class LlamaCpp:
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter, its modules under transformers' names.
 
-        The rows of a Llama's queries and keys are in rotated pairs; how many heads share them is
-        known from ``contents.base`` alone. Raises `UnsupportedError` for other architectures and
-        for aLoRA.
+        The rows of a Llama's queries and keys have the interleaved RoPE layout; how many heads
+        share them is known from ``contents.base`` alone. Raises `UnsupportedError` for other
+        architectures and for aLoRA.
         """
         metadata = contents.metadata
         check_kind(metadata)
@@ -82,14 +82,15 @@ class LlamaCpp:
             match = KEY.fullmatch(key)
             if match and spec.dtype in FLOATS:
                 role: Role = "a" if match["role"] == "a" else "b"
-                found.setdefault(match["stem"], {})[role] = Part(key, spec)
+                found.setdefault(match["key_prefix"], {})[role] = Part(key, spec)
             elif key.endswith(NORM):
                 extras.append(Extra(key, spec, "full weight"))
             else:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
         alpha, heads = alpha_of(metadata), heads_of(contents.base)
         modules = tuple(
-            _module(stem, parts, alpha, architecture, heads) for stem, parts in found.items()
+            _module(key_prefix, parts, alpha, architecture, heads)
+            for key_prefix, parts in found.items()
         )
         return Manifest(
             self.name,
@@ -102,7 +103,7 @@ class LlamaCpp:
         )
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as llama.cpp does, under the one alpha that the most of them have.
+        """Name the keys as llama.cpp does, under the one alpha that the most of them have.
 
         The architecture is that of the file, or of ``manifest.base``. Raises `UnsupportedError`
         for modules that llama.cpp has no name for, and without a base.
@@ -111,10 +112,10 @@ class LlamaCpp:
         architecture, heads = _target(manifest, own=own)
         _check(manifest, architecture, own=own)
         modules = tuple(
-            _spelled(module, architecture, heads, own=own) for module in manifest.modules
+            _rekeyed(module, architecture, heads, own=own) for module in manifest.modules
         )
-        stems = Counter(module.stem for module in modules)
-        if twice := [module.name for module in modules if stems[module.stem] > 1]:
+        key_prefixes = Counter(module.key_prefix for module in modules)
+        if twice := [module.name for module in modules if key_prefixes[module.key_prefix] > 1]:
             raise UnsupportedError(f"llama.cpp has one name for these: {some(twice)}")
         alpha = common_alpha(modules)
         metadata = dict(manifest.metadata)
@@ -154,27 +155,29 @@ class LlamaCpp:
 
 
 def _module(
-    stem: str,
+    key_prefix: str,
     parts: Mapping[Role, Part],
     alpha: float | None,
     architecture: Architecture,
     heads: Heads | None,
 ) -> Module:
-    name = path_of(stem, architecture)
+    name = path_of(key_prefix, architecture)
     if name is None:
-        raise UnsupportedError(f"{stem}: no weight of {architecture.name} that is known here")
+        raise UnsupportedError(f"{key_prefix}: no weight of {architecture.name} that is known here")
     if parts.keys() != {"a", "b"}:
-        raise FormatError(f"{stem} has no lora_{'b' if 'a' in parts else 'a'}")
+        raise FormatError(f"{key_prefix} has no lora_{'b' if 'a' in parts else 'a'}")
     a, b = parts["a"].spec.shape, parts["b"].spec.shape
-    flipped = stem == TABLE  # llama.cpp looks rows of A up, one for each token
+    flipped = key_prefix == TABLE  # llama.cpp looks rows of A up, one for each token
     turned = a[::-1] if flipped else a
     if len(a) != 2 or len(b) != 2 or turned[0] != b[1] or min(*a, *b) < 1:
-        raise FormatError(f"{stem}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors")
+        raise FormatError(
+            f"{key_prefix}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors"
+        )
     (rank, inp), (out, _) = turned, b
     site = Embedding() if flipped else Linear()
     rows = _rows(name, out, architecture, heads)
     ordered: dict[Role, Part] = {"a": parts["a"], "b": parts["b"]}
-    return Module(name, site, out, inp, rank, alpha, False, ordered, stem, name, rows)
+    return Module(name, site, out, inp, rank, alpha, False, ordered, key_prefix, name, rows)
 
 
 def _rows(name: str, out: int, architecture: Architecture, heads: Heads | None) -> Paired | None:
@@ -202,32 +205,32 @@ def _target(manifest: Manifest, *, own: bool) -> tuple[Architecture, Heads | Non
 def _check(manifest: Manifest, architecture: Architecture, *, own: bool) -> None:
     """Raise `UnsupportedError` for what the file has no place for."""
     modules = manifest.modules
-    homeless = [part.key for m in modules for role, part in m.parts.items() if role not in ROLES]
+    unmatched = [part.key for m in modules for role, part in m.parts.items() if role not in ROLES]
     if not own:
-        homeless += [extra.key for extra in manifest.extras]
+        unmatched += [extra.key for extra in manifest.extras]
     odd = [m.name for m in modules if not isinstance(m.site, Linear | Embedding)]
     odd += [m.name for m in modules if m.site == Linear(transposed=True)]
-    odd += [m.name for m in modules if stem_of(m.name, architecture) is None]
+    odd += [m.name for m in modules if key_prefix_of(m.name, architecture) is None]
     odd += [
         m.name
         for m in modules
-        if (stem_of(m.name, architecture) == TABLE) != isinstance(m.site, Embedding)
+        if (key_prefix_of(m.name, architecture) == TABLE) != isinstance(m.site, Embedding)
     ]
-    if homeless or odd:
-        names = some(dict.fromkeys([*homeless, *odd]))
+    if unmatched or odd:
+        names = some(dict.fromkeys([*unmatched, *odd]))
         raise UnsupportedError(f"llama.cpp's {architecture.name} has no place for {names}")
     heads = [module.name for module in modules if module.name.rpartition(".")[2] == HEAD]
-    said = text_config(manifest.base or {}).get("tie_word_embeddings")
-    if heads and manifest.base and (architecture.tied if said is None else said):
+    stated = text_config(manifest.base or {}).get("tie_word_embeddings")
+    if heads and manifest.base and (architecture.tied if stated is None else stated):
         raise UnsupportedError(
             f"{heads[0]}: the base ties its head to its embedding, so llama.cpp has no such weight"
         ).hint("Leave it out of the training, or serve the model with the adapter merged into it.")
 
 
-def _spelled(
+def _rekeyed(
     module: Module, architecture: Architecture, heads: Heads | None, *, own: bool
 ) -> Module:
-    stem = stem_of(module.name, architecture) or module.name
+    key_prefix = key_prefix_of(module.name, architecture) or module.name
     a = (module.rank, module.inp)
     shapes: dict[Role, tuple[int, ...]] = {
         "a": a[::-1] if isinstance(module.site, Embedding) else a,
@@ -236,19 +239,19 @@ def _spelled(
     # llama.cpp's kernels have no float64.
     types = {role: module.parts[role].spec.dtype.replace("F64", "F32") for role in shapes}
     parts: dict[Role, Part] = {
-        role: Part(f"{stem}.weight.lora_{role}", Spec(types[role], shape))
+        role: Part(f"{key_prefix}.weight.lora_{role}", Spec(types[role], shape))
         for role, shape in shapes.items()
     }
     rows = module.rows if own else _rows(module.name, module.out, architecture, heads)
-    return replace(module, parts=parts, stem=stem, rows=rows)
+    return replace(module, parts=parts, key_prefix=key_prefix, rows=rows)
 
 
 def _notes(modules: Iterable[Module], extras: list[Extra]) -> Iterator[str]:
     unknown = [module.name for module in modules if module.rows == Paired(None)]
     if unknown:
         yield (
-            f"The rows of {len(unknown)} modules are in rotated pairs, and the file does not say"
-            f" how many heads share them, as --base MODEL does: {some(unknown, 2)}."
+            f"The rows of {len(unknown)} modules have the interleaved RoPE layout, and the file"
+            f" does not say how many heads share them, as --base MODEL does: {some(unknown, 2)}."
         )
     if extras:
         yield f"{len(extras)} norms are replaced as a whole; llama.cpp skips them."

@@ -1,6 +1,6 @@
 """The models of llama.cpp whose adapters are read and written, and what their modules are called.
 
-Its own table says what a weight of transformers is called there; which of the spellings in that
+Its own table says what a weight of transformers is called there; which of the key namings in that
 table are those of an architecture is said here, so that names come back as they were.
 """
 
@@ -39,7 +39,7 @@ class Architecture:
     models: tuple[str, ...]
     layer: tuple[str, ...] = SPLIT
     paired: bool = False
-    """Whether the rows of queries and keys are stored in rotated pairs."""
+    """Whether the rows of queries and keys are stored in the interleaved RoPE layout."""
     tied: bool = False
     """Whether the head is the embedding unless a configuration says otherwise."""
 
@@ -92,7 +92,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return text if isinstance(text, Mapping) and "model_type" in text else config
 
 
-def stem_of(path: str, architecture: Architecture) -> str | None:
+def key_prefix_of(path: str, architecture: Architecture) -> str | None:
     """Return what llama.cpp calls a module, without ``.weight``, or None.
 
     >>> stem_of("model.layers.3.self_attn.q_proj", ARCHITECTURES["llama"])
@@ -100,30 +100,33 @@ def stem_of(path: str, architecture: Architecture) -> str | None:
     """
     found = BEFORE.match(path)
     path = "model." + path[found.end() :] if found else path.removeprefix("language_model.")
-    layer, whole = _stems(architecture)
+    layer, whole = _key_prefixes(architecture)
     match = LAYER.fullmatch(path)
     if match is None:
         return whole.get(path)
-    stem = layer.get(match["path"])
-    return stem and f"blk.{match['layer']}.{stem}"
+    key_prefix = layer.get(match["path"])
+    return key_prefix and f"blk.{match['layer']}.{key_prefix}"
 
 
-def path_of(stem: str, architecture: Architecture) -> str | None:
-    """Return what transformers calls a module: the inverse of `stem_of`.
+def path_of(key_prefix: str, architecture: Architecture) -> str | None:
+    """Return what transformers calls a module: the inverse of `key_prefix_of`.
 
     >>> path_of("token_embd", ARCHITECTURES["llama"])
     'model.embed_tokens'
     """
-    layer, whole = ({stem: path for path, stem in table.items()} for table in _stems(architecture))
-    match = BLOCK.fullmatch(stem)
+    layer, whole = (
+        {key_prefix: path for path, key_prefix in table.items()}
+        for table in _key_prefixes(architecture)
+    )
+    match = BLOCK.fullmatch(key_prefix)
     if match is None:
-        return whole.get(stem)
+        return whole.get(key_prefix)
     path = layer.get(match["path"])
     return path and f"model.layers.{match['layer']}.{path}"
 
 
 @cache
-def _stems(architecture: Architecture) -> tuple[dict[str, str], dict[str, str]]:
+def _key_prefixes(architecture: Architecture) -> tuple[dict[str, str], dict[str, str]]:
     """Return llama.cpp's names of modules, by its own table: within a layer, and outside them."""
     gguf = package()
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
@@ -131,6 +134,10 @@ def _stems(architecture: Architecture) -> tuple[dict[str, str], dict[str, str]]:
     layer = {path: table.get_name(f"model.layers.0.{path}") for path in architecture.layer}
     whole = {path: table.get_name(path) for path in (TABLE, HEAD)}
     return (
-        {path: stem.removeprefix("blk.0.") for path, stem in layer.items() if stem},
-        {path: stem for path, stem in whole.items() if stem},
+        {
+            path: key_prefix.removeprefix("blk.0.")
+            for path, key_prefix in layer.items()
+            if key_prefix
+        },
+        {path: key_prefix for path, key_prefix in whole.items() if key_prefix},
     )

@@ -64,9 +64,9 @@ def common_alpha(modules: Iterable[Module]) -> float | None:
     The file has it in float32.
     """
     modules = tuple(modules)
-    said = (m.scale * m.r if m.rslora else m.alpha for m in modules if m.alpha is not None)
+    stated = (m.scale * m.r if m.rslora else m.alpha for m in modules if m.alpha is not None)
     # Ranks that differ under a scale of 1, as `shrink` makes them, have no alpha in common but 0.
-    found = dict.fromkeys(alpha for alpha in map(rounded, said) if alpha and math.isfinite(alpha))
+    found = dict.fromkeys(alpha for alpha in map(rounded, stated) if alpha and math.isfinite(alpha))
     ordered = sorted(found)
     counts: Counter[float | None] = Counter()
     for (rank, own), count in Counter((module.r, module.scale) for module in modules).items():
@@ -92,7 +92,7 @@ def header(
 ) -> dict[str, str]:
     """Return the header of an adapter, with all that ``metadata`` says besides.
 
-    ``dtypes`` are the element types of its factors.
+    ``dtypes`` are the dtypes of its factors.
     """
     kept = {key: value for key, value in metadata.items() if key != QUANTISATION}
     first = {ARCHITECTURE: architecture, TYPE: "adapter"}

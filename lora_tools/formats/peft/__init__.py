@@ -11,8 +11,8 @@ from lora_tools.errors import FormatError
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents, Names
+from lora_tools.formats.features import check_uniform
 from lora_tools.formats.folding import factor_shapes, fold, unfold
-from lora_tools.formats.kinds import check_uniform
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.numbers import widened
 from lora_tools.formats.peft.adalora import is_adalora, read_adalora
@@ -24,12 +24,12 @@ from lora_tools.formats.peft.config import (
     write_config,
 )
 from lora_tools.formats.peft.extras import extra_of
-from lora_tools.formats.peft.fresh import extra_key, fresh_config, stems
+from lora_tools.formats.peft.fresh import extra_key, fresh_config, key_prefixes
 from lora_tools.formats.peft.keys import (
     LORA_KEY,
     PREFIX,
     SUFFIX,
-    Found,
+    KeyGroup,
     collect,
     path_of,
 )
@@ -46,7 +46,7 @@ class Peft:
 
     name = "peft"
     about = "Hugging Face PEFT"
-    expresses: frozenset[str] | None = frozenset(
+    supports: frozenset[str] | None = frozenset(
         {
             "embedding",
             "convolution",
@@ -74,7 +74,7 @@ class Peft:
         if config is not None and ("peft_type" in config or {"r", "lora_alpha"} <= config.keys()):
             return True
         paths = [
-            path_of(found["stem"])
+            path_of(found["key_prefix"])
             for key in specs
             if key.startswith(PREFIX) and (found := LORA_KEY.fullmatch(key))
         ]
@@ -102,9 +102,11 @@ class Peft:
             raise FormatError("no tensor is named like a LoRA factor of PEFT")
         modules, problems, misfits = [], [], []
         adapted = parameters(found, peft)
-        for stem, (parts, embedding) in found.items():
+        for key_prefix, (parts, embedding) in found.items():
             try:
-                modules.append(module_of(stem, parts, embedding, adapted.get(stem), peft))
+                modules.append(
+                    module_of(key_prefix, parts, embedding, adapted.get(key_prefix), peft)
+                )
             except FormatError as error:
                 problems.append(str(error))
                 misfits += [part.key for part in parts.values()]
@@ -140,8 +142,8 @@ class Peft:
         ``others`` are the modules of the base that it leaves alone; ``full`` are tensors of the
         base, by name, that it replaces: of kind ``bias`` or ``modules_to_save``.
         """
-        names = stems(modules)
-        named = tuple(replace(module, stem=names[module.name]) for module in modules)
+        names = key_prefixes(modules)
+        named = tuple(replace(module, key_prefix=names[module.name]) for module in modules)
         adapted = {module.name for module in modules}
         extras = tuple(
             extra._replace(key=extra_key(extra.key, extra.kind, adapted)) for extra in full
@@ -150,8 +152,8 @@ class Peft:
         return self.write(Manifest(self.name, named, extras, config, {}, base_model))
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Spell modules as `peft.save_pretrained` would, with the configuration that fits them."""
-        modules = tuple(_spelled(module) for module in manifest.modules)
+        """Name the keys as `peft.save_pretrained` would, with the configuration that fits them."""
+        modules = tuple(_rekeyed(module) for module in manifest.modules)
         if not manifest.config:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
@@ -206,20 +208,20 @@ def _alpha(module: Module, *, rslora: bool) -> float:
     return alpha_for(module.scale, module.r, rslora=rslora)
 
 
-def _notes(modules: Iterable[Module], found: Mapping[str, Found]) -> Iterator[str]:
+def _notes(modules: Iterable[Module], found: Mapping[str, KeyGroup]) -> Iterator[str]:
     if any("magnitude" in module.parts for module in modules):
         yield (
             "DoRA: errors are those of the low-rank direction, before the base weight and the"
             " magnitude vector normalise it."
         )
-    bare = [stem for stem in found if not stem.startswith(PREFIX)]
+    bare = [key_prefix for key_prefix in found if not key_prefix.startswith(PREFIX)]
     if bare:
         yield f"{len(bare)} names lack PEFT's prefix {PREFIX!r}; what is written has it."
 
 
-def _spelled(module: Module) -> Module:
-    ours = module.stem.startswith(PREFIX)
-    stem = module.stem if ours else PREFIX + module.stem
+def _rekeyed(module: Module) -> Module:
+    ours = module.key_prefix.startswith(PREFIX)
+    key_prefix = module.key_prefix if ours else PREFIX + module.key_prefix
     shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
     if "magnitude" in module.parts and not ours:
         numel = module.parts["magnitude"].spec.numel
@@ -228,10 +230,10 @@ def _spelled(module: Module) -> Module:
     embedding = isinstance(module.site, Embedding)
     parts: dict[Role, Part] = {
         role: Part(
-            stem + SUFFIX[embedding, role],
+            key_prefix + SUFFIX[embedding, role],
             Spec(part.spec.dtype, shapes.get(role, part.spec.shape)),
         )
         for role, part in module.parts.items()
         if role != "alpha"
     }
-    return replace(module, parts=parts, stem=stem)
+    return replace(module, parts=parts, key_prefix=key_prefix)

@@ -21,7 +21,7 @@ from lora_tools.formats.sites import Linear
 from lora_tools.scaling import alpha_for
 
 # The adapter's name ends the keys of a plain dump of the state dict.
-KEY = re.compile(r"(?P<stem>.+)\.lora_(?P<part>[ABE])(?:\.(?!weight$|bias$)[^.]+)?")
+KEY = re.compile(r"(?P<key_prefix>.+)\.lora_(?P<part>[ABE])(?:\.(?!weight$|bias$)[^.]+)?")
 ROLES: dict[str, Role] = {"A": "a", "B": "b", "E": "lora_E"}
 
 # Read in peft 0.21.2 (`tuners/adalora/layer.py`, `tuners/adalora/config.py`).
@@ -56,8 +56,8 @@ def read_adalora(name: str, contents: Contents) -> Manifest:
     problems += [f"{key} is not understood" for key in unknown]
     if config.get("use_dora"):
         problems.append("use_dora is true, and PEFT's AdaLoRA has no DoRA")
-    for stem, parts in found.items():
-        path = path_of(stem)
+    for key_prefix, parts in found.items():
+        path = path_of(key_prefix)
         try:
             rank = _rank(path, parts, masks.get(path), begun)
             if not peft.targets(path):
@@ -74,7 +74,7 @@ def read_adalora(name: str, contents: Contents) -> Manifest:
         scale = (alpha if alpha > 0 else rank) / (begun + OFFSET)
         own = alpha_for(scale, rank, rslora=False)
         site = Linear(peft.transposed)
-        modules.append(Module(path, site, out, inp, rank, own, False, parts, stem, path))
+        modules.append(Module(path, site, out, inp, rank, own, False, parts, key_prefix, path))
     extras = [Extra(key, contents.specs[key], MISFIT) for key in unknown]
     extras += [extra_of(key, contents.specs[key], peft) for key in rest if key not in unknown]
     return Manifest(
@@ -97,7 +97,7 @@ def _collect(specs: Mapping[str, Spec]) -> tuple[dict[str, dict[Role, Part]], li
         if match is None:
             rest.append(key)
             continue
-        parts, role = found.setdefault(match["stem"], {}), ROLES[match["part"]]
+        parts, role = found.setdefault(match["key_prefix"], {}), ROLES[match["part"]]
         if role in parts:
             raise FormatError(f"{parts[role].key} and {key} are the same factor").hint(
                 "The file holds more than one adapter; save the one that is meant on its own."
@@ -132,7 +132,7 @@ def _masks(pattern: Any) -> dict[str, int]:
         match = KEY.fullmatch(key)
         if match is None or not isinstance(mask, list) or any(type(x) is not bool for x in mask):
             raise FormatError(f"{CONFIG}: rank_pattern of {key} is no mask of AdaLoRA")
-        found[path_of(match["stem"])] = sum(mask)
+        found[path_of(match["key_prefix"])] = sum(mask)
     return found
 
 

@@ -55,7 +55,7 @@ def target_modules(names: Sequence[str], others: Collection[str]) -> list[str]:
     return sorted({_leaf(name) if _leaf(name) in short else name for name in names})
 
 
-def stems(modules: Sequence[Module]) -> dict[str, str]:
+def key_prefixes(modules: Sequence[Module]) -> dict[str, str]:
     """Return what PEFT puts before ``.lora_A`` for each module.
 
     Wrappers of several parameters of one module nest, the first parameter innermost.

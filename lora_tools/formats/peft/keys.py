@@ -16,7 +16,7 @@ SAVED = re.compile(r"\.modules_to_save\.[^.]+")
 # The adapter's name ("default") is gone from files that `save_pretrained` wrote and still there
 # in a plain dump of the state dict.
 LORA_KEY = re.compile(
-    r"(?P<stem>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?P<key_prefix>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
 SUFFIX: dict[tuple[bool, Role], str] = {
@@ -30,16 +30,16 @@ SUFFIX: dict[tuple[bool, Role], str] = {
 }
 
 
-class Found(NamedTuple):
-    """The tensors that share a stem, and whether they are an embedding's."""
+class KeyGroup(NamedTuple):
+    """The tensors that share a key prefix, and whether they are an embedding's."""
 
     parts: dict[Role, Part]
     embedding: bool
 
 
-def collect(specs: Mapping[str, Spec]) -> tuple[dict[str, Found], list[str]]:
-    """Gather the tensors of a file by stem; return the keys that are no factors, too."""
-    found: dict[str, Found] = {}
+def collect(specs: Mapping[str, Spec]) -> tuple[dict[str, KeyGroup], list[str]]:
+    """Gather the tensors of a file by key prefix; return the keys that are no factors, too."""
+    found: dict[str, KeyGroup] = {}
     rest = []
     for key, spec in specs.items():
         match = LORA_KEY.fullmatch(key)
@@ -48,13 +48,13 @@ def collect(specs: Mapping[str, Spec]) -> tuple[dict[str, Found], list[str]]:
             rest.append(key)
             continue
         embedding = match["part"].startswith("embedding")
-        parts, was_embedding = found.get(match["stem"], Found({}, embedding=False))
+        parts, was_embedding = found.get(match["key_prefix"], KeyGroup({}, embedding=False))
         if role in parts:
             raise FormatError(f"{parts[role].key} and {key} are the same factor").hint(
                 "The file holds more than one adapter; save the one that is meant on its own."
             )
         parts[role] = Part(key, spec)
-        found[match["stem"]] = Found(parts, embedding or was_embedding)
+        found[match["key_prefix"]] = KeyGroup(parts, embedding or was_embedding)
     return found, rest
 
 
@@ -69,9 +69,9 @@ def _role(match: re.Match[str]) -> Role | None:
     return "bias" if leaf == "bias" and part == "B" else None
 
 
-def path_of(stem: str) -> str:
+def path_of(key_prefix: str) -> str:
     """Return the module path that PEFT matches its patterns against."""
-    return stem.removeprefix(PREFIX).replace(WRAPPED, "")
+    return key_prefix.removeprefix(PREFIX).replace(WRAPPED, "")
 
 
 def base_name(key: str) -> str:

@@ -8,7 +8,7 @@ from lora_tools.formats.expressions import suffixes
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.peft.config import PeftConfig
-from lora_tools.formats.peft.keys import PREFIX, WRAPPED, Found, path_of
+from lora_tools.formats.peft.keys import PREFIX, WRAPPED, KeyGroup, path_of
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
 
 # Where one module has several adapted parameters, PEFT wraps the first in the order of the
@@ -16,44 +16,48 @@ from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Si
 PARAMETER_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
-def parameters(found: Mapping[str, Found], peft: PeftConfig) -> dict[str, str]:
-    """Return the parameter that each stem adapts directly, for those that do.
+def parameters(found: Mapping[str, KeyGroup], peft: PeftConfig) -> dict[str, str]:
+    """Return the parameter that each key prefix adapts directly, for those that do.
 
-    PEFT nests the wrappers of several parameters of one module: the more ``.base_layer`` a stem
-    ends with, the earlier its parameter is in the module.
+    PEFT nests the wrappers of several parameters of one module: the more ``.base_layer`` a key
+    prefix ends with, the earlier its parameter is in the module.
     """
     nested: dict[str, list[str]] = {}
-    for stem in found:
-        path = path_of(stem)
+    for key_prefix in found:
+        path = path_of(key_prefix)
         if not peft.target_parameters or peft.targets(path):
             continue
-        nested.setdefault(path, []).append(stem)
+        nested.setdefault(path, []).append(key_prefix)
     named: dict[str, list[tuple[int, str]]] = {}
     for order, target in enumerate(peft.target_parameters):
         module, _, name = target.rpartition(".")
         named.setdefault(module, []).append((order, name))
     longest = max(map(len, named), default=-1)
     names: dict[str, str] = {}
-    for path, stems in nested.items():
+    for path, key_prefixes in nested.items():
         ends = {"", *suffixes(path, longest)}  # without a module, a name means all
         fitting = sorted(each for end in ends for each in named.get(end, ()))
         wanted = list(dict.fromkeys(name for _, name in fitting))
-        if len(wanted) != len(stems):
+        if len(wanted) != len(key_prefixes):
             continue  # reported as not targeted
         if len(wanted) > 1 and not set(wanted) <= set(PARAMETER_ORDER):
             raise FormatError(
                 f"{path}: cannot tell which tensors belong to which of {some(wanted)}"
             )
         wanted.sort(key=lambda name: (*PARAMETER_ORDER, name).index(name))
-        names |= dict(zip(sorted(stems, key=len, reverse=True), wanted, strict=True))
+        names |= dict(zip(sorted(key_prefixes, key=len, reverse=True), wanted, strict=True))
     return names
 
 
 def module_of(
-    stem: str, parts: dict[Role, Part], embedding: bool, parameter: str | None, peft: PeftConfig
+    key_prefix: str,
+    parts: dict[Role, Part],
+    embedding: bool,
+    parameter: str | None,
+    peft: PeftConfig,
 ) -> Module:
-    """Describe the module whose tensors share a stem; raise `FormatError` if they do not fit."""
-    path = path_of(stem)
+    """Describe the module of a key prefix; raise `FormatError` if its tensors do not fit."""
+    path = path_of(key_prefix)
     name = f"{path}.{parameter}" if parameter else path
     missing = [role.upper() for role in ("a", "b") if role not in parts]
     if missing:
@@ -62,7 +66,7 @@ def module_of(
         if part.spec.dtype not in FLOATS:
             raise FormatError(f"{part.key} has elements of type {part.spec.dtype}")
     # A multi-head attention's output projection is adapted with it, at the same rank and alpha.
-    owner = stem.removeprefix(PREFIX).rpartition(f"{WRAPPED}.")[0] or name
+    owner = key_prefix.removeprefix(PREFIX).rpartition(f"{WRAPPED}.")[0] or name
     if not parameter and not peft.targets(owner):
         raise FormatError(f"{path} is not among the configuration's targets")
     if peft.dora != ("magnitude" in parts):
@@ -77,7 +81,7 @@ def module_of(
     rank, alpha = peft.rank(owner), peft.alpha(owner)
     b, a = parts["b"].spec.shape, parts["a"].spec.shape
     site, out, inp, per_update = _site(path, b, a, rank, embedding, parameter, peft)
-    module = Module(name, site, out, inp, per_update, alpha, peft.rslora, parts, stem, owner)
+    module = Module(name, site, out, inp, per_update, alpha, peft.rslora, parts, key_prefix, owner)
     if factor_shapes(module) != (b, a) or rank != module.r:
         raise FormatError(f"{path}: B {list(b)} and A {list(a)} do not make rank {rank}")
     for role in ("magnitude", "bias"):

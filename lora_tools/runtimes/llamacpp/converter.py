@@ -3,8 +3,8 @@
 from lora_tools.runtimes.base import Breach, Rule, Subject, Verdict
 from lora_tools.runtimes.checks import breach, has_only, has_pairs
 from lora_tools.runtimes.fields import number
+from lora_tools.runtimes.fixes import even
 from lora_tools.runtimes.keys import Pair
-from lora_tools.runtimes.mends import even
 from lora_tools.runtimes.rules import CONFIG, fields, keys, tensor_file, types
 from lora_tools.runtimes.scales import read_at
 

@@ -12,7 +12,7 @@ TABLE = "token_embd.weight"
 """The weight whose lora_a is stored row by token, so that rows can be looked up."""
 
 
-class Factors(NamedTuple):
+class LoadedFactors(NamedTuple):
     """The shapes of the two factors of a weight, as far as the file has them."""
 
     weight: str
@@ -20,11 +20,11 @@ class Factors(NamedTuple):
     b: tuple[int, ...] | None
 
 
-def _factors(subject: Subject) -> Iterator[Factors]:
+def _factors(subject: Subject) -> Iterator[LoadedFactors]:
     keys = (key for key in subject.specs if key.endswith((A, B)))
     for weight in dict.fromkeys(key[: -len(A)] for key in keys):
         found = (subject.specs.get(weight + end) for end in (A, B))
-        yield Factors(weight, *(spec.shape if spec else None for spec in found))
+        yield LoadedFactors(weight, *(spec.shape if spec else None for spec in found))
 
 
 def _kind(subject: Subject) -> Breach | None:
@@ -55,7 +55,7 @@ def _ranks(subject: Subject) -> Breach | None:
 
 def _norms(subject: Subject) -> Breach | None:
     norms = [key for key in subject.specs if key.endswith(NORM)]
-    return breach(norms, f"{len(norms)} norms are passed over")
+    return breach(norms, f"{len(norms)} norms are ignored")
 
 
 RULES = (
@@ -79,6 +79,6 @@ RULES = (
         "Factors must be matrices of one rank, those of token_embd with A row by token.",
         _ranks,
     ),
-    Rule("norms", Verdict.LOADS, "Norms are passed over.", _norms),
+    Rule("norms", Verdict.LOADS, "Norms are ignored.", _norms),
 )
 """The shapes of the base's own weights are checked, too, which no adapter's file says."""

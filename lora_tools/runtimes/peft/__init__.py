@@ -2,7 +2,7 @@
 
 from lora_tools.runtimes.base import Rule, Runtime, Verdict
 from lora_tools.runtimes.checks import has_pairs
-from lora_tools.runtimes.mends import refolded
+from lora_tools.runtimes.fixes import refolded
 from lora_tools.runtimes.peft import configuration, tensors
 from lora_tools.runtimes.rules import CONFIG, tensor_file, types
 
@@ -60,13 +60,13 @@ PEFT = Runtime(
         Rule(
             "no-factors",
             Verdict.NOTHING,
-            "Tensors that are not named as PEFT names them are passed over.",
+            "Tensors that are not named as PEFT names them are ignored.",
             configuration.of_lora(has_pairs),
         ),
         Rule(
             "prefix",
             Verdict.WRONG,
-            "Names begin with `base_model.model.`; others are passed over without a warning.",
+            "Names begin with `base_model.model.`; others are ignored without a warning.",
             tensors.unprefixed,
             refolded,
             whole=Verdict.NOTHING,
@@ -75,7 +75,7 @@ PEFT = Runtime(
             "adapter-name",
             Verdict.WRONG,
             "Names do not hold the adapter's own, unless that is `default`; tensors whose names do"
-            " are passed over.",
+            " are ignored.",
             tensors.named,
             refolded,
             whole=Verdict.NOTHING,
@@ -83,7 +83,7 @@ PEFT = Runtime(
         Rule(
             "targets",
             Verdict.WRONG,
-            "Only modules that target_modules names are adapted; other tensors are passed over.",
+            "Only modules that target_modules names are adapted; other tensors are ignored.",
             tensors.untargeted,
             whole=Verdict.NOTHING,
         ),

@@ -29,8 +29,8 @@ def _is_lora(subject: Subject) -> bool:
 
 def owner(pair: Pair) -> str:
     """Return the module whose rank a pair has; attention hands it down to what it wraps."""
-    stem = pair.stem.removeprefix(PREFIX)
-    return stem.rpartition(f"{WRAPPED}.")[0] or pair.path
+    key_prefix = pair.key_prefix.removeprefix(PREFIX)
+    return key_prefix.rpartition(f"{WRAPPED}.")[0] or pair.path
 
 
 def targets(subject: Subject, pair: Pair) -> bool:

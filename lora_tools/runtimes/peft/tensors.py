@@ -1,4 +1,4 @@
-"""What PEFT makes of the tensors: which it passes over, and which it misses."""
+"""What PEFT makes of the tensors: which it ignores, and which it misses."""
 
 from lora_tools.errors import some
 from lora_tools.runtimes.base import Breach, Subject
@@ -22,7 +22,7 @@ def shapes(subject: Subject) -> Breach | None:
             *(list(p.spec.shape) for p in (pair.up, pair.down) if p),
         )
         for pair in _of_peft(subject)
-        if pair.stem.startswith(PREFIX)
+        if pair.key_prefix.startswith(PREFIX)
         and targets(subject, pair)
         and _misfits(pair, peft.rank(owner(pair)))
     }
@@ -49,23 +49,21 @@ def _misfits(pair: Pair, rank: int) -> bool:
 @of_lora
 def unprefixed(subject: Subject) -> Breach | None:
     """Find modules whose names do not begin as PEFT's do."""
-    bare = [p.path for p in _of_peft(subject) if not p.stem.startswith(PREFIX)]
+    bare = [p.path for p in _of_peft(subject) if not p.key_prefix.startswith(PREFIX)]
     return breach(
-        bare, f"{len(bare)} modules lack the prefix {PREFIX!r}, so their tensors are passed over"
+        bare, f"{len(bare)} modules lack the prefix {PREFIX!r}, so their tensors are ignored"
     )
 
 
 @of_lora
 def named(subject: Subject) -> Breach | None:
     """Find names that hold the adapter's own."""
-    names = {p.path: p.keys[0] for p in subject.pairs if p.spelling == "peft, named"}
+    names = {p.path: p.keys[0] for p in subject.pairs if p.naming == "peft, named"}
     lost = {path: key for path, key in names.items() if not key.endswith(DEFAULT)}
     if not lost:
         return None
     key = next(iter(lost.values()))
-    return Breach(
-        f"an adapter's name is left in the keys ({key}), so they are passed over", list(lost)
-    )
+    return Breach(f"an adapter's name is left in the keys ({key}), so they are ignored", list(lost))
 
 
 @of_sound
@@ -79,7 +77,7 @@ def untargeted(subject: Subject) -> Breach | None:
     return breach(
         lost,
         f"{len(lost)} of {len(subject.pairs)} modules are not among the configuration's targets, so"
-        f" their tensors are passed over",
+        f" their tensors are ignored",
     )
 
 
@@ -112,9 +110,7 @@ def mismatched_dora(subject: Subject) -> Breach | None:
         return Breach(
             "use_dora is set, but no magnitude vector is there: the base's own norms are used"
         )
-    return Breach(
-        f"use_dora is not set, so {len(vectors)} magnitude vectors are passed over", vectors
-    )
+    return Breach(f"use_dora is not set, so {len(vectors)} magnitude vectors are ignored", vectors)
 
 
 @of_lora
@@ -123,7 +119,7 @@ def dropped_bias(subject: Subject) -> Breach | None:
     if subject.fields.get("lora_bias"):
         return None
     biases = [key for key in subject.rest if key.endswith(".lora_B.bias")]
-    return breach(biases, f"lora_bias is not set, so {len(biases)} biases of B are passed over")
+    return breach(biases, f"lora_bias is not set, so {len(biases)} biases of B are ignored")
 
 
 @of_lora
@@ -144,4 +140,4 @@ def _stacked(subject: Subject, pair: Pair) -> bool:
 
 
 def _of_peft(subject: Subject) -> list[Pair]:
-    return [pair for pair in subject.pairs if pair.spelling.startswith("peft")]
+    return [pair for pair in subject.pairs if pair.naming.startswith("peft")]

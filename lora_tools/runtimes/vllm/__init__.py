@@ -2,8 +2,8 @@
 
 from lora_tools.runtimes.base import Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.fields import sets
+from lora_tools.runtimes.fixes import lowered, refolded, uniform
 from lora_tools.runtimes.limits import RANKS, REFUSES
-from lora_tools.runtimes.mends import lowered, refolded, uniform
 from lora_tools.runtimes.rules import CONFIG, DORA, fields, keys, tensor_file, types
 from lora_tools.runtimes.scales import read_at
 from lora_tools.runtimes.vllm import configuration, ranks, tensors

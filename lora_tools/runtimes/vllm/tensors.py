@@ -28,7 +28,7 @@ def prefix(subject: Subject) -> Breach | None:
     lost = [
         pair.path
         for pair in subject.pairs
-        if (path := pair.stem.removeprefix(PREFIX)).startswith("base_model.")
+        if (path := pair.key_prefix.removeprefix(PREFIX)).startswith("base_model.")
         or (path.partition(".")[0] in BACKBONE and NUMBER.search(path))
     ]
     if not lost:

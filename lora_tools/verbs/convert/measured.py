@@ -10,7 +10,7 @@ from lora_tools.linalg.rank import numerical_rank
 from lora_tools.linalg.svd import core
 from lora_tools.rewrite import Source
 from lora_tools.rewrite.survey import jobs
-from lora_tools.rewrite.tasks import Job, named
+from lora_tools.rewrite.tasks import RewriteJob, named
 from lora_tools.update import factors
 
 
@@ -39,7 +39,7 @@ def measured(source: Source, executor: Executor) -> Source:
 
 
 @exact()
-def measure(job: Job) -> Rank:
+def measure(job: RewriteJob) -> Rank:
     """Return the rank of a module's factors and, where it may be lower, that of its update."""
     module, origin = job.module, job.origin
     update = factors(origin.update(job.adapter, module))

@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 from lora_tools.architectures.detection import Component, Hints, detect
 from lora_tools.architectures.index import Candidate
-from lora_tools.architectures.layout import Size
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.numbers import numbers_of
 from lora_tools.architectures.pipelines import is_known, split
-from lora_tools.architectures.translation import Piece, Target, translate
+from lora_tools.architectures.translation import RowMove, Translated, translate
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format, Names
+from lora_tools.formats.features import PARTS, features_of
 from lora_tools.formats.folding import factor_shapes
-from lora_tools.formats.kinds import PARTS, kinds_of
 from lora_tools.formats.kohya import BASES
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Linear
@@ -22,13 +22,13 @@ from lora_tools.linalg.blocks import Rows
 
 BY_ROW = ("DoRA", "bias")
 """Kinds that a layer has by row, so that each part of it has its own."""
-ROLES = tuple(PARTS[kind] for kind in BY_ROW)
+ROLES = tuple(PARTS[feature] for feature in BY_ROW)
 
 PIPELINES = ("comfyui", "diffusers", "xlabs")
 """Formats in which every module is one of a pipeline's component."""
 
 CONTAINERS: Mapping[Names, str] = {
-    "authors": "comfyui",
+    "original": "comfyui",
     "trainers": "kohya",
     "diffusers": "diffusers",
 }
@@ -75,7 +75,7 @@ def _translated(manifest: Manifest, format: Format) -> Iterator[Step]:
     if container is None:
         yield from (Step(module, (module,)) for module in manifest.modules)
         return
-    sizes = {name: Size(module.out, module.inp) for name, module in modules.items()}
+    sizes = {name: Dimensions(module.out, module.inp) for name, module in modules.items()}
     found = [
         step
         for component in detect(sizes)
@@ -98,13 +98,15 @@ def _component(
         yield from (Step(modules[name], (modules[name],)) for name in every)
         return
     numbers = numbers_of(manifest.base)
-    said = (manifest.metadata.get(field) for field in BASES)
-    hints = Hints.of(manifest.base, manifest.base_model, *said)
+    stated = (manifest.metadata.get(field) for field in BASES)
+    hints = Hints.of(manifest.base, manifest.base_model, *stated)
 
-    def question(candidate: Candidate) -> tuple[str, tuple[Target, ...], tuple[str, ...]]:
+    def question(candidate: Candidate) -> tuple[str, tuple[Translated, ...], tuple[str, ...]]:
         family, paths = candidate.family, component.paths[candidate]
         names = {path: name for name, path in paths.items()}
-        sizes = {path: Size(modules[name].out, modules[name].inp) for path, name in names.items()}
+        sizes = {
+            path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()
+        }
         dialect = family.dialect(container, candidate.dialect)
         found = translate(sizes, candidate, dialect, numbers)
         own = family.containers[container]
@@ -125,7 +127,7 @@ def _component(
     yield from (Step(modules[name], (modules[name],)) for name in strange)
 
 
-def _step(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
+def _step(name: str, target: Translated, modules: Mapping[str, Module]) -> Step:
     if target.source is not None:
         module = modules[target.source]
         return Step(replace(module, name=name), (module,))
@@ -134,7 +136,7 @@ def _step(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
     return _fused(name, target, modules)
 
 
-def _part(module: Module, name: str, piece: Piece, out: int) -> Step:
+def _part(module: Module, name: str, piece: RowMove, out: int) -> Step:
     _check(module, "split", BY_ROW)
     # As a pair of factors: what it is made of cannot be shared out.
     pair = module.resized(module.r)
@@ -148,7 +150,7 @@ def _part(module: Module, name: str, piece: Piece, out: int) -> Step:
     return Step(new, (module,), (piece.rows,), (piece.at,))
 
 
-def _fused(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
+def _fused(name: str, target: Translated, modules: Mapping[str, Module]) -> Step:
     """Return the step to a fused layer, whose parts the adapter need not all have."""
     olds = tuple(modules[piece.module] for piece in target.pieces)
     for module in olds:
@@ -168,7 +170,7 @@ def _fused(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
         raise UnsupportedError(
             f"{target.path}: DoRA of {len(norms)} of the {count} layers that are fused there, whose"
             " other rows need norms, too"
-        ).hint("Go on without: --drop DoRA")
+        ).hint("Leave them out: --drop DoRA")
     if norms:
         code = _widest({part.spec.dtype for part in norms})
         parts["magnitude"] = Part(f"{name}.magnitude", Spec(code, (out,)))
@@ -182,12 +184,12 @@ def _fused(name: str, target: Target, modules: Mapping[str, Module]) -> Step:
 
 def _check(module: Module, what: str, shared: Sequence[str]) -> None:
     """Raise `UnsupportedError` for what layers can share out or join no more than ``shared``."""
-    if beyond := [kind for kind in kinds_of(module) if kind not in shared]:
+    if beyond := [feature for feature in features_of(module) if feature not in shared]:
         raise UnsupportedError(
             f"{module.name}: {', '.join(beyond)} of a layer that is {what}"
-        ).hint(f"Go on without: {' '.join(f'--drop {kind!r}' for kind in beyond)}")
+        ).hint(f"Leave them out: {' '.join(f'--drop {feature!r}' for feature in beyond)}")
 
 
 def _widest(codes: set[str]) -> str:
-    """Return the element type that holds the numbers of all: float16 and bfloat16 need float32."""
+    """Return the dtype that holds the numbers of all: float16 and bfloat16 need float32."""
     return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"

@@ -1,4 +1,4 @@
-"""Put an adapter into another format's words; what that cannot say is refused, or dropped."""
+"""Convert an adapter to another format; what that does not support is refused, or dropped."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, som
 from lora_tools.executors import Executor, Serial
 from lora_tools.files.address import Address
 from lora_tools.formats.base import Format
-from lora_tools.formats.kinds import KINDS, PARTS, is_blind, kinds, kinds_of
+from lora_tools.formats.features import FEATURES, PARTS, features, features_of, is_blind
 from lora_tools.formats.kohya import unflattened
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import format_named
@@ -26,7 +26,7 @@ BOUND = (
     "adapter.type",
     "adapter.lora.alpha",
 )
-"""How fields of a header begin that describe the spelling of their own file."""
+"""How fields of a header begin that describe the naming of their own file."""
 
 
 def translate(
@@ -37,12 +37,12 @@ def translate(
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
 ) -> Source:
-    """Put an adapter into another format's words.
+    """Convert an adapter to another format.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
-    ``drop`` names `KINDS` to go on without; ``paths`` is the base model, or its modules, by which
+    ``drop`` names `FEATURES` to leave out; ``paths`` is the base model, or its modules, by which
     names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
-    what the format cannot say.
+    what the format does not support.
     """
     return measured(_translated(adapter, format, tuple(drop), paths), executor or Serial())
 
@@ -94,26 +94,32 @@ def _without(
     manifest: Manifest, drop: Collection[str]
 ) -> tuple[Manifest, dict[str, tuple[str, ...]]]:
     """Return a manifest without what is to be dropped, and what that was."""
-    if unknown := [kind for kind in drop if kind not in KINDS]:
-        raise PolicyError(f"there is no kind {some(unknown)}").hint(f"Kinds: {', '.join(KINDS)}.")
+    if unknown := [feature for feature in drop if feature not in FEATURES]:
+        raise PolicyError(f"there is no feature {some(unknown)}").hint(
+            f"Features: {', '.join(FEATURES)}."
+        )
     modules: list[Module] = []
     for module in manifest.modules:
-        gone = {PARTS[kind] for kind in kinds_of(module) if kind in drop and kind in PARTS}
-        if any(kind in drop and kind not in PARTS for kind in kinds_of(module)):
+        gone = {
+            PARTS[feature]
+            for feature in features_of(module)
+            if feature in drop and feature in PARTS
+        }
+        if any(feature in drop and feature not in PARTS for feature in features_of(module)):
             continue
         parts = {role: part for role, part in module.parts.items() if role not in gone}
         modules.append(replace(module, parts=parts) if gone else module)
     extras = tuple(extra for extra in manifest.extras if extra.kind not in drop)
-    found = kinds(manifest)
-    dropped = {kind: tuple(found[kind]) for kind in drop if kind in found}
+    found = features(manifest)
+    dropped = {feature: tuple(found[feature]) for feature in drop if feature in found}
     if not modules:
         raise UnsupportedError("nothing is left to convert")
     return replace(manifest, modules=tuple(modules), extras=extras), dropped
 
 
 def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
-    """Raise `UnsupportedError`, with a list, for what a format cannot say."""
-    if format.expresses is None:
+    """Raise `UnsupportedError`, with a list, for what a format does not support."""
+    if format.supports is None:
         raise UnsupportedError(f"{format.name} is read, not written")
     if format.name == adapter.format.name:
         return
@@ -123,19 +129,19 @@ def _check(adapter: Adapter, manifest: Manifest, format: Format) -> None:
         raise UnsupportedError(
             f"{adapter.path}: convolutions whose tensors do not say their kernel: {some(blind)}"
         )
-    found = kinds(manifest)
+    found = features(manifest)
     tensors = {extra.kind for extra in manifest.extras}  # each format names those in its own way
-    beyond = [kind for kind in found if kind not in format.expresses or kind in tensors]
+    beyond = [feature for feature in found if feature not in format.supports or feature in tensors]
     if beyond:
-        lines = [f"{kind}: {some(found[kind], most=2)}" for kind in beyond]
-        drops = " ".join(f"--drop {kind!r}" for kind in beyond)
-        error = UnsupportedError(f"{adapter.path}: {format.name} cannot say")
-        raise error.listing(lines).hint(f"Go on without: {drops}")
+        lines = [f"{feature}: {some(found[feature], most=2)}" for feature in beyond]
+        drops = " ".join(f"--drop {feature!r}" for feature in beyond)
+        error = UnsupportedError(f"{adapter.path}: {format.name} does not support")
+        raise error.listing(lines).hint(f"Leave them out: {drops}")
 
 
 def _bare(module: Module, *, new: bool) -> Module:
-    """Return a module as a pair of factors, without the spelling of the format it comes from."""
+    """Return a module as a pair of factors, without the naming of the format it comes from."""
     pair = module.resized(module.r)
     if pair.alpha is None and (new or not module.is_pair):  # LyCORIS reads no file without one
         pair = replace(pair, alpha=float(pair.r))
-    return replace(pair, stem=pair.name, owner=pair.name, rows=None) if new else pair
+    return replace(pair, key_prefix=pair.name, owner=pair.name, rows=None) if new else pair

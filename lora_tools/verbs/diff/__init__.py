@@ -7,19 +7,19 @@ from lora_tools.errors import PolicyError, some
 from lora_tools.executors import Executor, Serial
 from lora_tools.names import matches
 from lora_tools.verbs.diff.differences import Differences
-from lora_tools.verbs.diff.pairs import Job, notes, pair
-from lora_tools.verbs.diff.rows import Row
+from lora_tools.verbs.diff.pairs import DiffJob, notes, pair
+from lora_tools.verbs.diff.rows import DiffRow
 from lora_tools.verbs.diff.tables import text
 from lora_tools.verbs.diff.tasks import compare
 
-__all__ = ["TOLERANCE", "Differences", "Options", "Row", "diff", "text"]
+__all__ = ["TOLERANCE", "DiffOptions", "DiffRow", "Differences", "diff", "text"]
 
 TOLERANCE = 1e-6
 """A few roundings of float32: what re-factoring or re-scaling costs, and a cast does not keep."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DiffOptions:
     """What to compare, and from when on numbers differ."""
 
     tolerance: float = TOLERANCE
@@ -34,7 +34,7 @@ class Options:
         if not 0 <= self.tolerance < float("inf"):
             raise PolicyError(f"a tolerance of {self.tolerance} means nothing")
 
-    def selects(self, job: Job) -> bool:
+    def selects(self, job: DiffJob) -> bool:
         """Whether a pair is to be compared."""
         fits = [
             [matches(pattern, name) for pattern in patterns for name in job.names]
@@ -44,7 +44,7 @@ class Options:
 
 
 def diff(
-    a: Adapter, b: Adapter, options: Options | None = None, executor: Executor | None = None
+    a: Adapter, b: Adapter, options: DiffOptions | None = None, executor: Executor | None = None
 ) -> Differences:
     """Compare the updates of two adapters, and all else that their files hold, from the factors.
 
@@ -52,7 +52,7 @@ def diff(
     Raises `NonFiniteError` with the tensor's name for NaN and Inf, `FormatError` where B's names
     fit A's in several ways, and `PolicyError` for patterns that match nothing.
     """
-    options, executor = options or Options(), executor or Serial()
+    options, executor = options or DiffOptions(), executor or Serial()
     jobs, swaps = pair(a, b, options.device)
     patterns = (*options.include, *options.exclude)
     names = [name for job in jobs for name in job.names]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lora_tools.verbs.diff.rows import Figures, Row, finite
+from lora_tools.verbs.diff.rows import DiffFigures, DiffRow, finite
 
 SCHEMA = "lora-tools/diff/1"
 
@@ -17,7 +17,7 @@ class Differences:
     formats: tuple[str, str]
     bases: tuple[str | None, str | None]
     tolerance: float
-    rows: tuple[Row, ...]
+    rows: tuple[DiffRow, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -26,17 +26,17 @@ class Differences:
         return not any(self.differing)
 
     @property
-    def differing(self) -> list[Row]:
+    def differing(self) -> list[DiffRow]:
         """The rows that are not the same."""
         return [row for row in self.rows if row.outcome(self.tolerance) != "same"]
 
     @property
-    def modules(self) -> list[Row]:
+    def modules(self) -> list[DiffRow]:
         """The rows of updates, without those of other tensors."""
         return [row for row in self.rows if row.kind == "module"]
 
     @property
-    def total(self) -> Figures:
+    def total(self) -> DiffFigures:
         """The figures of all modules together, as if they were blocks of one matrix."""
         return total([row.figures for row in self.modules if row.figures])
 
@@ -71,7 +71,7 @@ class Differences:
         }
 
 
-def total(parts: list[Figures]) -> Figures:
+def total(parts: list[DiffFigures]) -> DiffFigures:
     """Return the figures of several modules together."""
     inner = math.fsum(part.inner for part in parts)
     norms = _root([part.norms[0] for part in parts]), _root([part.norms[1] for part in parts])
@@ -83,7 +83,7 @@ def total(parts: list[Figures]) -> Figures:
         else part.norms[1]
         for part in parts
     ]
-    return Figures(
+    return DiffFigures(
         norms,
         _root([part.difference for part in parts]),
         inner,

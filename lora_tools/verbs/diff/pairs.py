@@ -37,7 +37,7 @@ def _side(adapter: Adapter, is_module: bool, name: str, device: str) -> Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DiffJob:
     """What to compare: the same thing of both adapters, or a thing that only one has."""
 
     a: Side | None
@@ -49,14 +49,14 @@ class Job:
         return tuple(side.name for side in (self.a, self.b) if side)
 
 
-def pair(a: Adapter, b: Adapter, device: str) -> tuple[list[Job], tuple[Swap, ...]]:
+def pair(a: Adapter, b: Adapter, device: str) -> tuple[list[DiffJob], tuple[Swap, ...]]:
     """Pair modules and other tensors by name: A's in order, then what only B has.
 
     Returns what changes before the names, too: each component may have its own prefix. Raises
     `FormatError` if they fit in several ways, and `UnsupportedError` if their rows cannot be
     brought into one order.
     """
-    jobs: list[Job] = []
+    jobs: list[DiffJob] = []
     swaps: list[Swap] = []
     for things_a, things_b in (
         (a.manifest.modules, b.manifest.modules),
@@ -66,8 +66,10 @@ def pair(a: Adapter, b: Adapter, device: str) -> tuple[list[Job], tuple[Swap, ..
         sides_b = {side.name: side for side in (Side(b, thing, device) for thing in things_b)}
         prefix = _prefixes(list(sides_a), list(sides_b))
         swaps += prefix.swaps(sides_a)
-        pairs = [Job(side, sides_b.pop(prefix(name) or "", None)) for name, side in sides_a.items()]
-        jobs += [*pairs, *(Job(None, side) for side in sides_b.values())]
+        pairs = [
+            DiffJob(side, sides_b.pop(prefix(name) or "", None)) for name, side in sides_a.items()
+        ]
+        jobs += [*pairs, *(DiffJob(None, side) for side in sides_b.values())]
     if not all(_in_one_order(job) for job in jobs):
         a.check_order()
         b.check_order()
@@ -79,7 +81,7 @@ def notes(a: Adapter, b: Adapter, skipped: int, swaps: Sequence[Swap] = ()) -> t
     return (*_notes(a, b, skipped), *(swap.sentence("A", "B") for swap in swaps))
 
 
-def _in_one_order(job: Job) -> bool:
+def _in_one_order(job: DiffJob) -> bool:
     """Whether the rows of both sides are in a known order, or in the same unknown one."""
     modules = [side.thing for side in (job.a, job.b) if side and isinstance(side.thing, Module)]
     unknown = [module.rows == Paired(None) for module in modules]

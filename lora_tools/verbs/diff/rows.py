@@ -11,7 +11,7 @@ Outcome: TypeAlias = Literal["same", "different", "only in A", "only in B", "oth
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class DiffFigures:
     """The comparison of a pair in numbers. Norms are Frobenius norms, the scales included."""
 
     norms: tuple[float, float] = (0.0, 0.0)
@@ -64,7 +64,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DiffRow:
     """One module, or one tensor that belongs to no update, of either adapter or of both."""
 
     kind: Kind
@@ -74,7 +74,7 @@ class Row:
     ranks: tuple[int | None, int | None]
     """As configurations count them."""
     scales: tuple[float | None, float | None]
-    figures: Figures | None
+    figures: DiffFigures | None
     """None where the shapes differ."""
     identical: bool = False
     """The factors and the scale, or the tensor, are the same numbers in the same type."""
@@ -120,7 +120,7 @@ class Row:
         if self.kind == "tensor":
             relative = self.figures.relative if self.figures else None
             return head | {"relative_difference": finite(relative)}
-        figures = self.figures.to_dict() if self.figures else dict.fromkeys(Figures().to_dict())
+        figures = self.figures.to_dict() if self.figures else dict.fromkeys(DiffFigures().to_dict())
         return head | {"ranks": list(self.ranks), "scales": list(self.scales)} | figures
 
 
@@ -132,5 +132,5 @@ def ratio(part: float, whole: float) -> float:
 
 
 def finite(value: float | None) -> float | None:
-    """Return what JSON can say: null for what is infinite."""
+    """Return a number for JSON: null if it is infinite."""
     return value if value is not None and math.isfinite(value) else None

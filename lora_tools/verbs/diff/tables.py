@@ -9,7 +9,7 @@ from lora_tools.names import collapse, template
 from lora_tools.report import percent, table
 from lora_tools.text import joined
 from lora_tools.verbs.diff.differences import Differences, total
-from lora_tools.verbs.diff.rows import Row
+from lora_tools.verbs.diff.rows import DiffRow
 from lora_tools.verbs.diff.words import sentences
 
 MODULES = ("module", "shape", "rank", "scale", "A − B", "cosine", "columns", "rows", "outcome")
@@ -32,8 +32,8 @@ def text(found: Differences, *, full: bool = False) -> str:
     return "\n\n".join([*blocks, joined([*sentences(found), *notes])])
 
 
-def _groups(rows: Sequence[Row], found: Differences, full: bool) -> list[list[Row]]:
-    def key(row: Row) -> tuple[object, ...]:
+def _groups(rows: Sequence[DiffRow], found: Differences, full: bool) -> list[list[DiffRow]]:
+    def key(row: DiffRow) -> tuple[object, ...]:
         names = [(name or "") if full else template(name or "") for name in row.names]
         return (*names, *(shape or () for shape in row.shapes), row.outcome(found.tolerance))
 
@@ -41,7 +41,7 @@ def _groups(rows: Sequence[Row], found: Differences, full: bool) -> list[list[Ro
     return sorted(groups, key=lambda group: -max(row.worst for row in group))
 
 
-def _module(rows: list[Row], tolerance: float) -> list[str]:
+def _module(rows: list[DiffRow], tolerance: float) -> list[str]:
     figures = [row.figures for row in rows if row.figures]
     whole = total(figures)
     return [
@@ -66,7 +66,7 @@ def _total(found: Differences) -> list[str]:
     return [title, "", "", "", share(whole.relative), cosine, *spaces, ""]
 
 
-def _tensor(rows: list[Row], tolerance: float) -> list[str]:
+def _tensor(rows: list[DiffRow], tolerance: float) -> list[str]:
     return [
         _name(rows),
         _change((_shape(x), _shape(y)) for x, y in (row.shapes for row in rows)),
@@ -76,11 +76,11 @@ def _tensor(rows: list[Row], tolerance: float) -> list[str]:
     ]
 
 
-def _name(rows: list[Row]) -> str:
+def _name(rows: list[DiffRow]) -> str:
     return collapse([row.name for row in rows])
 
 
-def _outcome(rows: list[Row], tolerance: float) -> str:
+def _outcome(rows: list[DiffRow], tolerance: float) -> str:
     """Return the outcome that the rows share, and what else of them differs."""
     others = [
         name

@@ -14,8 +14,8 @@ from lora_tools.linalg.exact import exact, placed
 from lora_tools.linalg.metrics import norm, squared_norm
 from lora_tools.linalg.rescale import refactored
 from lora_tools.update import Array, Biased, DoRA, Update, factors
-from lora_tools.verbs.diff.pairs import Job, Side
-from lora_tools.verbs.diff.rows import Figures, Row, ratio
+from lora_tools.verbs.diff.pairs import DiffJob, Side
+from lora_tools.verbs.diff.rows import DiffFigures, DiffRow, ratio
 
 CHUNK = 1 << 20
 """Elements of a tensor that are widened at a time: a vocabulary's head is a gigabyte."""
@@ -23,13 +23,13 @@ CHUNK = 1 << 20
 
 @exact()
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
-def compare(job: Job) -> Row:
+def compare(job: DiffJob) -> DiffRow:
     """Return what is found of one pair; `NonFiniteError` names the tensors that hold NaN or Inf."""
     a, b = (side.thing if side else None for side in (job.a, job.b))
     return _tensor(job) if isinstance(a or b, Extra) else _module(job, a, b)
 
 
-def _module(job: Job, a: Module | Extra | None, b: Module | Extra | None) -> Row:
+def _module(job: DiffJob, a: Module | Extra | None, b: Module | Extra | None) -> DiffRow:
     x, y = (module if isinstance(module, Module) else None for module in (a, b))
     figures, identical = None, False
     if x is None or y is None or (x.stack, x.out, x.inp) == (y.stack, y.out, y.inp):
@@ -38,7 +38,7 @@ def _module(job: Job, a: Module | Extra | None, b: Module | Extra | None) -> Row
             figures, identical = _measure(left, right)
         except NonFiniteError as error:
             raise _not_finite(job, (left, right), error) from error
-    return Row(
+    return DiffRow(
         kind="module",
         names=(x.name if x else None, y.name if y else None),
         shapes=(x.shape if x else None, y.shape if y else None),
@@ -50,7 +50,7 @@ def _module(job: Job, a: Module | Extra | None, b: Module | Extra | None) -> Row
     )
 
 
-def _measure(x: Update | None, y: Update | None) -> tuple[Figures, bool]:
+def _measure(x: Update | None, y: Update | None) -> tuple[DiffFigures, bool]:
     """Return the figures of two updates, and whether they are the same numbers."""
     magnitude = _relative(_magnitude(x), _magnitude(y))
     if magnitude is not None and None in (x, y):
@@ -59,10 +59,10 @@ def _measure(x: Update | None, y: Update | None) -> tuple[Figures, bool]:
     if x is None or y is None:
         norm = _norm(x or y)
         norms = (norm, 0.0) if y is None else (0.0, norm)
-        lone = Figures(norms, norm, residual=norms[1], magnitude=magnitude, bias=bias)
+        lone = DiffFigures(norms, norm, residual=norms[1], magnitude=magnitude, bias=bias)
         return lone, False
     found = compare_factors(factors(x), factors(y))
-    figures = Figures(
+    figures = DiffFigures(
         found.norms,
         found.difference,
         found.inner,
@@ -77,7 +77,7 @@ def _measure(x: Update | None, y: Update | None) -> tuple[Figures, bool]:
     return figures, found.equal and not magnitude and not bias
 
 
-def _tensor(job: Job) -> Row:
+def _tensor(job: DiffJob) -> DiffRow:
     """Compare two tensors that belong to no update, a piece at a time."""
     a, b = (side.thing if side else None for side in (job.a, job.b))
     x, y = (extra if isinstance(extra, Extra) else None for extra in (a, b))
@@ -94,9 +94,9 @@ def _tensor(job: Job) -> Row:
             parts.append((norm(p), norm(q), norm(p - q)))
         first, second, difference = (math.hypot(*column) for column in zip(*parts, strict=True))
         _check_finite(job, (first, second, difference))
-        figures = Figures((first, second), difference)
+        figures = DiffFigures((first, second), difference)
         identical = bool(x and y and x.spec == y.spec and not difference)
-    return Row(
+    return DiffRow(
         kind="tensor",
         names=(x and x.key, y and y.key),
         shapes=(x and x.spec.shape, y and y.spec.shape),
@@ -168,7 +168,7 @@ def _relative(x: np.ndarray | None, y: np.ndarray | None) -> float | None:
 
 
 def _not_finite(
-    job: Job, updates: tuple[Update | None, ...], why: NonFiniteError
+    job: DiffJob, updates: tuple[Update | None, ...], why: NonFiniteError
 ) -> NonFiniteError:
     """Name the tensors of either side that hold NaN or Inf; if none does, say why."""
     bad = [
@@ -180,7 +180,7 @@ def _not_finite(
     return damaged(bad) if bad else NonFiniteError(f"{job.names[0]}: {why}")
 
 
-def _check_finite(job: Job, norms: Sequence[float]) -> None:
+def _check_finite(job: DiffJob, norms: Sequence[float]) -> None:
     bad = [
         f"{side.adapter.tensors.path}: {side.name}"
         for side, norm in zip((job.a, job.b), norms, strict=False)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lora_tools.report import percent
 from lora_tools.verbs.diff.differences import Differences
-from lora_tools.verbs.diff.rows import Row
+from lora_tools.verbs.diff.rows import DiffRow
 
 EXACT = 1e-6
 """What other factors of the same update differ by in float32, at most."""
@@ -77,7 +77,7 @@ def _verdict(found: Differences) -> str:
     return f"different updates: difference {_share(whole.relative)}, cosine {whole.cosine:.4f}"
 
 
-def _truncates(rows: list[Row], side: int, norm: float, difference: float) -> bool:
+def _truncates(rows: list[DiffRow], side: int, norm: float, difference: float) -> bool:
     """Whether one side has lower ranks, no directions of its own, and about the least error."""
     least = new = 0.0
     for row in rows:

@@ -9,23 +9,23 @@ from typing import NamedTuple, TypeVar
 from lora_tools.errors import BoundError, FormatError
 from lora_tools.executors import Executor, Serial
 from lora_tools.executors.ahead import ahead
-from lora_tools.files.guests import Guests
 from lora_tools.files.journal import Journal, Resume, journaled
 from lora_tools.files.ours import Force
+from lora_tools.files.transient import TransientFiles
 from lora_tools.linalg.krylov import Precision
 from lora_tools.linalg.rank import Fixed, MaxError, RankPolicy, Rest
 from lora_tools.model import CONFIG, Model, open_model
 from lora_tools.report import total
 from lora_tools.verbs.extract import output
 from lora_tools.verbs.extract.keep import Keep, identity, note, open_keep
-from lora_tools.verbs.extract.options import Options
-from lora_tools.verbs.extract.plan import Item, Plan, make_plan
-from lora_tools.verbs.extract.ranks import Chosen, choose, fixed, headroom
-from lora_tools.verbs.extract.rows import Report, Row
+from lora_tools.verbs.extract.options import ExtractOptions
+from lora_tools.verbs.extract.plan import ExtractPlan, Item, make_plan
+from lora_tools.verbs.extract.ranks import ChosenRanks, choose, fixed, headroom
+from lora_tools.verbs.extract.rows import ExtractReport, ExtractRow
 from lora_tools.verbs.extract.tasks import (
-    Job,
-    Loaded,
-    Spectrum,
+    ExtractJob,
+    LoadedJob,
+    ModuleSpectrum,
     Stage,
     extract_one,
     finish,
@@ -34,41 +34,50 @@ from lora_tools.verbs.extract.tasks import (
     survey_one,
 )
 
-__all__ = ["Extraction", "Options", "Plan", "Precision", "Report", "Row", "extract", "plan"]
+__all__ = [
+    "ExtractOptions",
+    "ExtractPlan",
+    "ExtractReport",
+    "ExtractRow",
+    "Extraction",
+    "Precision",
+    "extract",
+    "plan",
+]
 
-Result = TypeVar("Result", Row, Spectrum)
+Result = TypeVar("Result", ExtractRow, ModuleSpectrum)
 
 ATTEMPTS = 8
 """How often ranks are raised for what rounding adds to an error that was promised."""
 
 
 def plan(
-    base: str | Path | Model, tuned: str | Path | Model, options: Options | None = None
-) -> Plan:
+    base: str | Path | Model, tuned: str | Path | Model, options: ExtractOptions | None = None
+) -> ExtractPlan:
     """Decide what becomes of each tensor, from headers alone. Raises what `make_plan` does."""
     models = [m if isinstance(m, Model) else open_model(m) for m in (base, tuned)]
-    return make_plan(models[0], models[1], options or Options())
+    return make_plan(models[0], models[1], options or ExtractOptions())
 
 
-class Done(NamedTuple):
-    """An item that is done with: what its results are kept under, and its row."""
+class FinishedItem(NamedTuple):
+    """An item that is finished: what its results are kept under, and its row."""
 
     name: str
-    row: Row
+    row: ExtractRow
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
     """An extraction that resumes where it stopped."""
 
-    plan: Plan
+    plan: ExtractPlan
     policy: RankPolicy
     journal: Journal
     """Of a folder beside OUT, where results are kept."""
     keep: Keep
     executor: Executor
     seen: Callable[[Item], None]
-    """Told of each item that is done with, for progress."""
+    """Told of each item that is finished, for progress."""
     evict: bool = False
     """Whether files that were fetched are removed after their last use."""
 
@@ -77,7 +86,7 @@ class Extraction:
         """The folder that becomes OUT."""
         return self.journal.place
 
-    def run(self) -> Report:
+    def run(self) -> ExtractReport:
         """Extract everything that is not yet done, and fill the folder that becomes OUT.
 
         Raises `BoundError` if a bound cannot be kept, `NonFiniteError` for NaN and Inf, and
@@ -93,7 +102,7 @@ class Extraction:
                 f" {self.plan.base.path}"
             )
         manifest = output.write(self.place, self.plan, items, ordered, kept, self.keep)
-        return Report(
+        return ExtractReport(
             base=str(self.plan.base.path),
             tuned=str(self.plan.tuned.path),
             policy=str(self.policy),
@@ -107,28 +116,31 @@ class Extraction:
             only_tuned=self.plan.pairs.only_tuned,
         )
 
-    def _at_fixed(self, policy: Fixed) -> dict[int, Done]:
+    def _at_fixed(self, policy: Fixed) -> dict[int, FinishedItem]:
         """Write at ranks that need no spectrum, in one pass over the files."""
         jobs = self._jobs(self.plan.items, fixed(self.plan, policy, self.plan.items), "both")
         rows = self._map(extract_one, finish, jobs)
-        return {job.item.number: Done(job.name, row) for job, row in zip(jobs, rows, strict=True)}
+        return {
+            job.item.number: FinishedItem(job.name, row)
+            for job, row in zip(jobs, rows, strict=True)
+        }
 
-    def _by_spectra(self) -> dict[int, Done]:
+    def _by_spectra(self) -> dict[int, FinishedItem]:
         """Survey first, then write at the ranks that the policy chooses: two passes or more."""
         tops = [headroom(item, self.plan.options.max_rank) for item in self.plan.items]
-        jobs = self._jobs(self.plan.items, Chosen(tuple(tops)), "survey")
+        jobs = self._jobs(self.plan.items, ChosenRanks(tuple(tops)), "survey")
         pairs = list(zip(jobs, self._map(survey_one, survey, jobs), strict=True))
         live = [(job.item, one) for job, one in pairs if one.row.outcome == "extracted"]
         aside = {
-            job.item.number: Done(job.name, one.row)
+            job.item.number: FinishedItem(job.name, one.row)
             for job, one in pairs
             if one.row.outcome != "extracted"
         }
         return aside | self._within(live, aside) if live else aside
 
     def _within(
-        self, live: Sequence[tuple[Item, Spectrum]], aside: Mapping[int, Done]
-    ) -> dict[int, Done]:
+        self, live: Sequence[tuple[Item, ModuleSpectrum]], aside: Mapping[int, FinishedItem]
+    ) -> dict[int, FinishedItem]:
         """Write at the chosen ranks; where rounding breaks a bound on the error, aim lower."""
         policy, items, found = self.policy, [i for i, _ in live], [one for _, one in live]
         rest = self._rest(items, found, aside)
@@ -138,27 +150,27 @@ class Extraction:
             excess = _excess(self.policy, rows) if isinstance(self.policy, MaxError) else 0.0
             if not isinstance(policy, MaxError) or excess <= 1:
                 pairs = zip(jobs, rows, strict=True)
-                return {job.item.number: Done(job.name, row) for job, row in pairs}
+                return {job.item.number: FinishedItem(job.name, row) for job, row in pairs}
             policy = replace(policy, bound=policy.bound / max(excess, 1 + 1e-6) * 0.9999)
         raise BoundError(
             f"{self.policy} cannot be kept: rounding to the stored type costs more"
         ).hint("Store a wider type (--dtype float32) or allow a larger error.")
 
-    def _jobs(self, items: Sequence[Item], chosen: Chosen, stage: Stage) -> list[Job]:
+    def _jobs(self, items: Sequence[Item], chosen: ChosenRanks, stage: Stage) -> list[ExtractJob]:
         return [
-            Job(self.plan, item, self.keep, rank, stage, chosen.stored)
+            ExtractJob(self.plan, item, self.keep, rank, stage, chosen.stored)
             for item, rank in zip(items, chosen.ranks, strict=True)
         ]
 
     def _map(
         self,
-        whole: Callable[[Job], Result],
-        second: Callable[[Loaded], Result],
-        jobs: Sequence[Job],
+        whole: Callable[[ExtractJob], Result],
+        second: Callable[[LoadedJob], Result],
+        jobs: Sequence[ExtractJob],
     ) -> Iterator[Result]:
         """Map jobs: whole ones side by side on the host; on a device with the next one read."""
         uses = (path for job in jobs for path in self.plan.files(job.item))
-        guests = Guests(uses if self.evict else ())
+        transient = TransientFiles(uses if self.evict else ())
         if self.plan.options.device == "cpu":
             results = self.executor.map(whole, _expected(jobs))
         else:
@@ -168,11 +180,13 @@ class Extraction:
             if self.evict and result.outcome == "full":
                 note(self.journal, output.save_whole(self.plan, job.item, self.keep))
             for path in self.plan.files(job.item):
-                guests.done(path)
+                transient.done(path)
             self.seen(job.item)
             yield result
 
-    def _rest(self, items: list[Item], found: list[Spectrum], aside: Mapping[int, Done]) -> Rest:
+    def _rest(
+        self, items: list[Item], found: list[ModuleSpectrum], aside: Mapping[int, FinishedItem]
+    ) -> Rest:
         """Return what the file will hold besides factors, with the longest header possible."""
         members = [(item, one.row) for item, one in zip(items, found, strict=True)]
         members += [(i, aside[i.number].row) for i in self.plan.items if i.number in aside]
@@ -184,7 +198,7 @@ class Extraction:
 
 @contextmanager
 def extract(
-    plan: Plan,
+    plan: ExtractPlan,
     policy: RankPolicy,
     out: Path,
     executor: Executor | None = None,
@@ -214,7 +228,7 @@ def extract(
         yield Extraction(plan, policy, journal, keep, executor or Serial(), seen, evict)
 
 
-def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
+def _expected(jobs: Iterable[ExtractJob]) -> Iterator[ExtractJob]:
     """Pass jobs on to an executor, which takes them ahead of time: their weights are read ahead."""
     for job in jobs:
         (old, new), pair = job.plan.weights, job.item.pair
@@ -223,20 +237,22 @@ def _expected(jobs: Iterable[Job]) -> Iterator[Job]:
         yield job
 
 
-def _excess(policy: MaxError, rows: Sequence[Row]) -> float:
+def _excess(policy: MaxError, rows: Sequence[ExtractRow]) -> float:
     """Return by which factor written errors exceed a bound."""
     if policy.per_module:
         return max((row.error for row in rows), default=0.0) / policy.bound
     return total((row.norm, row.error) for row in rows) / policy.bound
 
 
-def _as_in_base(plan: Plan, items: Sequence[Item], rows: Sequence[Row]) -> list[Row]:
+def _as_in_base(
+    plan: ExtractPlan, items: Sequence[Item], rows: Sequence[ExtractRow]
+) -> list[ExtractRow]:
     order = {pair.name: number for number, pair in enumerate(plan.pairs.both)}
     pairs = sorted(zip(items, rows, strict=True), key=lambda both: order[both[0].pair.name])
     return [row for _, row in pairs]
 
 
-def _notes(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:
     for item in plan.items:
         if item.pair.grown:
             before, after = item.pair.spec.shape[0], item.pair.tuned_spec.shape[0]

@@ -8,7 +8,7 @@ from lora_tools.base import Base, Rows, Weight
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.range import LEAST, MOST
 from lora_tools.shapes import Float
-from lora_tools.verbs.extract.pairs import Pair
+from lora_tools.verbs.extract.pairs import WeightPair
 
 BLOCK = 1 << 19
 """Elements that are read, widened and subtracted at a time."""
@@ -25,7 +25,9 @@ class Delta(NamedTuple):
     """‖W‖² of the base."""
 
 
-def difference(base: Base, tuned: Base, pair: Pair, *, common: int | None = None) -> Delta | None:
+def difference(
+    base: Base, tuned: Base, pair: WeightPair, *, common: int | None = None
+) -> Delta | None:
     """Read both sides of a weight and subtract; None if they are equal, bit for bit.
 
     Equality is found out by comparing bytes, before any arithmetic. With ``common`` only that
@@ -61,11 +63,11 @@ def difference(base: Base, tuned: Base, pair: Pair, *, common: int | None = None
             raise NonFiniteError(
                 f"{tuned.path}: {pair.tuned} and its base: the norm of one, or of what was added,"
                 f" has no square in float64"
-            ).hint("Pass --skip-bad to go on without it.")
+            ).hint("Pass --skip-bad to leave it out.")
     return Delta(delta, squared, base_squared)
 
 
-def _matrix(pair: Pair, common: int | None) -> tuple[int, int]:
+def _matrix(pair: WeightPair, common: int | None) -> tuple[int, int]:
     if pair.place is None:
         return (1, pair.spec.numel) if common is None else (common, 1)
     rows = pair.place.stack * pair.place.rows
@@ -78,7 +80,7 @@ def _squared(block: Float[np.ndarray, "..."]) -> float:
 
 
 def _not_finite(
-    base: Base, tuned: Base, pair: Pair, columns: int, spans: list[tuple[int, int]]
+    base: Base, tuned: Base, pair: WeightPair, columns: int, spans: list[tuple[int, int]]
 ) -> NonFiniteError:
     bad = [
         f"{side.path}: {key}"
@@ -87,7 +89,7 @@ def _not_finite(
     ]
     where = " and ".join(bad) or f"{tuned.path}: {pair.tuned}"
     what = "holds NaN or Inf" if bad else "differs from the base by more than float32 can hold"
-    return NonFiniteError(f"{where} {what}").hint("Pass --skip-bad to go on without it.")
+    return NonFiniteError(f"{where} {what}").hint("Pass --skip-bad to leave it out.")
 
 
 def _bytes_tell(one: Weight, other: Weight) -> bool:

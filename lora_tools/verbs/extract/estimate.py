@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from lora_tools.verbs.extract.output import describe, plan_file
-from lora_tools.verbs.extract.plan import Item, Plan
-from lora_tools.verbs.extract.rows import Row
+from lora_tools.verbs.extract.plan import ExtractPlan, Item
+from lora_tools.verbs.extract.rows import ExtractRow
 
 PASSES, WIDTH = 11, 24
 """What a matrix takes as a rule: passes over it, and vectors at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class ModuleEstimate:
     """One tensor and what would become of it, if it changed."""
 
     name: str
@@ -28,7 +28,7 @@ class Module:
 class Estimate:
     """All of them."""
 
-    modules: tuple[Module, ...]
+    modules: tuple[ModuleEstimate, ...]
     params: int
     nbytes: int
     seconds: float
@@ -38,7 +38,7 @@ class Estimate:
         return {"schema": "lora-tools/extraction-plan/1", **asdict(self)}
 
 
-def estimate(plan: Plan, rank: int) -> Estimate:
+def estimate(plan: ExtractPlan, rank: int) -> Estimate:
     """Return what would be written if every tensor changed. Computes for a few milliseconds."""
     modules = [_module(item, rank) for item in plan.items]
     rows = [_row(item, module) for item, module in zip(plan.items, modules, strict=True)]
@@ -48,21 +48,23 @@ def estimate(plan: Plan, rank: int) -> Estimate:
     return Estimate(tuple(modules), params, plan_file(manifest).size, _seconds(plan))
 
 
-def _module(item: Item, rank: int) -> Module:
+def _module(item: Item, rank: int) -> ModuleEstimate:
     place = item.pair.place
     if item.treatment == "lora" and place:
         shape, own = item.pair.spec.shape, min(rank, place.rows, place.columns)
-        return Module(item.name, shape, "extracted", own)
+        return ModuleEstimate(item.name, shape, "extracted", own)
     what = "stored whole" if item.treatment == "full" else f"left out ({item.reason})"
-    return Module(item.name, item.pair.spec.shape, what, 0)
+    return ModuleEstimate(item.name, item.pair.spec.shape, what, 0)
 
 
-def _row(item: Item, module: Module) -> Row:
+def _row(item: Item, module: ModuleEstimate) -> ExtractRow:
     outcome = "extracted" if module.rank else "full" if item.treatment == "full" else "left out"
-    return Row(item.name, module.shape, outcome, 0, rank=module.rank, rank_stored=module.rank)
+    return ExtractRow(
+        item.name, module.shape, outcome, 0, rank=module.rank, rank_stored=module.rank
+    )
 
 
-def _seconds(plan: Plan) -> float:
+def _seconds(plan: ExtractPlan) -> float:
     """Estimate from a product that is timed now, and a gigabyte a second for reading."""
     rng = np.random.default_rng(0)
     d = rng.standard_normal((512, 4096), np.float32)

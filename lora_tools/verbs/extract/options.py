@@ -8,14 +8,14 @@ from lora_tools.formats.sites import Embedding
 from lora_tools.linalg.krylov import Precision
 from lora_tools.names import matches
 from lora_tools.runtimes import Runtime
-from lora_tools.verbs.extract.pairs import Pair
+from lora_tools.verbs.extract.pairs import WeightPair
 from lora_tools.verbs.extract.sites import by_token
 
 Treatment = Literal["lora", "full", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ExtractOptions:
     """How to extract. The defaults take every matrix and convolution, and nothing else."""
 
     max_rank: int = 128
@@ -30,10 +30,10 @@ class Options:
     small: Treatment = "skip"
     """What becomes of norms, biases and other tensors that no LoRA can hold."""
     dtype: str | None = None
-    """Element type of the factors, as safetensors spells it; None: that of the tuned model."""
+    """dtype of the factors, as safetensors names it; None: that of the tuned model."""
     precision: Precision = field(default_factory=Precision)
     skip_bad: bool = False
-    """Go on without tensors that hold NaN or Inf."""
+    """Leave out tensors that hold NaN or Inf."""
     base_model: str | None = None
     """What the adapter calls its base."""
     runtime: Runtime | None = None
@@ -54,7 +54,7 @@ class Options:
         wanted = not self.include or any(matches(pattern, name) for pattern in self.include)
         return wanted and not any(matches(pattern, name) for pattern in self.exclude)
 
-    def treatment(self, pair: Pair) -> Treatment:
+    def treatment(self, pair: WeightPair) -> Treatment:
         """Return what becomes of a pair if it changed."""
         name = pair.place.module if pair.place else pair.name
         if not self.selects(name):
@@ -63,7 +63,7 @@ class Options:
             return self.small
         return self.embeddings if by_token(pair.place) else "lora"
 
-    def refused(self, pair: Pair) -> bool:
+    def refused(self, pair: WeightPair) -> bool:
         """Whether the runtime does not load a LoRA on this module."""
         return bool(self.runtime and pair.place and isinstance(pair.place.site, Embedding))
 

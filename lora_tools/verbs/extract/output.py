@@ -14,18 +14,18 @@ from lora_tools.formats.manifest import Extra, Manifest
 from lora_tools.formats.registry import PEFT
 from lora_tools.text import config_text
 from lora_tools.verbs.extract.keep import Keep
-from lora_tools.verbs.extract.plan import BIAS, Item, Plan
-from lora_tools.verbs.extract.rows import Row
+from lora_tools.verbs.extract.plan import BIAS, ExtractPlan, Item
+from lora_tools.verbs.extract.rows import ExtractRow
 
 
-def describe(plan: Plan, items: Sequence[Item], rows: Sequence[Row]) -> Manifest:
+def describe(plan: ExtractPlan, items: Sequence[Item], rows: Sequence[ExtractRow]) -> Manifest:
     """Return the adapter that these rows make."""
     pairs = list(zip(items, rows, strict=True))
     modules = [
         plan.module(item, row.rank_stored) for item, row in pairs if row.outcome == "extracted"
     ]
     full = [_extra(plan, item) for item, row in pairs if row.outcome == "full"]
-    others = plan.bystanders - {module.name for module in modules}
+    others = plan.unchanged - {module.name for module in modules}
     return PEFT.start(modules, others, full, plan.options.base_model)
 
 
@@ -36,9 +36,9 @@ def plan_file(manifest: Manifest) -> Layout:
 
 def write(
     folder: Path,
-    plan: Plan,
+    plan: ExtractPlan,
     items: Sequence[Item],
-    rows: Sequence[Row],
+    rows: Sequence[ExtractRow],
     names: Sequence[str],
     keep: Keep,
 ) -> Manifest:
@@ -65,7 +65,7 @@ def write(
     return manifest
 
 
-def save_whole(plan: Plan, item: Item, keep: Keep) -> str:
+def save_whole(plan: ExtractPlan, item: Item, keep: Keep) -> str:
     """Keep the bytes of a tensor whose file will be gone when the adapter is written.
 
     Returns what they are kept under.
@@ -76,7 +76,7 @@ def save_whole(plan: Plan, item: Item, keep: Keep) -> str:
     return name
 
 
-def _whole(plan: Plan, item: Item, keep: Keep) -> np.ndarray:
+def _whole(plan: ExtractPlan, item: Item, keep: Keep) -> np.ndarray:
     kept = keep.load(_whole_name(item))
     return plan.tuned.tensors.bytes_of(item.pair.tuned) if kept is None else kept.arrays["bytes"]
 
@@ -85,7 +85,7 @@ def _whole_name(item: Item) -> str:
     return f"{item.number:05d}-whole"
 
 
-def _extra(plan: Plan, item: Item) -> Extra:
+def _extra(plan: ExtractPlan, item: Item) -> Extra:
     name = item.pair.name
     owners = {other.pair.place.module for other in plan.items if other.pair.place}
     bias = name.endswith(BIAS) and name.removesuffix(BIAS) in owners

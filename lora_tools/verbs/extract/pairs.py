@@ -11,10 +11,10 @@ from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
 from lora_tools.matching import align
 from lora_tools.matching.layers import Layer, layers
-from lora_tools.verbs.extract.sites import HEADS, WEIGHT, Place, by_token, place
+from lora_tools.verbs.extract.sites import HEADS, WEIGHT, Matrices, by_token, place
 
 
-class Pair(NamedTuple):
+class WeightPair(NamedTuple):
     """A weight on both sides."""
 
     name: str
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     spec: Spec
     """Of the base's tensor."""
     tuned_spec: Spec
-    place: Place | None
+    place: Matrices | None
     """None: no LoRA can hold its update."""
 
     @property
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
 class Pairs:
     """Everything that both models hold, and what only one does."""
 
-    both: tuple[Pair, ...]
+    both: tuple[WeightPair, ...]
     only_base: tuple[str, ...] = ()
     only_tuned: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -82,12 +82,12 @@ def match(base: Base, tuned: Base) -> Pairs:
 
 def _pair(
     base: Base, tuned: Base, known: Mapping[str, Layer], name: str, base_key: str, tuned_key: str
-) -> Pair:
+) -> WeightPair:
     spec, other = base.specs[base_key], tuned.specs[tuned_key]
     is_numbers = base[base_key].is_numbers and tuned[tuned_key].is_numbers
     layer = known.get(base_key.removesuffix(WEIGHT)) if name == base_key else None
     where = place(name, spec, base.model, layer) if is_numbers else None
-    return Pair(name, base_key, tuned_key, spec, other, where)
+    return WeightPair(name, base_key, tuned_key, spec, other, where)
 
 
 def _tied(
@@ -112,7 +112,7 @@ def _tied(
     return links
 
 
-def _check_shapes(base: Base, tuned: Base, both: tuple[Pair, ...]) -> None:
+def _check_shapes(base: Base, tuned: Base, both: tuple[WeightPair, ...]) -> None:
     wrong = [
         f"{pair.name} {list(pair.spec.shape)} and {list(pair.tuned_spec.shape)}"
         for pair in both
@@ -128,7 +128,7 @@ def _check_shapes(base: Base, tuned: Base, both: tuple[Pair, ...]) -> None:
 
 
 def _check_overlap(
-    base: Base, tuned: Base, both: tuple[Pair, ...], only_base: tuple[str, ...]
+    base: Base, tuned: Base, both: tuple[WeightPair, ...], only_base: tuple[str, ...]
 ) -> None:
     """Refuse two models that merely share a few names."""
     matrices = [key for key in only_base if len(base.specs[key].shape) > 1]

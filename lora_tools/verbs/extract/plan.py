@@ -1,4 +1,4 @@
-"""What will be done with each tensor, from the headers of both models alone."""
+"""What becomes of each tensor, from the headers of both models alone."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +14,9 @@ from lora_tools.formats.manifest import Module, Part
 from lora_tools.linalg.krylov import Precision
 from lora_tools.model import Model
 from lora_tools.names import matches
-from lora_tools.verbs.extract.options import Options, Treatment
-from lora_tools.verbs.extract.pairs import Pair, Pairs, match
-from lora_tools.verbs.extract.sites import WEIGHT, Place
+from lora_tools.verbs.extract.options import ExtractOptions, Treatment
+from lora_tools.verbs.extract.pairs import Pairs, WeightPair, match
+from lora_tools.verbs.extract.sites import WEIGHT, Matrices
 
 BIAS = ".bias"
 
@@ -25,7 +25,7 @@ class Item(NamedTuple):
     """A pair of tensors and what becomes of it if they differ."""
 
     number: int
-    pair: Pair
+    pair: WeightPair
     treatment: Treatment
     reason: str
     """Why it is left out, if it is."""
@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExtractPlan:
     """Both models, paired, and what is to be done."""
 
     base: Model
@@ -47,7 +47,7 @@ class Plan:
     pairs: Pairs
     items: tuple[Item, ...]
     """In the order of the tuned model's files."""
-    options: Options
+    options: ExtractOptions
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process plans the same from the same headers, once."""
@@ -81,7 +81,7 @@ class Plan:
         return replace(precision, chance=precision.chance / max(sum(stacks), 1))
 
     def dtype(self, item: Item) -> str:
-        """Return the element type of a module's factors."""
+        """Return the dtype of a module's factors."""
         own = item.pair.tuned_spec.dtype
         return self.options.dtype or (own if own in FLOATS else "BF16")
 
@@ -98,7 +98,7 @@ class Plan:
             alpha=float(rank),
             rslora=False,
             parts={},
-            stem="",
+            key_prefix="",
             owner=place.module,
         )
         b, a = factor_shapes(bare)
@@ -106,7 +106,7 @@ class Plan:
         return replace(bare, parts={"a": Part("", Spec(code, a)), "b": Part("", Spec(code, b))})
 
     @property
-    def bystanders(self) -> set[str]:
+    def unchanged(self) -> set[str]:
         """Every module of the base that has tensors, and those that hold them."""
         names: set[str] = set()
         for key in self.base.tensors:
@@ -115,7 +115,7 @@ class Plan:
         return names
 
 
-def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
+def make_plan(base: Model, tuned: Model, options: ExtractOptions) -> ExtractPlan:
     """Pair the tensors and decide what becomes of each. Reads headers only.
 
     Raises `UnsupportedError` for quantised checkpoints, `FormatError` for models that do not fit
@@ -146,10 +146,10 @@ def make_plan(base: Model, tuned: Model, options: Options) -> Plan:
         raise UnsupportedError(
             f"{options.runtime.name} does not load a LoRA of embeddings: {some(refused)}"
         ).hint("Pass --embeddings skip.")
-    return Plan(base, tuned, weights, pairs, items, options)
+    return ExtractPlan(base, tuned, weights, pairs, items, options)
 
 
-def _item(number: int, pair: Pair, tuned: Base, options: Options) -> Item:
+def _item(number: int, pair: WeightPair, tuned: Base, options: ExtractOptions) -> Item:
     treatment = options.treatment(pair)
     name = pair.place.module if pair.place else pair.name
     if treatment == "full" and not _storable(pair, tuned):
@@ -162,13 +162,13 @@ def _item(number: int, pair: Pair, tuned: Base, options: Options) -> Item:
     return Item(number, pair, treatment, "")
 
 
-def _storable(pair: Pair, tuned: Base) -> bool:
+def _storable(pair: WeightPair, tuned: Base) -> bool:
     module, _, _ = pair.name.rpartition(".")
     known = pair.name.endswith((WEIGHT, BIAS)) and bool(module)
     return known and tuned[pair.tuned].whole  # a scale would be lost
 
 
-def _check_patterns(items: tuple[Item, ...], tuned: Model, options: Options) -> None:
+def _check_patterns(items: tuple[Item, ...], tuned: Model, options: ExtractOptions) -> None:
     names = [item.name for item in items]
     patterns = [*options.include, *options.exclude]
     idle = [p for p in patterns if not any(matches(p, name) for name in names)]
@@ -178,7 +178,7 @@ def _check_patterns(items: tuple[Item, ...], tuned: Model, options: Options) -> 
         )
 
 
-def _placed(item: Item) -> Place:
+def _placed(item: Item) -> Matrices:
     if item.pair.place is None:
         raise ValueError(f"{item.name} has no place")
     return item.pair.place

@@ -8,11 +8,11 @@ from lora_tools.files.dtypes import DTYPES
 from lora_tools.files.header import Spec
 from lora_tools.linalg import rank as policies
 from lora_tools.linalg.rank import Fixed, RankPolicy, Rest, choices, uniform
-from lora_tools.verbs.extract.plan import Item, Plan
-from lora_tools.verbs.extract.tasks import Spectrum
+from lora_tools.verbs.extract.plan import ExtractPlan, Item
+from lora_tools.verbs.extract.tasks import ModuleSpectrum
 
 
-class Chosen(NamedTuple):
+class ChosenRanks(NamedTuple):
     """The rank of each module, and the one that all are filled up to; 0: none."""
 
     ranks: tuple[int, ...]
@@ -25,34 +25,38 @@ def headroom(item: Item, rank: int) -> int:
     return min(rank, place.rows, place.columns) if place and item.treatment == "lora" else 1
 
 
-def fixed(plan: Plan, policy: Fixed, items: Sequence[Item]) -> Chosen:
+def fixed(plan: ExtractPlan, policy: Fixed, items: Sequence[Item]) -> ChosenRanks:
     """Return the ranks that need no spectrum."""
     ranks = tuple(headroom(item, policy.rank) for item in items)
     runtime = plan.options.runtime
     if runtime is None:
-        return Chosen(ranks)
+        return ChosenRanks(ranks)
     sizes = [size for size in runtime.ranks if size >= max(ranks, default=1)]
     if not sizes:
         raise BoundError(
             f"rank {policy.rank} is more than {runtime.name} allows ({max(runtime.ranks)})"
         )
-    return Chosen(ranks, min(sizes))
+    return ChosenRanks(ranks, min(sizes))
 
 
 def choose(
-    plan: Plan, policy: RankPolicy, items: Sequence[Item], found: Sequence[Spectrum], rest: Rest
-) -> Chosen:
+    plan: ExtractPlan,
+    policy: RankPolicy,
+    items: Sequence[Item],
+    found: Sequence[ModuleSpectrum],
+    rest: Rest,
+) -> ChosenRanks:
     """Return the ranks that a policy chooses; raise `BoundError` if none keep its bound."""
     spectra = [_view(plan, item, one) for item, one in zip(items, found, strict=True)]
     runtime = plan.options.runtime
     if runtime:
         sizes = [size for size in runtime.ranks if size <= plan.options.max_rank]
         stored, ranks = uniform(policy, spectra, sizes, rest)
-        return Chosen(tuple(ranks), stored)
-    return Chosen(tuple(policy.ranks(spectra, rest)))
+        return ChosenRanks(tuple(ranks), stored)
+    return ChosenRanks(tuple(policy.ranks(spectra, rest)))
 
 
-def _view(plan: Plan, item: Item, found: Spectrum) -> policies.Spectrum:
+def _view(plan: ExtractPlan, item: Item, found: ModuleSpectrum) -> policies.Spectrum:
     module = plan.module(item, 1)
     spec: Spec = module.parts["b"].spec
     return policies.Spectrum(

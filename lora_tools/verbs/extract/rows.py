@@ -13,7 +13,7 @@ SCHEMA = "lora-tools/extraction/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExtractRow:
     """One tensor of the base. Errors are relative Frobenius norms."""
 
     module: str
@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class Report(Document):
+class ExtractReport(Document):
     """What an extraction did."""
 
     base: str
@@ -51,7 +51,7 @@ class Report(Document):
     policy: str
     tolerance: float
     chance: float
-    rows: Sequence[Row]
+    rows: Sequence[ExtractRow]
     params: int = 0
     nbytes: int = 0
     """Size of the adapter's tensor file."""
@@ -61,7 +61,7 @@ class Report(Document):
     arguments: str = ""
     seconds: float = 0.0
     """Not in the file: the same inputs give the same bytes."""
-    extracted: list[Row] = field(init=False)
+    extracted: list[ExtractRow] = field(init=False)
 
     def __post_init__(self) -> None:
         self.extracted = [row for row in self.rows if row.outcome == "extracted"]
@@ -157,16 +157,16 @@ class Report(Document):
                 )
         return joined([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def _named(self, outcome: str) -> list[Row]:
+    def _named(self, outcome: str) -> list[ExtractRow]:
         return [row for row in self.rows if row.outcome == outcome]
 
 
-def row_of(data: Mapping[str, Any]) -> Row:
+def row_of(data: Mapping[str, Any]) -> ExtractRow:
     """Return a row that was kept as plain data."""
-    return Row(**{**data, "shape": tuple(data["shape"])})
+    return ExtractRow(**{**data, "shape": tuple(data["shape"])})
 
 
-def _line(rows: Sequence[Row], title: str) -> list[str]:
+def _line(rows: Sequence[ExtractRow], title: str) -> list[str]:
     ranks = sorted({row.rank for row in rows})
     same = len({row.shape for row in rows}) == 1
     methods = sorted({row.method for row in rows})
@@ -182,28 +182,28 @@ def _line(rows: Sequence[Row], title: str) -> list[str]:
     ]
 
 
-def _key(row: Row) -> tuple[str, tuple[int, ...]]:
+def _key(row: ExtractRow) -> tuple[str, tuple[int, ...]]:
     return template(row.module), row.shape
 
 
-def _energy(rows: Sequence[Row]) -> float:
+def _energy(rows: Sequence[ExtractRow]) -> float:
     norms = shares(row.norm for row in rows)
     whole = math.fsum(norm**2 for norm in norms)
     kept = math.fsum(norm**2 * row.energy for norm, row in zip(norms, rows, strict=True))
     return kept / whole if whole else 1.0
 
 
-def _relative(rows: Sequence[Row]) -> float:
+def _relative(rows: Sequence[ExtractRow]) -> float:
     base = math.hypot(*(row.norm / row.relative_norm for row in rows if row.relative_norm))
     return math.hypot(*(row.norm for row in rows)) / base if base else 0.0
 
 
-def _share(rows: Sequence[Row], every: Sequence[Row]) -> float:
+def _share(rows: Sequence[ExtractRow], every: Sequence[ExtractRow]) -> float:
     whole = math.hypot(*(row.norm for row in every))
     return (math.hypot(*(row.norm for row in rows)) / whole) ** 2 if whole else 0.0
 
 
-def _names(rows: Sequence[Row]) -> str:
+def _names(rows: Sequence[ExtractRow]) -> str:
     groups = [collapse([row.module for row in same]) for same in grouped(rows, _key)]
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return ", ".join(map(label, groups[:5])) + more

@@ -20,7 +20,7 @@ HEADS = frozenset(name for name in conventions.HEADS if "." not in name)
 """Output layers whose rows belong to tokens."""
 
 
-class Place(NamedTuple):
+class Matrices(NamedTuple):
     """A weight as matrices: ``stack`` of them, each ``rows`` x ``columns`` as they are stored."""
 
     module: str
@@ -42,7 +42,7 @@ class Place(NamedTuple):
         return self.rows if self.transposed else self.columns
 
 
-def place(key: str, spec: Spec, model: Model, layer: Layer | None = None) -> Place | None:
+def place(key: str, spec: Spec, model: Model, layer: Layer | None = None) -> Matrices | None:
     """Return where an update of this weight goes, or None if no LoRA can hold it.
 
     ``layer``: what a table of its family says that it is; None: its name and shape have to.
@@ -57,19 +57,19 @@ def place(key: str, spec: Spec, model: Model, layer: Layer | None = None) -> Pla
         if len(shape) != 3 or "experts" not in parent.split("."):
             return None
         swapped = layer.transposed if layer else _kind(model) in TRANSPOSED_EXPERTS
-        return Place(key, Experts(leaf, shape[0]), shape[0], shape[1], shape[2], swapped)
+        return Matrices(key, Experts(leaf, shape[0]), shape[0], shape[1], shape[2], swapped)
     if len(shape) > 5:
         return None
     if len(shape) > 2:
-        return Place(name, Convolution(shape[1], shape[2:]), 1, rows, columns, False)
+        return Matrices(name, Convolution(shape[1], shape[2:]), 1, rows, columns, False)
     if leaf in EMBEDDINGS if layer is None else layer.role == "embedding":
-        return Place(name, Embedding(), 1, rows, columns, True)
+        return Matrices(name, Embedding(), 1, rows, columns, True)
     by_name = _kind(model) in CONV1D_MODELS and leaf in CONV1D_LAYERS
     swapped = layer.transposed if layer else by_name
-    return Place(name, Linear(transposed=swapped), 1, rows, columns, swapped)
+    return Matrices(name, Linear(transposed=swapped), 1, rows, columns, swapped)
 
 
-def by_token(place: Place) -> bool:
+def by_token(place: Matrices) -> bool:
     """Whether its rows belong to the tokens of a vocabulary."""
     return isinstance(place.site, Embedding) or place.module.rpartition(".")[2] in HEADS
 

@@ -8,27 +8,27 @@ import numpy as np
 
 from lora_tools.errors import ConvergenceError, NonFiniteError
 from lora_tools.linalg.exact import exact, placed
+from lora_tools.linalg.factors import Small
 from lora_tools.linalg.krylov import Leading, leading
 from lora_tools.linalg.operator import Operator, operator
 from lora_tools.linalg.split import Split, split
-from lora_tools.linalg.tall import Small
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 from lora_tools.verbs.extract.delta import Delta, difference
 from lora_tools.verbs.extract.keep import Keep, Kept
-from lora_tools.verbs.extract.pairs import Pair
-from lora_tools.verbs.extract.plan import Item, Plan
-from lora_tools.verbs.extract.rows import Row, row_of
-from lora_tools.verbs.extract.sites import Place
+from lora_tools.verbs.extract.pairs import WeightPair
+from lora_tools.verbs.extract.plan import ExtractPlan, Item
+from lora_tools.verbs.extract.rows import ExtractRow, row_of
+from lora_tools.verbs.extract.sites import Matrices
 
 Stage = Literal["both", "survey", "write"]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ExtractJob:
     """One item. With a rank it is written, without one its spectrum is found."""
 
-    plan: Plan
+    plan: ExtractPlan
     item: Item
     keep: Keep
     rank: int
@@ -51,26 +51,26 @@ class Job:
         return f"{number}-{self.rank}-{max(self.stored, self.rank)}"
 
 
-def _numbered(plan: Plan, number: int, *more: Any) -> Job:
-    return Job(plan, plan.items[number], *more)
+def _numbered(plan: ExtractPlan, number: int, *more: Any) -> ExtractJob:
+    return ExtractJob(plan, plan.items[number], *more)
 
 
-class Loaded(NamedTuple):
+class LoadedJob(NamedTuple):
     """A job and what it works on: what it once resulted in, or its difference."""
 
-    job: Job
+    job: ExtractJob
     kept: Kept | None
     delta: Delta | None
     bad: str = ""
 
 
-class Spectrum(NamedTuple):
+class ModuleSpectrum(NamedTuple):
     """What is known of a matrix, or of a stack of them, before its rank is."""
 
-    row: Row
+    row: ExtractRow
     """Its outcome is ``extracted`` if it has a spectrum."""
     tail: Float[Small, " ranks"]
-    """‖ΔW‖² less what the first 0, 1, … singular values hold."""
+    """‖ΔW‖² minus what the first 0, 1, … singular values hold."""
 
     @property
     def outcome(self) -> str:
@@ -78,29 +78,29 @@ class Spectrum(NamedTuple):
         return self.row.outcome
 
 
-def load(job: Job) -> Loaded:
+def load(job: ExtractJob) -> LoadedJob:
     """Read what a job works on, unless it is done already."""
     kept = job.keep.load(job.name)
     if kept is not None:
-        return Loaded(job, kept, None)
+        return LoadedJob(job, kept, None)
     pair, plan = job.item.pair, job.plan
     old, new = plan.weights[0][pair.base], plan.weights[1][pair.tuned]
     if not (old.is_numbers and new.is_numbers):
         same = pair.spec == pair.tuned_spec and np.array_equal(
             plan.base.tensors.bytes_of(pair.base), plan.tuned.tensors.bytes_of(pair.tuned)
         )
-        return Loaded(job, None, None, "" if same else "not of a floating-point type")
+        return LoadedJob(job, None, None, "" if same else "not of a floating-point type")
     common = min(pair.spec.shape[0], pair.tuned_spec.shape[0]) if pair.grown else None
     try:
-        return Loaded(job, None, difference(*plan.weights, pair, common=common))
+        return LoadedJob(job, None, difference(*plan.weights, pair, common=common))
     except NonFiniteError:
         if not plan.options.skip_bad:
             raise
-        return Loaded(job, None, None, "bad")
+        return LoadedJob(job, None, None, "bad")
 
 
 @exact()
-def finish(loaded: Loaded) -> Row:
+def finish(loaded: LoadedJob) -> ExtractRow:
     """Extract a module at its rank and keep its factors; return its row."""
     job = loaded.job
     if loaded.kept is not None:
@@ -129,7 +129,7 @@ def finish(loaded: Loaded) -> Row:
 
 
 @exact()
-def survey(loaded: Loaded) -> Spectrum:
+def survey(loaded: LoadedJob) -> ModuleSpectrum:
     """Find the spectrum of a module, and keep it with the vectors that belong to it."""
     job, kept = loaded.job, loaded.kept
     if kept is None:
@@ -141,20 +141,20 @@ def survey(loaded: Loaded) -> Spectrum:
             kept = _surveyed(job, loaded.delta)
         job.keep.save(job.name, kept.arrays, kept.data)
     data = {key: value for key, value in kept.data.items() if key != "found"}
-    return Spectrum(row_of(data), np.asarray(kept.arrays["tail"]))
+    return ModuleSpectrum(row_of(data), np.asarray(kept.arrays["tail"]))
 
 
-def extract_one(job: Job) -> Row:
+def extract_one(job: ExtractJob) -> ExtractRow:
     """Do all of a job."""
     return finish(load(job))
 
 
-def survey_one(job: Job) -> Spectrum:
+def survey_one(job: ExtractJob) -> ModuleSpectrum:
     """Do all of a job that finds a spectrum."""
     return survey(load(job))
 
 
-def _surveyed(job: Job, delta: Delta) -> Kept:
+def _surveyed(job: ExtractJob, delta: Delta) -> Kept:
     place = _place(job.item.pair)
     matrices = _matrices(job, place, delta)
     found = [_decompose(job, matrix, i) for i, matrix in enumerate(matrices)]
@@ -172,7 +172,7 @@ def _surveyed(job: Job, delta: Delta) -> Kept:
     return Kept(arrays, {**asdict(row), "found": kinds})
 
 
-def _spectrum_of(job: Job) -> list[Leading] | None:
+def _spectrum_of(job: ExtractJob) -> list[Leading] | None:
     """Return what the survey kept, where a survey came first."""
     if job.stage != "write":
         return None
@@ -192,7 +192,7 @@ def _spectrum_of(job: Job) -> list[Leading] | None:
     ]
 
 
-def _decompose(job: Job, matrix: Operator, number: int) -> Leading:
+def _decompose(job: ExtractJob, matrix: Operator, number: int) -> Leading:
     name = f"{job.item.name}#{number}"
     try:
         return leading(matrix, job.rank, job.plan.precision, name, every=job.stage == "survey")
@@ -202,21 +202,21 @@ def _decompose(job: Job, matrix: Operator, number: int) -> Leading:
         ).hint("Leave it out with --exclude, and please report it.") from error
 
 
-def _matrices(job: Job, place: Place, delta: Delta) -> list[Operator]:
+def _matrices(job: ExtractJob, place: Matrices, delta: Delta) -> list[Operator]:
     if place.stack == 1:
         return [operator(_moved(job, delta.array), delta.squared)]
     parts = np.split(delta.array, place.stack)
     return [operator(_moved(job, part)) for part in parts]
 
 
-def _moved(job: Job, array: Array) -> Array:
+def _moved(job: ExtractJob, array: Array) -> Array:
     device = job.plan.options.device
     if device == "cpu":
         return array
     return placed(array, device)
 
 
-def _factors(place: Place, splits: Sequence[Split], more: int) -> tuple[np.ndarray, np.ndarray]:
+def _factors(place: Matrices, splits: Sequence[Split], more: int) -> tuple[np.ndarray, np.ndarray]:
     """Return B and A, stacked where the place is, with ``more`` columns and rows of zeros."""
     left = np.stack([np.pad(part.left, ((0, 0), (0, more))) for part in splits])
     right = np.stack([np.pad(part.right, ((0, more), (0, 0))) for part in splits])
@@ -227,7 +227,9 @@ def _factors(place: Place, splits: Sequence[Split], more: int) -> tuple[np.ndarr
     return np.ascontiguousarray(left), np.ascontiguousarray(right)
 
 
-def _row(job: Job, delta: Delta, found: Sequence[Leading], rank: int, lost: float) -> Row:
+def _row(
+    job: ExtractJob, delta: Delta, found: Sequence[Leading], rank: int, lost: float
+) -> ExtractRow:
     whole = delta.squared
     kept = sum(float(leader.squares[:rank].sum()) for leader in found)
     most = sum(float(leader.reach[rank]) for leader in found)
@@ -243,7 +245,7 @@ def _row(job: Job, delta: Delta, found: Sequence[Leading], rank: int, lost: floa
     )
 
 
-def _plain_row(loaded: Loaded) -> Row | None:
+def _plain_row(loaded: LoadedJob) -> ExtractRow | None:
     """Return the row of a tensor that is not extracted, or None."""
     job, item = loaded.job, loaded.job.item
     if loaded.bad == "bad":
@@ -263,16 +265,16 @@ def _plain_row(loaded: Loaded) -> Row | None:
             return None
 
 
-def _blank(job: Job, outcome: str) -> Row:
+def _blank(job: ExtractJob, outcome: str) -> ExtractRow:
     pair = job.item.pair
-    return Row(job.item.name, pair.tuned_spec.shape, outcome, pair.tuned_spec.nbytes)
+    return ExtractRow(job.item.name, pair.tuned_spec.shape, outcome, pair.tuned_spec.nbytes)
 
 
-def _measured(job: Job, outcome: str, delta: Delta) -> Row:
+def _measured(job: ExtractJob, outcome: str, delta: Delta) -> ExtractRow:
     norm, base = float(np.sqrt(delta.squared)), float(np.sqrt(delta.base_squared))
     return replace(_blank(job, outcome), norm=norm, relative_norm=norm / base if base else 0.0)
 
 
-def _place(pair: Pair) -> Place:
+def _place(pair: WeightPair) -> Matrices:
     assert pair.place is not None
     return pair.place

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
-from lora_tools.base import Base, Rows, base_of
-from lora_tools.base import Weight as BaseWeight
+from lora_tools.base import Base, Rows, Weight, base_of
 from lora_tools.executors import Executor
 from lora_tools.files.address import Address, reopened
 from lora_tools.linalg.metrics import norm
 from lora_tools.matching import Site, Swap, match
-from lora_tools.merging.entry import Patch
+from lora_tools.merging.tensor_plan import Patch
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
 
@@ -20,7 +19,7 @@ BLOCK = 1 << 20
 """Elements that are read at a time."""
 
 
-class Weight(NamedTuple):
+class WeightNorm(NamedTuple):
     """What a module is added to: the base weights, or rows of them, and their Frobenius norm."""
 
     keys: tuple[str, ...]
@@ -38,13 +37,13 @@ class Weight(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class BaseComparison:
     """What an adapter is to a base model."""
 
     adapter: Adapter
     base: Base
     sites: Mapping[str, Site | None]
-    weights: Mapping[str, Weight] = field(default_factory=dict)
+    weights: Mapping[str, WeightNorm] = field(default_factory=dict)
     """Of the modules that have a site of their shape."""
     swaps: tuple[Swap, ...] = ()
     """What changes before the adapter's names."""
@@ -77,11 +76,11 @@ class Comparison:
 class Weighing:
     """A module to find the norm of whose base weights."""
 
-    comparison: Comparison
+    comparison: BaseComparison
     module: str
 
 
-def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
+def compare(adapter: Adapter, base: Model, executor: Executor) -> BaseComparison:
     """Find what each module is added to, and its norm. Reads those rows of the base once.
 
     Raises `FormatError` if the adapter fits in several places or square experts lie either way,
@@ -93,27 +92,27 @@ def compare(adapter: Adapter, base: Model, executor: Executor) -> Comparison:
     return replace(found, weights={job.module: weight for job, weight in weights})
 
 
-def _found(adapter: Adapter, base: Model) -> Comparison:
+def _found(adapter: Adapter, base: Model) -> BaseComparison:
     """Find what each module is added to, from headers."""
     weights = base_of(base, "Compare with the weights that it was quantised from.")
     matching = match(adapter, weights.specs, base.config)
     found = matching.sites(weights.specs)
-    return Comparison(adapter, weights, found, swaps=matching.swaps)
+    return BaseComparison(adapter, weights, found, swaps=matching.swaps)
 
 
-def weigh(job: Weighing) -> Weight:
+def weigh(job: Weighing) -> WeightNorm:
     """Return the base weights of a module and the norm of the rows that it changes."""
     adapter, base = job.comparison.adapter, job.comparison.base
     module, site = adapter.module(job.module), job.comparison.sites[job.module]
     patches = [Patch(adapter, module, piece, 1.0) for piece in (site.pieces if site else ())]
     keys = tuple(dict.fromkeys(patch.piece.key for patch in patches))
     if not all(base[key].is_numbers for key in keys):
-        return Weight(keys, None)
+        return WeightNorm(keys, None)
     whole = math.hypot(*(_norm(base[patch.piece.key], patch) for patch in patches))
-    return Weight(keys, whole if math.isfinite(whole) else None)
+    return WeightNorm(keys, whole if math.isfinite(whole) else None)
 
 
-def _norm(weight: BaseWeight, patch: Patch) -> float:
+def _norm(weight: Weight, patch: Patch) -> float:
     """Return the norm of the rows that a patch changes; memory holds some of them at a time."""
     step = max(BLOCK // max(patch.width, 1), 1)
     with Rows(weight, patch.width) as rows:

@@ -14,7 +14,7 @@ from lora_tools.verbs.inspect.groups import groups
 from lora_tools.verbs.inspect.origin import scale_model, task, trained_by, variants
 
 if TYPE_CHECKING:
-    from lora_tools.verbs.inspect.comparison import Comparison
+    from lora_tools.verbs.inspect.comparison import BaseComparison
     from lora_tools.verbs.inspect.spectra import Spectra
 
 SCHEMA = "lora-tools/inspect/1"
@@ -35,7 +35,7 @@ class Inspection:
     base: Model | None = None
     """The base model, if it was given."""
     spectra: "Spectra | None" = None
-    comparison: "Comparison | None" = None
+    comparison: "BaseComparison | None" = None
     judgements: tuple[Judgement, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Inspection:
             ],
             "problems": self.problems,
             "notes": [*manifest.notes, *(spectra.notes if spectra else ()), *self._swaps()],
-            "ranks": [offer._asdict() for offer in spectra.offers] if spectra else None,
+            "ranks": [row._asdict() for row in spectra.uniform_ranks] if spectra else None,
             "suggestion": spectra.suggestion.to_dict() if spectra and spectra.suggestion else None,
             "base": self.comparison.to_dict() if self.comparison else None,
             "verdicts": [judgement.to_dict() for judgement in self.judgements],

@@ -10,7 +10,7 @@ from typing import Any
 from lora_tools.adapter import Adapter, read
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, UnsupportedError
 from lora_tools.files.header import Spec
-from lora_tools.formats.registry import STRANGERS, format_named
+from lora_tools.formats.registry import UNREADABLE, format_named
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
 from lora_tools.runtimes import Judgement, Runtime, judge, subject
@@ -22,7 +22,7 @@ ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|dora_scale")
 
 
 @dataclass(frozen=True, slots=True)
-class Kin:
+class TensorGroup:
     """Tensors of one type and shape whose names differ in numbers only."""
 
     names: tuple[str, ...]
@@ -53,24 +53,24 @@ class Listing:
     def is_adapter(self) -> bool:
         """Whether the names say that it is an adapter all the same."""
         tensors = self.model.tensors
-        refused = isinstance(self.reason, UnsupportedError) or self.stranger is not None
+        refused = isinstance(self.reason, UnsupportedError) or self.unreadable is not None
         return refused or any(ADAPTER.search(name) for name in tensors)
 
     @property
-    def stranger(self) -> str | None:
-        """What its names leave out, if it is one of the spellings that leave out too much."""
-        for pattern, statement in STRANGERS:
+    def unreadable(self) -> str | None:
+        """What its names leave out, if it is one of the key namings that leave out too much."""
+        for pattern, statement in UNREADABLE:
             if any(pattern.search(name) for name in self.model.tensors):
                 return statement
         return None
 
     @property
-    def kin(self) -> list[Kin]:
+    def group(self) -> list[TensorGroup]:
         """The tensors in groups, in the order of the first of each."""
         found: dict[tuple[str, Spec], list[str]] = {}
         for name, spec in self.model.tensors.specs.items():
             found.setdefault((template(name), spec), []).append(name)
-        return [Kin(tuple(names), spec) for (_, spec), names in found.items()]
+        return [TensorGroup(tuple(names), spec) for (_, spec), names in found.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the listing in the schema that `docs/report.md` describes."""
@@ -81,20 +81,20 @@ class Listing:
             "source": str(self.model.path),
             "architecture": self.model.architecture,
             "is_adapter": self.is_adapter,
-            "reason": self.stranger or str(self.reason),
+            "reason": self.unreadable or str(self.reason),
             "totals": {
                 "tensors": len(specs),
                 "params": sum(spec.numel for spec in specs),
                 "bytes": self.model.tensors.nbytes,
                 "dtypes": dict(dtypes),
             },
-            "groups": [kin.to_dict() for kin in self.kin],
+            "groups": [group.to_dict() for group in self.group],
             "verdicts": [judgement.to_dict() for judgement in self.judgements],
             "metadata": dict(self.model.tensors.metadata),
         }
 
 
-def look(
+def open_checkpoint(
     path: str | Path,
     runtimes: Sequence[Runtime] = (),
     format: str | None = None,
@@ -104,7 +104,7 @@ def look(
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
     ``runtimes`` are the runtimes whose verdicts on what is listed are wanted; ``format`` is the
-    name of the format, where it is not to be recognised; ``base`` is the base model's
+    name of the format, overrides detection; ``base`` is the base model's
     configuration, and ``alpha`` the adapter's alpha, for files that do not say enough.
 
     Raises `CheckpointError` for what is missing or damaged.

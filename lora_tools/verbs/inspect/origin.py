@@ -58,7 +58,7 @@ def variants(manifest: Manifest) -> list[str]:
 def task(manifest: Manifest) -> str | None:
     """Return what the configuration says the model does."""
     value = manifest.config.get("task_type")
-    return _said(value) if value else None
+    return _stated(value) if value else None
 
 
 def scale_model(manifest: Manifest) -> str:
@@ -91,7 +91,7 @@ def trained_by(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if version := config.get("peft_version"):
-        yield "peft", _said(version)
+        yield "peft", _stated(version)
     mapping = config.get("auto_mapping")
     if isinstance(mapping, Mapping) and mapping.get("unsloth_fixed"):
         yield "unsloth", "yes"
@@ -100,11 +100,11 @@ def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and value:
             yield label, value
     if dropout := config.get("lora_dropout"):
-        yield "dropout", _said(dropout)
+        yield "dropout", _stated(dropout)
 
 
-def _said(value: object) -> str:
-    """Return a value that only people read: what it is, is its author's to say."""
+def _stated(value: object) -> str:
+    """Return a value that only people read, whatever it is."""
     return value if isinstance(value, str) else shown(value)
 
 

@@ -16,10 +16,10 @@ from lora_tools.formats.manifest import Module
 from lora_tools.linalg.figures import effective_rank, pooled, stable_rank, sufficient
 from lora_tools.linalg.halves import takes_back
 from lora_tools.report import percent, size
-from lora_tools.rewrite import Options, Survey, UniformRank
+from lora_tools.rewrite import RewriteOptions, Survey, UniformRank
 from lora_tools.rewrite.source import source
 from lora_tools.rewrite.survey import jobs
-from lora_tools.rewrite.tasks import Decomposition, Job, decompose
+from lora_tools.rewrite.tasks import Decomposition, RewriteJob, decompose
 from lora_tools.rewrite.units import units
 from lora_tools.shapes import Float
 from lora_tools.update import factors
@@ -38,7 +38,7 @@ DOUBLED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class SpectrumFigures:
     """The spectrum of one module in numbers."""
 
     module: Module
@@ -80,21 +80,21 @@ class Figures:
 class Suggestion:
     """A rank that keeps nearly all of an adapter, and the command that goes there."""
 
-    offer: UniformRank
+    uniform: UniformRank
     before: int
     source: str
 
     @property
     def command(self) -> str:
         """The command line."""
-        out = f"{self.source.rstrip('/')}-r{self.offer.rank}"
+        out = f"{self.source.rstrip('/')}-r{self.uniform.rank}"
         return shlex.join(
-            ["lora-tools", "shrink", self.source, out, "--rank", str(self.offer.rank)]
+            ["lora-tools", "shrink", self.source, out, "--rank", str(self.uniform.rank)]
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the suggestion as plain data."""
-        rank, nbytes, error = self.offer.rank, self.offer.bytes, self.offer.error
+        rank, nbytes, error = self.uniform.rank, self.uniform.bytes, self.uniform.error
         return {
             "rank": rank,
             "energy": 1 - error**2,
@@ -112,7 +112,7 @@ class Spectra:
     """The figures of every module, by name, and all that follows from them together."""
 
     adapter: Adapter
-    figures: Mapping[str, Figures]
+    figures: Mapping[str, SpectrumFigures]
     faults: tuple[str, ...]
     """What is not finite, a sentence each."""
     survey: Survey | None
@@ -132,7 +132,7 @@ class Spectra:
         return None if None in norms else math.hypot(*(norm or 0.0 for norm in norms))
 
     @cached_property
-    def offers(self) -> list[UniformRank]:
+    def uniform_ranks(self) -> list[UniformRank]:
         """What uniform ranks would cost; nothing if the adapter cannot be shrunk as it is."""
         if not self.survey or not self.norm:
             return []
@@ -144,7 +144,7 @@ class Spectra:
     @cached_property
     def suggestion(self) -> Suggestion | None:
         """The smallest rank on offer that keeps 99 % of the energy, if that is a smaller one."""
-        fit = [offer for offer in self.offers[:-1] if 1 - offer.error**2 >= ENOUGH]
+        fit = [uniform for uniform in self.uniform_ranks[:-1] if 1 - uniform.error**2 >= ENOUGH]
         return Suggestion(fit[0], self.adapter.nbytes, str(self.adapter.path)) if fit else None
 
 
@@ -156,19 +156,19 @@ def spectra(adapter: Adapter, executor: Executor, device: str = "cpu") -> Spectr
     faults = tuple(str(result) for result in found if isinstance(result, NonFiniteError))
     twins = _twins(adapter, found)
     figures = {
-        module.name: Figures(
+        module.name: SpectrumFigures(
             module, pooled(result.s), float(result.s.max()), twins.get(module.name)
         )
         if isinstance(result, Decomposition)
-        else Figures(module, None, math.nan)
+        else SpectrumFigures(module, None, math.nan)
         for module, result in zip(modules, found, strict=True)
     }
     whole = modules and len(finite) == len(found) and not adapter.manifest.problems
-    survey = Survey(of, Options(), executor, units(modules, finite)) if whole else None
+    survey = Survey(of, RewriteOptions(), executor, units(modules, finite)) if whole else None
     return Spectra(adapter, figures, faults, survey, bool(whole) and _doubled(adapter))
 
 
-def measure(job: Job) -> Decomposition | NonFiniteError:
+def measure(job: RewriteJob) -> Decomposition | NonFiniteError:
     """Return a module's spectrum, or why it has none."""
     try:
         return decompose(job)

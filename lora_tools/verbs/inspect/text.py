@@ -141,12 +141,12 @@ SPANS = ("norm", "sigma_max", "stable_rank", "effective_rank")
 def _ranks(document: Mapping[str, Any]) -> str:
     lines = [
         (
-            offer["rank"],
-            size(offer["bytes"]),
-            percent(offer["error"]),
-            percent(offer["allocated_error"]),
+            row["rank"],
+            size(row["bytes"]),
+            percent(row["error"]),
+            percent(row["allocated_error"]),
         )
-        for offer in document["ranks"] or ()
+        for row in document["ranks"] or ()
     ]
     headers = ("rank", "file", "error", "allocated optimally")
     align = ("right", "right", "right", "right")
@@ -154,12 +154,12 @@ def _ranks(document: Mapping[str, Any]) -> str:
 
 
 def _suggestion(document: Mapping[str, Any]) -> str:
-    suggestion, offers = document["suggestion"], document["ranks"]
+    suggestion, uniform_ranks = document["suggestion"], document["ranks"]
     if suggestion:
         return joined([suggestion["text"], f"  {suggestion['command']}"])
-    if not offers or len(offers) < 2:
+    if not uniform_ranks or len(uniform_ranks) < 2:
         return ""
-    below = offers[-2]
+    below = uniform_ranks[-2]
     kept = percent(1 - below["error"] ** 2)
     return f"No smaller rank keeps 99 % of the energy: rank {below['rank']} keeps {kept}."
 

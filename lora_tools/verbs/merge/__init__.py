@@ -9,20 +9,20 @@ from typing import Any
 
 from lora_tools.errors import OutputError
 from lora_tools.executors import Executor, Serial
-from lora_tools.files.guests import Guests
 from lora_tools.files.journal import Journal, begun, journaled
 from lora_tools.files.ours import Force
 from lora_tools.files.transfer import begin
+from lora_tools.files.transient import TransientFiles
 from lora_tools.linalg.apply import Tally
-from lora_tools.merging import MergePlan, Options, TensorPlan, WeightedAdapter, plan
+from lora_tools.merging import MergeOptions, MergePlan, TensorPlan, WeightedAdapter, plan
 from lora_tools.names import collapse, template
 from lora_tools.report import size, table
 from lora_tools.verbs.merge.folder import complete, purpose, sources
-from lora_tools.verbs.merge.jobs import Job, jobs, merge_rows
-from lora_tools.verbs.merge.outcome import Merged, Row, row
+from lora_tools.verbs.merge.jobs import MergeJob, jobs, merge_rows
+from lora_tools.verbs.merge.outcome import Merged, MergeRow, row
 from lora_tools.verbs.merge.shards import Shard, Shards, shards
 
-__all__ = ["Merge", "Merged", "Options", "Row", "WeightedAdapter", "merge", "plan"]
+__all__ = ["Merge", "MergeOptions", "MergeRow", "Merged", "WeightedAdapter", "merge", "plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Merge:
         """Write the merged model to the folder ``out`` and return what was done.
 
         ``out`` appears when it is complete. What a failed or killed call has finished is not
-        computed again. ``finished`` hears of the bytes of each piece that is done; with ``evict``,
-        files of the base that had to be fetched are removed after their last use. Raises
+        computed again. ``finished`` is called with the bytes of each piece that is done; with
+        ``evict``, files of the base that had to be fetched are removed after their last use. Raises
         `OutputError` if the disk has too little room, before the first byte is written.
         """
         began = time.monotonic()
@@ -106,7 +106,7 @@ class Merge:
         tallies: dict[str, dict[str, Tally]] = {name: {} for name in todo}
         merge_plan, place = self.merge_plan, journal.place
         ahead = (j for shard in todo.values() for j in jobs(merge_plan, shard, place, self.device))
-        guests = Guests(path for job in ahead for path in job.entry.files if evict)
+        transient = TransientFiles(path for job in ahead for path in job.entry.files if evict)
         before: str | None = None
         for done in executor.map(merge_rows, self._jobs(todo.values(), journal)):
             if before is not None and before != done.shard:
@@ -114,12 +114,12 @@ class Merge:
             before, of = done.shard, tallies[done.shard]
             of[done.key] = of.get(done.key, Tally()) + done.tally
             for path in merge_plan.entries[done.key].files:
-                guests.done(path)
+                transient.done(path)
             finished(done.nbytes)
         if before is not None:
             _close(journal, todo[before], tallies[before])
 
-    def _jobs(self, todo: Iterable[Shard], journal: Journal) -> Iterator[Job]:
+    def _jobs(self, todo: Iterable[Shard], journal: Journal) -> Iterator[MergeJob]:
         for shard in todo:
             path = journal.path(_name(journal, shard))
             begin(path, shard.layout)
@@ -144,8 +144,8 @@ def _name(journal: Journal, shard: Shard) -> str:
     return f"{journal.place.name}/{shard.name}"
 
 
-def _row(line: dict[str, Any]) -> Row:
-    return Row(**line | {"shape": tuple(line["shape"])})  # JSON has no tuples
+def _row(line: dict[str, Any]) -> MergeRow:
+    return MergeRow(**line | {"shape": tuple(line["shape"])})  # JSON has no tuples
 
 
 def _counts(entry: TensorPlan) -> bool:

@@ -25,7 +25,7 @@ CHUNK = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class MergeJob:
     """Rows of an entry, and where their bytes go."""
 
     merge_plan: MergePlan
@@ -44,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class MergedRows:
     """A job that is done, and what it did to the numbers."""
 
     shard: str
@@ -54,7 +54,7 @@ class Done:
     """Bytes that were written."""
 
 
-def jobs(merge_plan: MergePlan, shard: Shard, path: Path, device: str) -> Iterator[Job]:
+def jobs(merge_plan: MergePlan, shard: Shard, path: Path, device: str) -> Iterator[MergeJob]:
     """Yield the jobs of a shard, in the order of its file."""
     path = path.absolute()  # another process may be in another folder
     for entry in sorted(shard.entries, key=lambda entry: shard.layout.slots[entry.key].start):
@@ -65,28 +65,28 @@ def jobs(merge_plan: MergePlan, shard: Shard, path: Path, device: str) -> Iterat
             step = max(1, CHUNK * rows // max(entry.spec.nbytes, 1))
             step = max(height(entry), step // height(entry) * height(entry))
         if entry.plain or not rows:
-            yield Job(merge_plan, shard.name, entry.key, (0, rows), path, start, device)
+            yield MergeJob(merge_plan, shard.name, entry.key, (0, rows), path, start, device)
             continue
         for first in range(0, rows, step):
             part = (first, min(first + step, rows))
-            yield Job(merge_plan, shard.name, entry.key, part, path, start, device)
+            yield MergeJob(merge_plan, shard.name, entry.key, part, path, start, device)
 
 
 @exact()
-def merge_rows(job: Job) -> Done:
+def merge_rows(job: MergeJob) -> MergedRows:
     """Write the rows of a job and return their tally; the file's other bytes stay as they are."""
     entry = job.entry
     with opened(job.path, os.O_WRONLY) as target:
         if entry.plain:
             _copy(entry, target, job.start)
-            return Done(job.shard, job.key, Tally(), entry.spec.nbytes)
+            return MergedRows(job.shard, job.key, Tally(), entry.spec.nbytes)
         tally = _sum(job, target)
     if not (math.isfinite(tally.update) and math.isfinite(tally.error)):
         raise NonFiniteError(
             f"{entry.key}: NaN or Inf in the sum, or too large for {entry.spec.dtype}"
         ).hint("If the base and the adapter are sound, write a wider type: --dtype float32.")
     count = (job.rows[1] - job.rows[0]) * entry.table[1] * WIDTH[entry.spec.dtype]
-    return Done(job.shard, job.key, tally, count)
+    return MergedRows(job.shard, job.key, tally, count)
 
 
 def _copy(entry: TensorPlan, target: int, start: int) -> None:
@@ -98,7 +98,7 @@ def _copy(entry: TensorPlan, target: int, start: int) -> None:
         put(target, as_bytes(values).data, start)
 
 
-def _sum(job: Job, target: int) -> Tally:
+def _sum(job: MergeJob, target: int) -> Tally:
     entry = job.entry
     code, (_, columns) = entry.spec.dtype, entry.table
     width = columns * WIDTH[code]

@@ -20,7 +20,7 @@ WORRYING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MergeRow:
     """One tensor that is not a copy of the base's."""
 
     tensor: str
@@ -35,14 +35,14 @@ class Row:
     """``||(W' - W) - dW||_F / ||dW||_F``: what rounding to the stored type took."""
     moved: int
     """Elements whose update is not zero."""
-    swallowed: float
+    lost: float
     """The share of them that kept their value, because the update was below half a step."""
 
 
-def row(entry: TensorPlan, tally: Tally) -> Row:
+def row(entry: TensorPlan, tally: Tally) -> MergeRow:
     """Return the row of an entry."""
     norm = math.sqrt(tally.update)
-    return Row(
+    return MergeRow(
         entry.key,
         entry.spec.shape,
         entry.spec.dtype,
@@ -51,7 +51,7 @@ def row(entry: TensorPlan, tally: Tally) -> Row:
         norm,
         math.sqrt(tally.error) / norm if norm else 0.0,
         tally.moved,
-        tally.swallowed / tally.moved if tally.moved else 0.0,
+        tally.lost / tally.moved if tally.moved else 0.0,
     )
 
 
@@ -62,7 +62,7 @@ class Merged(Document):
     base: str
     adapters: tuple[tuple[str, float], ...]
     """Paths and weights."""
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MergeRow] = field(default_factory=list)
     copied: int = 0
     """Tensors whose bytes are the base's."""
     nbytes: int = 0
@@ -83,9 +83,9 @@ class Merged(Document):
         return total((row.norm, row.error) for row in self.rows)
 
     @property
-    def swallowed(self) -> float:
+    def lost(self) -> float:
         """The share of all elements with an update that kept their value."""
-        return _swallowed(self.rows)
+        return _lost(self.rows)
 
     @property
     def warning(self) -> str | None:
@@ -95,7 +95,7 @@ class Merged(Document):
         kinds = ", ".join(sorted({row.dtype for row in self.rows if row.norm}))
         return (
             f"rounding to {kinds} took {percent(self.error)} of the update, and"
-            f" {percent(self.swallowed)} of its elements changed nothing: the update is fine"
+            f" {percent(self.lost)} of its elements changed nothing: the update is fine"
             " compared with the steps of the type. Write a wider one (--dtype float32), or serve"
             " the adapter unmerged."
         )
@@ -115,7 +115,7 @@ class Merged(Document):
                 "replaced": sum(row.outcome == "replaced" for row in self.rows),
                 "cast": sum(row.outcome == "cast" for row in self.rows),
                 "error": self.error,
-                "swallowed": self.swallowed,
+                "lost_to_rounding": self.lost,
                 "bytes": self.nbytes,
                 "shards": self.shards,
                 "resumed_shards": self.resumed,
@@ -141,7 +141,7 @@ class Merged(Document):
         lines = [_line(collapse([row.tensor for row in group]), group) for group in groups]
         lines.append(_line(f"total of {len(rows)} tensors", rows))
         lines[-1][1:4] = ["", "", ""]
-        headers = ("tensor", "shape", "dtype", "", "scale", "lost to rounding", "swallowed")
+        headers = ("tensor", "shape", "dtype", "", "scale", "rounding error", "lost to rounding")
         return table(lines, headers, style)
 
     def summary(self) -> str:
@@ -150,7 +150,7 @@ class Merged(Document):
         rest = f", {cast} others rounded to another type" if cast else ""
         lines = [
             f"rounding took {percent(self.error)} of the update;"
-            f" {percent(self.swallowed)} of its elements changed nothing",
+            f" {percent(self.lost)} of its elements changed nothing",
             f"{len(self.rows) - cast} tensors changed, {self.copied} copied byte for byte{rest}",
             f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s",
         ]
@@ -174,7 +174,7 @@ class Merged(Document):
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 
-def _line(title: str, rows: list[Row]) -> list[str]:
+def _line(title: str, rows: list[MergeRow]) -> list[str]:
     scales = sorted({scale for row in rows for scale in row.modules.values()})
     shown = [f"{scale:.4g}" for scale in scales]
     return [
@@ -186,14 +186,14 @@ def _line(title: str, rows: list[Row]) -> list[str]:
         percent(total((row.norm, row.error) for row in rows))
         if any(row.norm for row in rows)
         else "–",
-        percent(_swallowed(rows)) if any(row.moved for row in rows) else "–",
+        percent(_lost(rows)) if any(row.moved for row in rows) else "–",
     ]
 
 
-def _key(row: Row) -> tuple[str, tuple[int, ...], str, str]:
+def _key(row: MergeRow) -> tuple[str, tuple[int, ...], str, str]:
     return template(row.tensor), row.shape, row.dtype, row.outcome
 
 
-def _swallowed(rows: list[Row]) -> float:
+def _lost(rows: list[MergeRow]) -> float:
     moved = sum(row.moved for row in rows)
-    return math.fsum(row.moved * row.swallowed for row in rows) / moved if moved else 0.0
+    return math.fsum(row.moved * row.lost for row in rows) / moved if moved else 0.0

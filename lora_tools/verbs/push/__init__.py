@@ -8,17 +8,17 @@ from lora_tools.adapter import README
 from lora_tools.card import decoded, metadata
 from lora_tools.errors import HubError, RefusedError, some
 from lora_tools.files.inputs import read_input
-from lora_tools.hub import Blob, Commission, Commit, Publisher, page
+from lora_tools.hub import Blob, Commit, Publisher, Upload, page
 from lora_tools.verbs.push.files import Digest
 from lora_tools.verbs.push.inputs import record
-from lora_tools.verbs.push.package import Draft, Package, Wish, draft
+from lora_tools.verbs.push.package import Destination, Package, PackageFiles, draft
 
 __all__ = [
     "SCHEMA",
+    "Destination",
     "Package",
-    "Plan",
+    "PushPlan",
     "Pushed",
-    "Wish",
     "card_only",
     "plan",
     "publish",
@@ -31,10 +31,10 @@ State: TypeAlias = Literal["new", "changed", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PushPlan:
     """What a push would do; nothing has been written anywhere."""
 
-    wish: Wish
+    destination: Destination
     package: Package
     states: dict[str, State]
     exists: bool
@@ -57,8 +57,8 @@ class Plan:
         return {
             "schema": SCHEMA,
             "source": str(package.folder),
-            "repo": self.wish.repo,
-            "revision": self.wish.revision,
+            "repo": self.destination.repo,
+            "revision": self.destination.revision,
             "new_repo": not self.exists,
             "base_model": package.base,
             "files": [
@@ -88,66 +88,66 @@ class Pushed:
     sent: tuple[str, ...]
 
 
-def plan(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> Plan:
+def plan(folder: Path, destination: Destination, publisher: Publisher, place: Path) -> PushPlan:
     """Find out what a push would do. Reads the folder once and asks the Hub; writes to neither.
 
     ``place`` is an empty folder for cleaned copies. Raises `RefusedError` for what must not be
     published, and `HubError`.
     """
-    made = draft(folder, wish, place)
-    private = publisher.is_private(wish.repo)
-    if private is False and wish.private:
-        raise RefusedError(f"{wish.repo}: is public on the Hub, and --private was asked for").hint(
-            "Change it there, under Settings, or push under another name."
-        )
-    if private is None and wish.create_pr:
-        raise HubError(f"{wish.repo}: no such repository to propose changes to").hint(
+    made = draft(folder, destination, place)
+    private = publisher.is_private(destination.repo)
+    if private is False and destination.private:
+        raise RefusedError(
+            f"{destination.repo}: is public on the Hub, and --private was asked for"
+        ).hint("Change it there, under Settings, or push under another name.")
+    if private is None and destination.create_pr:
+        raise HubError(f"{destination.repo}: no such repository to propose changes to").hint(
             "Leave --create-pr out to make it."
         )
-    there = publisher.files(wish.repo, wish.revision) if private is not None else None
-    branch = wish.revision is not None and there is None
-    if branch and wish.revision and wish.revision.startswith("refs/"):
-        raise HubError(f"{wish.repo}: has no {wish.revision}").hint(
+    there = publisher.files(destination.repo, destination.revision) if private is not None else None
+    branch = destination.revision is not None and there is None
+    if branch and destination.revision and destination.revision.startswith("refs/"):
+        raise HubError(f"{destination.repo}: has no {destination.revision}").hint(
             "A pull request is opened with --create-pr."
         )
     if there is None:
-        there = (publisher.files(wish.repo) if private is not None else None) or {}
-    old = _old_card(folder, wish, publisher, there, branch=branch)
+        there = (publisher.files(destination.repo) if private is not None else None) or {}
+    old = _old_card(folder, destination, publisher, there, branch=branch)
     if not made.base:
         made.notes.append("the card names no base model (--base-model)")
-    package = made.package(wish.repo, old, _license(made, wish, publisher, old))
+    package = made.package(destination.repo, old, _license(made, destination, publisher, old))
     states = {name: _state(there.get(name), package.digests[name]) for name in package.files}
-    return Plan(wish, package, states, private is not None, branch)
+    return PushPlan(destination, package, states, private is not None, branch)
 
 
-def publish(plan: Plan, publisher: Publisher) -> Pushed:
+def publish(plan: PushPlan, publisher: Publisher) -> Pushed:
     """Do what was planned, and compare what is there with what was meant.
 
     Everything goes into one commit: until that, nothing of it is to be seen. Running it again
     after a failure sends only what has not arrived. Raises `HubError`.
     """
-    wish, package = plan.wish, plan.package
-    repo = wish.repo
+    destination, package = plan.destination, plan.package
+    repo = destination.repo
     if not plan.exists:
-        repo = publisher.create(repo, private=bool(wish.private))
-    if plan.branch and wish.revision:
-        publisher.branch(repo, wish.revision)
+        repo = publisher.create(repo, private=bool(destination.private))
+    if plan.branch and destination.revision:
+        publisher.branch(repo, destination.revision)
     if plan.sends:
-        commission = Commission(
+        commission = Upload(
             repo,
             {name: package.files[name] for name in plan.sends},
             {name: package.digests[name].sha256 for name in plan.sends},
-            wish.message or f"Publish {package.folder.resolve().name} with lora-tools",
-            wish.description,
-            wish.revision,
-            wish.create_pr,
+            destination.message or f"Publish {package.folder.resolve().name} with lora-tools",
+            destination.description,
+            destination.revision,
+            destination.create_pr,
         )
         commit = publisher.commit(
-            commission, lambda: _arrived(package, publisher, repo, wish.revision)
+            commission, lambda: _arrived(package, publisher, repo, destination.revision)
         )
     else:
-        oid = publisher.head(repo, wish.revision)
-        commit = Commit(oid, page(repo, wish.revision))
+        oid = publisher.head(repo, destination.revision)
+        commit = Commit(oid, page(repo, destination.revision))
     if wrong := _wrong(package, publisher, repo, commit.oid):
         raise HubError(f"{repo}: what has arrived is not what was sent: {some(wrong)}").hint(
             "Run the command again."
@@ -155,22 +155,24 @@ def publish(plan: Plan, publisher: Publisher) -> Pushed:
     return Pushed(commit, plan.sends)
 
 
-def card_only(folder: Path, wish: Wish, publisher: Publisher, place: Path) -> str:
+def card_only(folder: Path, destination: Destination, publisher: Publisher, place: Path) -> str:
     """Return the card of a folder. Asks the Hub for nothing but the license of ``--base-model``."""
-    made = draft(folder, wish, place)
+    made = draft(folder, destination, place)
     file = folder / README
-    old = decoded(read_input(file), file) if file.is_file() else _title(wish)
-    return made.package(wish.repo, old, _license(made, wish, publisher, old)).card
+    old = decoded(read_input(file), file) if file.is_file() else _title(destination)
+    return made.package(destination.repo, old, _license(made, destination, publisher, old)).card
 
 
-def _license(made: Draft, wish: Wish, publisher: Publisher, old: str) -> dict[str, str]:
+def _license(
+    made: PackageFiles, destination: Destination, publisher: Publisher, old: str
+) -> dict[str, str]:
     """Return the license for the card: the one asked for, else that of the base asked for."""
-    if wish.license:
-        return {"license": wish.license}
+    if destination.license:
+        return {"license": destination.license}
     if "license" in metadata(old):
         return {}
     # A base that a file names is text: the Hub is asked for one that a person has named.
-    found = (publisher.license(wish.base_model) if wish.base_model else None) or {}
+    found = (publisher.license(destination.base_model) if destination.base_model else None) or {}
     if not found:
         made.notes.append(
             "the card names no license: --license ID, or --base-model ORG/NAME for that of the base"
@@ -178,21 +180,26 @@ def _license(made: Draft, wish: Wish, publisher: Publisher, old: str) -> dict[st
     return found
 
 
-def _title(wish: Wish) -> str:
-    return f"# {wish.repo.partition('/')[2]}\n"
+def _title(destination: Destination) -> str:
+    return f"# {destination.repo.partition('/')[2]}\n"
 
 
 def _old_card(
-    folder: Path, wish: Wish, publisher: Publisher, there: dict[str, Blob], *, branch: bool
+    folder: Path,
+    destination: Destination,
+    publisher: Publisher,
+    there: dict[str, Blob],
+    *,
+    branch: bool,
 ) -> str:
     """Return the README to build on: the folder's, or else what somebody has written on the Hub."""
     if (file := folder / README).is_file():
         return decoded(read_input(file), file)
     if README in there:
-        revision = None if branch else wish.revision
-        where = f"hf://{wish.repo}/{README}"
-        return decoded(publisher.read(wish.repo, README, revision), where)
-    return _title(wish)
+        revision = None if branch else destination.revision
+        where = f"hf://{destination.repo}/{README}"
+        return decoded(publisher.read(destination.repo, README, revision), where)
+    return _title(destination)
 
 
 def _state(blob: Blob | None, found: Digest) -> State:

@@ -50,7 +50,7 @@ class Leak(NamedTuple):
         return f"{self.file}, {self.place}: {self.kind} ({self.shown})"
 
 
-class Match(NamedTuple):
+class LeakMatch(NamedTuple):
     """A leak in a piece of text; what must not be shown is ``text[start:stop]``."""
 
     kind: str
@@ -102,9 +102,9 @@ def _unescaped(match: re.Match[str]) -> str:
     return character if character.isprintable() else " "
 
 
-def _matches(text: str, *, paths: bool) -> list[Match]:
+def _matches(text: str, *, paths: bool) -> list[LeakMatch]:
     """Return what is found, in the order of the text; what overlaps is one leak."""
-    found: list[Match] = []
+    found: list[LeakMatch] = []
     for match in (*_ours(text), *(_paths(text) if paths else ()), *_theirs(text)):
         at = bisect(found, match.start, key=lambda other: other.start)
         after = at == len(found) or match.stop <= found[at].start
@@ -113,27 +113,27 @@ def _matches(text: str, *, paths: bool) -> list[Match]:
     return found
 
 
-def _ours(text: str) -> Iterator[Match]:
+def _ours(text: str) -> Iterator[LeakMatch]:
     lower = text.lower()
     for rule in RULES:
         if any(mark in lower for mark in rule.marks):
             for match in rule.pattern.finditer(text):
                 group = "secret" if "secret" in rule.pattern.groupindex and match["secret"] else 0
                 if not PLACEHOLDER.search(match[group]):
-                    yield Match(rule.name, *match.span(group), rule.fix)
+                    yield LeakMatch(rule.name, *match.span(group), rule.fix)
 
 
-def _paths(text: str) -> Iterator[Match]:
-    return (Match("a private path", *match.span(), "", False) for match in private_paths(text))
+def _paths(text: str) -> Iterator[LeakMatch]:
+    return (LeakMatch("a private path", *match.span(), "", False) for match in private_paths(text))
 
 
-def _theirs(text: str) -> Iterator[Match]:
+def _theirs(text: str) -> Iterator[LeakMatch]:
     for name, start, stop in detected(text):
         if not PLACEHOLDER.search(text[start:stop]):
-            yield Match(f"what looks like: {name}", start, stop, ELSEWHERE)
+            yield LeakMatch(f"what looks like: {name}", start, stop, ELSEWHERE)
 
 
-def _place(text: Text, match: Match) -> str:
+def _place(text: Text, match: LeakMatch) -> str:
     if not text.line:
         return _masked(text.place)
     before = text.text[: match.start]
@@ -143,7 +143,7 @@ def _place(text: Text, match: Match) -> str:
     return f"{_masked(text.place)}, {where}" if text.place else where
 
 
-def _shown(text: str, match: Match) -> str:
+def _shown(text: str, match: LeakMatch) -> str:
     value = text[match.start : match.stop]
     return mask(value) if match.secret else _masked(value)
 

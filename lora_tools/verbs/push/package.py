@@ -29,7 +29,7 @@ UNSEARCHED = "neither text, weights nor an image: nobody can tell what is in it"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Destination:
     """What to publish under which name, and how."""
 
     repo: str
@@ -46,7 +46,7 @@ class Wish:
     exclude: tuple[str, ...] = ()
     picture: bool = True
 
-    def seen_by(self, *, private: bool) -> "Wish":
+    def seen_by(self, *, private: bool) -> "Destination":
         """Return the wish with somebody's word on who may see a new repository."""
         return replace(self, private=private)
 
@@ -72,7 +72,7 @@ class Package:
 
 
 @dataclass(slots=True)
-class Draft:
+class PackageFiles:
     """A package before its card is written."""
 
     folder: Path
@@ -96,7 +96,7 @@ class Draft:
         )
 
 
-def draft(folder: Path, wish: Wish, place: Path) -> Draft:
+def draft(folder: Path, destination: Destination, place: Path) -> PackageFiles:
     """Check a folder and gather what will be published of it.
 
     Cleaned copies go to the empty folder ``place``. Raises `RefusedError` for secrets, private
@@ -105,7 +105,7 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder").hint("Push a folder, not a file.")
-    chosen = select(folder, wish.include, wish.exclude)
+    chosen = select(folder, destination.include, destination.exclude)
     subject = _subject(folder)
     weights = subject.tensors.path.name
     if weights not in chosen.files:
@@ -114,14 +114,14 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
         name: path for name, path in chosen.files.items() if is_searchable(name, path)
     }
     unsearched = dict.fromkeys(sorted(chosen.files.keys() - files.keys()), UNSEARCHED)
-    named = subject.base_model if isinstance(subject, Adapter) else _said(folder)
-    base = wish.base_model or named
-    ours = wish.base_model is not None and Path(wish.base_model).is_dir()
+    named = subject.base_model if isinstance(subject, Adapter) else _stated(folder)
+    base = destination.base_model or named
+    ours = destination.base_model is not None and Path(destination.base_model).is_dir()
     if base and (ours or is_private(base)):
         raise RefusedError(f"{folder}: its base model is {base}, a path of this machine").hint(
             "Nobody else can load that. Name the base on the Hub: --base-model ORG/NAME."
         )
-    made = Draft(folder, subject, files, {**chosen.left_out, **unsearched}, base)
+    made = PackageFiles(folder, subject, files, {**chosen.left_out, **unsearched}, base)
     if named and base and named != base and isinstance(subject, Adapter):
         _rename(made, subject.format.config_file, named, base)
     if REPORT in files:
@@ -129,9 +129,9 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
         if shorten(text) != text:
             files[REPORT] = shorten(text).encode()
             made.notes.append(f"{REPORT}: paths of this machine are cut to their last part")
-    _clean(made, place, wish.strip_metadata)
-    if wish.picture and isinstance(subject, Adapter):
-        if drawn := picture(subject, wish.repo, place):
+    _clean(made, place, destination.strip_metadata)
+    if destination.picture and isinstance(subject, Adapter):
+        if drawn := picture(subject, destination.repo, place):
             files[NAME] = drawn
         else:
             made.notes.append("no picture on the card: pip install 'lora-tools[report]'")
@@ -139,7 +139,7 @@ def draft(folder: Path, wish: Wish, place: Path) -> Draft:
 
 
 def card(
-    made: Draft,
+    made: PackageFiles,
     repo: str,
     old: str,
     license: Mapping[str, str],
@@ -152,7 +152,9 @@ def card(
     return with_metadata(text.lstrip("\n"), _fields(made, metadata(old), license))
 
 
-def _fields(made: Draft, old: Mapping[str, Any], license: Mapping[str, str]) -> dict[str, Any]:
+def _fields(
+    made: PackageFiles, old: Mapping[str, Any], license: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the fields to set: those that are missing, and a base that nobody else has."""
     fields: dict[str, Any] = {}
     adapter = isinstance(made.subject, Adapter)
@@ -194,14 +196,14 @@ def _subject(folder: Path) -> Adapter | Model:
     return open_model(folder) if is_model(folder) else read(folder)
 
 
-def _said(folder: Path) -> str | None:
+def _stated(folder: Path) -> str | None:
     """Return the base that a model's own card names."""
     file = folder / README
     found = metadata(decoded(read_input(file), file)) if file.is_file() else {}
     return found["base_model"] if isinstance(found.get("base_model"), str) else None
 
 
-def _rename(made: Draft, config: str | None, old: str, new: str) -> None:
+def _rename(made: PackageFiles, config: str | None, old: str, new: str) -> None:
     """Let the configuration name the base on the Hub."""
     if config is None or config not in made.files:
         return
@@ -220,7 +222,7 @@ def _replaced(value: Any, old: str, new: str) -> Any:
     return new if value == old else value
 
 
-def _clean(made: Draft, place: Path, strip_metadata: bool) -> None:
+def _clean(made: PackageFiles, place: Path, strip_metadata: bool) -> None:
     """Refuse leaks; those in metadata are dropped from a copy if that was asked for."""
     found: list[Leak] = []
     for name, content in list(made.files.items()):

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 
-class Rule(NamedTuple):
+class SecretRule(NamedTuple):
     """One kind of secret."""
 
     name: str
@@ -16,8 +16,8 @@ class Rule(NamedTuple):
     """Where it is revoked, for it has to be: a file on this machine may not be its only copy."""
 
 
-def _rule(name: str, marks: str, pattern: str, fix: str) -> Rule:
-    return Rule(name, tuple(marks.split()), re.compile(pattern), fix)
+def _rule(name: str, marks: str, pattern: str, fix: str) -> SecretRule:
+    return SecretRule(name, tuple(marks.split()), re.compile(pattern), fix)
 
 
 ALONE = r"(?<![A-Za-z0-9])"

@@ -42,7 +42,7 @@ def _done(report: Fields) -> Iterator[str]:
     """Yield the command that made it and from what, if it left a report."""
     if not (command := report.text("command")):
         return
-    policy = f" ({plain(said)})" if (said := report.text("policy")) else ""
+    policy = f" ({plain(stated)})" if (stated := report.text("policy")) else ""
     source = shorten(report.text("source") or "")
     made = code(f"lora-tools {command}")
     yield f"{made}{policy}" + (f" from {code(source)}:" if source else ":")

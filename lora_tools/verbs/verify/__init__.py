@@ -10,15 +10,23 @@ from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import Spec
 from lora_tools.linalg.stored import DIGITS
 from lora_tools.matching import Prefixes, Swap, align, listed
-from lora_tools.merging import MergePlan, Options, TensorPlan, WeightedAdapter, general, plan
+from lora_tools.merging import MergeOptions, MergePlan, TensorPlan, WeightedAdapter, general, plan
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
 from lora_tools.report import Document, grouped, table
 from lora_tools.text import joined, label
-from lora_tools.verbs.verify.evidence import Evidence, Job, chunks, coarsest, examine
-from lora_tools.verbs.verify.verdict import Verdict, Word, judge
+from lora_tools.verbs.verify.evidence import Evidence, VerifyJob, chunks, coarsest, examine
+from lora_tools.verbs.verify.verdict import MergeVerdict, Word, judge
 
-__all__ = ["Options", "Proof", "Verdict", "WeightedAdapter", "decoded_dtype", "plan", "verify"]
+__all__ = [
+    "MergeOptions",
+    "MergeVerdict",
+    "Proof",
+    "WeightedAdapter",
+    "decoded_dtype",
+    "plan",
+    "verify",
+]
 
 SCHEMA = "lora-tools/verify/1"
 
@@ -30,7 +38,7 @@ class Proof(Document):
     merged: str
     base: str
     adapters: tuple[tuple[str, float], ...]
-    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts: list[MergeVerdict] = field(default_factory=list)
     missing_files: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     """Tensors of the merged model that its base does not have."""
@@ -118,11 +126,11 @@ def verify(
         name = prefix(key) or key
         spec = merged.specs.get(name)
         if spec is None:
-            proof.verdicts.append(Verdict(key, "missing"))
+            proof.verdicts.append(MergeVerdict(key, "missing"))
         elif spec.shape != entry.spec.shape or not _comparable(spec, entry.spec):
-            said = f"{spec.dtype} {list(spec.shape)} instead of {entry.spec.dtype}"
+            stated = f"{spec.dtype} {list(spec.shape)} instead of {entry.spec.dtype}"
             word: Word = "untouched changed" if entry.plain else "different"
-            proof.verdicts.append(Verdict(key, word, f"{said} {list(entry.spec.shape)}"))
+            proof.verdicts.append(MergeVerdict(key, word, f"{stated} {list(entry.spec.shape)}"))
         else:
             found[key] = replace(entry, spec=spec) if spec != entry.spec else entry
     jobs = _jobs(merge_plan, found, merged, prefix)
@@ -146,10 +154,10 @@ def decoded_dtype(merged: Checkpoint, base: Model) -> str | None:
 
 def _jobs(
     merge_plan: MergePlan, found: Mapping[str, TensorPlan], merged: Checkpoint, prefix: Prefixes
-) -> Iterator[Job]:
+) -> Iterator[VerifyJob]:
     for key, entry in found.items():
         for rows in chunks(entry):
-            yield Job(merge_plan, key, rows, merged, prefix(key) or key, _cast(entry))
+            yield VerifyJob(merge_plan, key, rows, merged, prefix(key) or key, _cast(entry))
 
 
 def _cast(entry: TensorPlan) -> str:
@@ -171,10 +179,10 @@ def _prefix(merge_plan: MergePlan, merged: Checkpoint) -> Prefixes:
     return Prefixes() if prefixes.ties else prefixes
 
 
-def _key(verdict: Verdict) -> tuple[bool, str, str]:
+def _key(verdict: MergeVerdict) -> tuple[bool, str, str]:
     return verdict.passed, verdict.word, template(verdict.tensor)
 
 
-def _detail(group: list[Verdict]) -> str:
+def _detail(group: list[MergeVerdict]) -> str:
     details = list(dict.fromkeys(verdict.detail for verdict in group))
     return details[0] if len(details) == 1 else f"{details[0]} and others"

@@ -66,7 +66,7 @@ class Evidence(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class VerifyJob:
     """Rows of an entry to compare with the tensor that claims to be it."""
 
     merge_plan: MergePlan
@@ -95,7 +95,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class VerifyResult:
     """What a job found."""
 
     key: str
@@ -103,11 +103,11 @@ class Found:
 
 
 @exact()
-def examine(job: Job) -> Found:
+def examine(job: VerifyJob) -> VerifyResult:
     """Compare the rows of a job."""
     entry = job.entry
     if entry.plain and job.spec == entry.spec:
-        return Found(entry.key, _bytes(job))
+        return VerifyResult(entry.key, _bytes(job))
     total = Evidence()
     code, width = job.spec.dtype, entry.table[1] * WIDTH[job.spec.dtype]
     trained = dict(tokens(entry, job.rows))
@@ -122,14 +122,14 @@ def examine(job: Job) -> Found:
                     )
             raw = merged.read(strip.first * width, strip.last * width)
             total += _weigh(base, delta, _terms(strip), raw, code, job.cast)
-    return Found(entry.key, total)
+    return VerifyResult(entry.key, total)
 
 
 def _job(
     merge_plan: MergePlan, key: str, rows: tuple[int, int], merged: Address, *more: str
-) -> Job:
+) -> VerifyJob:
     name, cast = more
-    return Job(merge_plan, key, rows, reopened(merged), name, cast)
+    return VerifyJob(merge_plan, key, rows, reopened(merged), name, cast)
 
 
 def _merged_again(path: Path, before: str) -> Checkpoint:
@@ -225,7 +225,7 @@ def _terms(strip: Strip) -> Float[np.ndarray, "n"] | None:
     return bound.reshape(-1)
 
 
-def _bytes(job: Job) -> Evidence:
+def _bytes(job: VerifyJob) -> Evidence:
     """Compare a tensor that should be a copy, byte by byte."""
     same, nbytes = 0, job.spec.nbytes
     with Reader(_values(job)) as merged, Reader(job.entry.source.values) as source:
@@ -235,7 +235,7 @@ def _bytes(job: Job) -> Evidence:
     return Evidence(nbytes, same)
 
 
-def _values(job: Job) -> Any:
+def _values(job: VerifyJob) -> Any:
     """Return where the merged tensor lies; a pickle's is in memory."""
     return job.merged.arrays.places[job.name]
 

@@ -27,7 +27,7 @@ SURE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class MergeVerdict:
     """What became of one tensor."""
 
     tensor: str
@@ -42,34 +42,36 @@ class Verdict:
         return self.word in PASSED
 
 
-def judge(entry: TensorPlan, evidence: Evidence, cast: str) -> Verdict:
+def judge(entry: TensorPlan, evidence: Evidence, cast: str) -> MergeVerdict:
     """Return the verdict on a tensor."""
     key, e = entry.key, evidence
     if entry.plain:
         return _copy(entry, e)
     if e.equal + e.close == e.elements:
-        return Verdict(key, "exact")
+        return MergeVerdict(key, "exact")
     if e.equal + e.close + e.near == e.elements:
         early = e.early >= MOSTLY * e.elements
         how = f"the update was rounded to {cast} before it was added, as PEFT does" if early else ""
         off = e.elements - e.equal - e.close
-        return Verdict(key, "rounding", how or f"{off:,} of {e.elements:,} elements a step away")
+        return MergeVerdict(
+            key, "rounding", how or f"{off:,} of {e.elements:,} elements a step away"
+        )
     if e.base == e.elements and e.due:
-        return Verdict(key, "not merged", "it is the base's", 0.0)
+        return MergeVerdict(key, "not merged", "it is the base's", 0.0)
     off = e.elements - e.equal - e.close - e.near
-    return _strength(entry, e) or Verdict(
+    return _strength(entry, e) or MergeVerdict(
         key, "different", f"{off:,} of {e.elements:,} elements are more than rounding away"
     )
 
 
-def _copy(entry: TensorPlan, e: Evidence) -> Verdict:
+def _copy(entry: TensorPlan, e: Evidence) -> MergeVerdict:
     if e.equal == e.elements:
-        return Verdict(entry.key, "exact" if entry.source.adapter else "copied")
+        return MergeVerdict(entry.key, "exact" if entry.source.adapter else "copied")
     word: Word = "different" if entry.source.adapter else "untouched changed"
-    return Verdict(entry.key, word, f"{e.elements - e.equal:,} of {e.elements:,} bytes differ")
+    return MergeVerdict(entry.key, word, f"{e.elements - e.equal:,} of {e.elements:,} bytes differ")
 
 
-def _strength(entry: TensorPlan, e: Evidence) -> Verdict | None:
+def _strength(entry: TensorPlan, e: Evidence) -> MergeVerdict | None:
     """Say with which strength an update was added, if any explains the tensor.
 
     The least-squares factor f minimises ``||(M - W) - f dW||``. What is left has to be rounding: at
@@ -95,4 +97,4 @@ def _strength(entry: TensorPlan, e: Evidence) -> Verdict | None:
         seen = f"looks like scale {scale * factor:.4g} instead of {scale:.4g}"
     else:
         seen = f"looks like {factor:.4g} times what was asked for"
-    return Verdict(entry.key, "wrong strength", seen, factor)
+    return MergeVerdict(entry.key, "wrong strength", seen, factor)

@@ -263,10 +263,10 @@ def test_what_shrink_mends_is_mended(tmp_path):
     assert run("minilm-patterns", "--for", "llama.cpp").returncode == 4
     document = json.loads(run("minilm-patterns", "--for", "llama.cpp", "--json").stdout)
     (finding,) = document["verdicts"][0]["findings"]
-    command = shlex.split(finding["mend"].replace("OUT", str(tmp_path / "mended")))
+    command = shlex.split(finding["fix"].replace("OUT", str(tmp_path / "fixed")))
     assert command[0] == "lora-tools"
     subprocess.run([sys.executable, "-m", "lora_tools", *command[1:]], check=True, cwd=FIXTURES)
-    assert run(tmp_path / "mended", "--for", "llama.cpp").returncode == 0
+    assert run(tmp_path / "fixed", "--for", "llama.cpp").returncode == 0
 
 
 def test_a_page_and_a_picture_are_written_whole_or_not_at_all(tmp_path):

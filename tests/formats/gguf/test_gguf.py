@@ -30,7 +30,7 @@ from lora_tools.update import factors
 from lora_tools.verbs.convert import convert
 from lora_tools.verbs.diff import diff
 from lora_tools.verbs.inspect import inspect
-from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan
 from lora_tools.verbs.shrink import shrink
 from lora_tools.verbs.verify import verify
 
@@ -71,13 +71,13 @@ def peft(folder, modules=MODULES, dtype=torch.float32, **config):
     tensors = {}
     for path, (_, (out, inp)) in modules.items():
         rank = 2 if path.endswith(tuple(config.get("rank_pattern", ()))) else 4
-        stem = f"base_model.model.{path}"
+        key_prefix = f"base_model.model.{path}"
         if path.endswith("embed_tokens"):  # the table is looked up, so its rows are A's columns
-            tensors[f"{stem}.lora_embedding_A"] = torch.randn(rank, out).to(dtype)
-            tensors[f"{stem}.lora_embedding_B"] = torch.randn(inp, rank).to(dtype)
+            tensors[f"{key_prefix}.lora_embedding_A"] = torch.randn(rank, out).to(dtype)
+            tensors[f"{key_prefix}.lora_embedding_B"] = torch.randn(inp, rank).to(dtype)
         else:
-            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, inp).to(dtype)
-            tensors[f"{stem}.lora_B.weight"] = torch.randn(out, rank).to(dtype)
+            tensors[f"{key_prefix}.lora_A.weight"] = torch.randn(rank, inp).to(dtype)
+            tensors[f"{key_prefix}.lora_B.weight"] = torch.randn(out, rank).to(dtype)
     save_file(tensors, folder / "adapter_model.safetensors")
     known = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/base"}
     config = known | {"target_modules": sorted({p.rpartition(".")[2] for p in modules})} | config
@@ -109,8 +109,8 @@ def place_in_file(row, out, heads):
     return head * size + index * 2 + part
 
 
-def to_llama_cpp(weight, stem):
-    heads = HEADS_OF.get(stem.rpartition(".")[2])
+def to_llama_cpp(weight, key_prefix):
+    heads = HEADS_OF.get(key_prefix.rpartition(".")[2])
     if heads is None:
         return weight
     turned = torch.empty_like(weight)
@@ -151,8 +151,8 @@ def as_llama_cpp_applies(file):
 def expected_of(folder):
     """Return what each base weight of llama.cpp has to become richer by, from a PEFT folder."""
     found = {}
-    for stem, delta in deltas(folder).items():
-        path = stem.removeprefix("base_model.model.")
+    for key_prefix, delta in deltas(folder).items():
+        path = key_prefix.removeprefix("base_model.model.")
         name, _ = MODULES[path]
         found[f"{name}.weight"] = to_llama_cpp(delta.T if "embed" in path else delta, name)
     return found
@@ -445,7 +445,7 @@ def test_a_base_that_llama_cpp_knows_has_a_name_for_every_layer():
         "vocab_size": 16,
         "pad_token_id": 0,
     }
-    from lora_tools.formats.gguf.architectures import ARCHITECTURES, path_of, stem_of
+    from lora_tools.formats.gguf.architectures import ARCHITECTURES, key_prefix_of, path_of
 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     for arch, architecture in ARCHITECTURES.items():
@@ -460,11 +460,11 @@ def test_a_base_that_llama_cpp_knows_has_a_name_for_every_layer():
             names = [name for name, layer in model.named_modules() if isinstance(layer, layers)]
             assert len(names) >= 6
             for name in names:
-                stem = stem_of(name, architecture)
-                assert stem == table.get_name(name), (model_type, name)
-                if stem is not None:
-                    assert path_of(stem, architecture) == name
-            missing = [name for name in names if stem_of(name, architecture) is None]
+                key_prefix = key_prefix_of(name, architecture)
+                assert key_prefix == table.get_name(name), (model_type, name)
+                if key_prefix is not None:
+                    assert path_of(key_prefix, architecture) == name
+            missing = [name for name in names if key_prefix_of(name, architecture) is None]
             assert missing in ([], ["lm_head"])
             assert "gemma" in arch or not missing
 
@@ -483,9 +483,9 @@ def test_a_base_that_llama_cpp_knows_has_a_name_for_every_layer():
     ],
 )
 def test_what_stands_before_a_language_model_is_left_out(name, expected):
-    from lora_tools.formats.gguf.architectures import ARCHITECTURES, stem_of
+    from lora_tools.formats.gguf.architectures import ARCHITECTURES, key_prefix_of
 
-    assert stem_of(name, ARCHITECTURES["llama"]) == expected
+    assert key_prefix_of(name, ARCHITECTURES["llama"]) == expected
 
 
 def model(folder):
@@ -511,7 +511,7 @@ def test_merge_and_verify_bring_rows_into_the_order_of_the_base(tmp_path):
             delta.T if "embed" in path else delta
         )
         assert torch.equal(merged[f"{path}.weight"], wide.float())
-    recipe = plan(base, [WeightedAdapter(adapter)], Options(None))
+    recipe = plan(base, [WeightedAdapter(adapter)], MergeOptions(None))
     assert verify(open_model(tmp_path / "merged").tensors, recipe).passed
     with pytest.raises(UnsupportedError, match="does not say how many heads"):
         plan(base, [WeightedAdapter(read(file))])
@@ -567,7 +567,7 @@ def test_inspect_says_what_the_file_leaves_open(tmp_path):
     converted(peft(tmp_path / "peft"), tmp_path / "out")
     shown = inspect(read(tmp_path / "out")).to_dict()
     assert shown["format"] == "gguf"
-    assert "rows of 4 modules are in rotated pairs" in shown["notes"][0]
+    assert "rows of 4 modules have the interleaved RoPE layout" in shown["notes"][0]
     assert {module["scale"] for module in shown["modules"]} == {2.0}
     assert inspect(read(tmp_path / "out", base=LLAMA)).to_dict()["notes"] == []
     spectra = inspect(read(tmp_path / "out"), spectrum=True).to_dict()["modules"]
@@ -663,8 +663,10 @@ def test_what_llama_cpp_has_no_place_for_is_refused(
     source = peft(tmp_path / "peft", modules, **config)
     if config.get("use_dora"):
         file = source / "adapter_model.safetensors"
-        (stem,) = {key.rpartition(".lora_")[0] for key in load_file(file)}
-        save_file(load_file(file) | {f"{stem}.lora_magnitude_vector": torch.ones(WIDTH)}, file)
+        (key_prefix,) = {key.rpartition(".lora_")[0] for key in load_file(file)}
+        save_file(
+            load_file(file) | {f"{key_prefix}.lora_magnitude_vector": torch.ones(WIDTH)}, file
+        )
     with pytest.raises(LoraToolsError, match=message) as caught:
         convert(read(source, base=base), GGUF)
     assert isinstance(caught.value, FormatError | UnsupportedError)

@@ -188,7 +188,7 @@ def test_detection_and_names_of_a_dumped_state():
 )
 def test_contradictions_are_problems(specs, fields, problem):
     manifest = Peft().read(Contents(SPECS | specs, CONFIG | fields))
-    assert [said for said in manifest.problems if problem in said]
+    assert [stated for stated in manifest.problems if problem in stated]
     assert manifest.specs.keys() >= specs.keys()
 
 
@@ -217,8 +217,8 @@ def test_values_are_read_in_types_that_numpy_lacks(tmp_path):
     tensors = {key: value.bfloat16() for key, value in load_file(folder / FILE).items()}
     save_file(tensors, folder / FILE)
     adapter = read(folder)
-    stem = "base_model.model.layers.0.q.lora_"
-    b, e, a = (tensors[stem + part].double() for part in "BEA")
+    key_prefix = "base_model.model.layers.0.q.lora_"
+    b, e, a = (tensors[key_prefix + part].double() for part in "BEA")
     wanted = b @ (e * a) * 6 / 4.00001
     ours = torch.as_tensor(adapter["layers.0.q"].dense("float64"))
     torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)

@@ -339,8 +339,8 @@ def test_a_dump_of_the_whole_state_dict_is_read_alike(tmp_path):
 def test_a_fixture_is_read_whole(folder):
     adapter = read(folder)
     config = LoraConfig.from_pretrained(str(folder))
-    stems = {key.partition(".lora_")[0] for key in adapter.tensors if ".lora_" in key}
-    assert {module.stem for module in adapter.manifest.modules} == stems
+    key_prefixes = {key.partition(".lora_")[0] for key in adapter.tensors if ".lora_" in key}
+    assert {module.key_prefix for module in adapter.manifest.modules} == key_prefixes
     assert adapter.manifest.specs == adapter.tensors.specs
     for module in adapter.manifest.modules:
         r = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module.owner), config.r)
@@ -406,10 +406,12 @@ def on_disk(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, sort_keys=True))
 
 
-def pair(stem: str, out: int = 4, inp: int = 3, r: int = 2, dtype: str = "F32") -> dict[str, Spec]:
+def pair(
+    key_prefix: str, out: int = 4, inp: int = 3, r: int = 2, dtype: str = "F32"
+) -> dict[str, Spec]:
     return {
-        f"{PREFIX}{stem}.lora_A.weight": Spec(dtype, (r, inp)),
-        f"{PREFIX}{stem}.lora_B.weight": Spec(dtype, (out, r)),
+        f"{PREFIX}{key_prefix}.lora_A.weight": Spec(dtype, (r, inp)),
+        f"{PREFIX}{key_prefix}.lora_B.weight": Spec(dtype, (out, r)),
     }
 
 
@@ -447,8 +449,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
             site = Embedding()
         out, rank = draw(st.integers(1, 5)), draw(st.integers(1, 5))
         alpha = float(draw(st.integers(1, 40))) / 2
-        stem = PREFIX + name
-        module = Module(name, site, out, inp, rank, alpha, rslora, {}, stem, name)
+        key_prefix = PREFIX + name
+        module = Module(name, site, out, inp, rank, alpha, rslora, {}, key_prefix, name)
         dtype = draw(st.sampled_from(["F16", "BF16", "F32", "F64"]))
         shapes = dict(zip(("b", "a"), factor_shapes(module), strict=True))
         if config["use_dora"]:
@@ -456,7 +458,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         if config["lora_bias"]:
             shapes["bias"] = (out * module.groups,)
         parts = {
-            role: Part(stem + SUFFIX[isinstance(site, Embedding), role], Spec(dtype, shape))
+            role: Part(key_prefix + SUFFIX[isinstance(site, Embedding), role], Spec(dtype, shape))
             for role, shape in shapes.items()
         }
         modules.append(replace(module, parts=parts))
@@ -491,7 +493,7 @@ def test_a_module_of_another_format_keeps_its_scale(alpha, rslora):
 
 
 @pytest.mark.parametrize(
-    ("key", "stem", "part"),
+    ("key", "key_prefix", "part"),
     [
         ("m.q.lora_A.weight", "m.q", "A"),
         ("m.q.lora_B.default.weight", "m.q", "B"),
@@ -503,9 +505,9 @@ def test_a_module_of_another_format_keeps_its_scale(alpha, rslora):
         ("m.q.lora_magnitude_vector.default.weight", "m.q", "magnitude_vector"),
     ],
 )
-def test_spellings_of_keys(key, stem, part):
+def test_spellings_of_keys(key, key_prefix, part):
     match = LORA_KEY.fullmatch(key)
-    assert (match["stem"], match["part"]) == (stem, part)
+    assert (match["key_prefix"], match["part"]) == (key_prefix, part)
 
 
 @pytest.mark.parametrize("suffix", [".lora_magnitude_vector", ".lora_magnitude_vector.weight"])
@@ -723,7 +725,7 @@ CONTRADICTIONS = {
         {"target_parameters": ["m.experts.w1", "m.experts.w2"]},
         "m.experts is not among the configuration's targets",
     ),
-    "two stems of one module": (
+    "two key prefixes of one module": (
         pair("q") | {key.removeprefix(PREFIX): spec for key, spec in pair("q").items()},
         {},
         "q has two pairs of factors",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
 from lora_tools.errors import PolicyError, UnsupportedError
-from lora_tools.formats.kinds import KINDS, kinds
+from lora_tools.formats.features import FEATURES, features
 from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.update import factors
 from lora_tools.verbs.convert import convert
@@ -34,9 +34,9 @@ def peft(folder, modules, **config):
     folder.mkdir()
     tensors = {}
     for path, (out, inp, rank, dtype) in modules.items():
-        stem = f"base_model.model.{path}"
-        tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, inp).to(dtype)
-        tensors[f"{stem}.lora_B.weight"] = torch.randn(out, rank).to(dtype)
+        key_prefix = f"base_model.model.{path}"
+        tensors[f"{key_prefix}.lora_A.weight"] = torch.randn(rank, inp).to(dtype)
+        tensors[f"{key_prefix}.lora_B.weight"] = torch.randn(out, rank).to(dtype)
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ".*"} | config
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -116,15 +116,15 @@ def test_the_scale_is_right_in_every_format(tmp_path_factory, rank, alpha, rslor
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("target", ["kohya", "mlx", "diffusers", "comfyui"])
 def test_an_adapter_is_converted_whole_or_refused_with_a_list(name, target, tmp_path):
-    adapter, spelling = read(FIXTURES / name), format_named(target)
-    beyond = [kind for kind in kinds(adapter.manifest) if kind not in spelling.expresses]
+    adapter, naming = read(FIXTURES / name), format_named(target)
+    beyond = [feature for feature in features(adapter.manifest) if feature not in naming.supports]
     tensors = [extra.key for extra in adapter.manifest.extras]
     nameless = target in ("comfyui", "diffusers") or (target, name) == ("mlx", "moe-experts")
     refused = beyond or tensors or nameless
     if refused:  # by kind, or because no pipeline has such names
         with pytest.raises(UnsupportedError) as caught:
-            convert(adapter, spelling)
-        assert all(kind in str(caught.value) for kind in beyond)
+            convert(adapter, naming)
+        assert all(feature in str(caught.value) for feature in beyond)
         return
     outcome = converted(FIXTURES / name, tmp_path / "out", target)
     assert len(outcome.rows) == len(adapter) == len(read(tmp_path / "out"))
@@ -169,16 +169,16 @@ def test_two_paths_that_flatten_to_one_are_refused(tmp_path):
 
 
 def test_every_kind_is_described_and_known_to_a_format():
-    said = {kind for format in FORMATS for kind in format.expresses or ()}
-    assert said <= KINDS.keys()
+    stated = {feature for format in FORMATS for feature in format.supports or ()}
+    assert stated <= FEATURES.keys()
 
 
 def test_a_unet_is_called_what_the_target_calls_it(tmp_path):
-    stem = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+    key_prefix = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
     tensors = {
-        f"{stem}.lora_down.weight": torch.randn(2, 6),
-        f"{stem}.lora_up.weight": torch.randn(8, 2),
-        f"{stem}.alpha": torch.tensor(1.0),
+        f"{key_prefix}.lora_down.weight": torch.randn(2, 6),
+        f"{key_prefix}.lora_up.weight": torch.randn(8, 2),
+        f"{key_prefix}.alpha": torch.tensor(1.0),
     }
     save_file(tensors, tmp_path / "sdxl.safetensors")
     names = {}
@@ -192,7 +192,7 @@ def test_a_unet_is_called_what_the_target_calls_it(tmp_path):
         "comfyui": f"diffusion_model.input_blocks.4.1.{path}",
     }
     (update,) = read(tmp_path / "comfyui").values()
-    assert torch.equal(torch.as_tensor(update.b), tensors[f"{stem}.lora_up.weight"])
+    assert torch.equal(torch.as_tensor(update.b), tensors[f"{key_prefix}.lora_up.weight"])
     assert update.scale == 0.5
 
 

@@ -60,12 +60,14 @@ def fused(folder):
     (file,) = folder.glob("*.safetensors")
     tensors, found = load_file(file), {}
     for key in tensors:
-        stem = re.sub(r"\.(lora_down|lora_A)\.weight$", "", key)
-        if stem != key:
-            b = tensors.get(f"{stem}.lora_up.weight", tensors.get(f"{stem}.lora_B.weight"))
+        key_prefix = re.sub(r"\.(lora_down|lora_A)\.weight$", "", key)
+        if key_prefix != key:
+            b = tensors.get(
+                f"{key_prefix}.lora_up.weight", tensors.get(f"{key_prefix}.lora_B.weight")
+            )
             a = tensors[key].double()
-            path = re.sub(r"^(lora_unet_|diffusion_model\.)", "", stem).replace(".", "_")
-            alpha = tensors.get(f"{stem}.alpha", torch.tensor(len(a))).double()
+            path = re.sub(r"^(lora_unet_|diffusion_model\.)", "", key_prefix).replace(".", "_")
+            alpha = tensors.get(f"{key_prefix}.alpha", torch.tensor(len(a))).double()
             found[path] = alpha / len(a) * (b.double() @ a)
     return found
 
@@ -216,8 +218,8 @@ def test_norms_of_some_layers_that_are_fused_are_refused(tmp_path):
 
 
 def test_biases_go_with_their_rows(tmp_path):
-    """To PEFT, which alone has them beside the authors' names."""
-    stem = "transformer.single_transformer_blocks.3"
+    """To PEFT, which alone has them beside the original names."""
+    key_prefix = "transformer.single_transformer_blocks.3"
     source = tmp_path / "x"
     source.mkdir()
     torch.manual_seed(0)
@@ -233,7 +235,7 @@ def test_biases_go_with_their_rows(tmp_path):
     outcome = converted(source, tmp_path / "out", "diffusers")
     assert outcome.error == 0
     made = load_file(next((tmp_path / "out").glob("*.safetensors")))
-    bias = torch.cat([made[f"{stem}.{path}.lora_B.bias"] for path in SINGLE])
+    bias = torch.cat([made[f"{key_prefix}.{path}.lora_B.bias"] for path in SINGLE])
     assert torch.equal(
         bias, tensors[f"{PREFIX}diffusion_model.single_blocks.3.linear1.lora_B.bias"]
     )
@@ -251,8 +253,8 @@ def test_names_that_many_families_share_need_the_base_model(tmp_path):
     plan = convert(read(peft(tmp_path / "flux", ALONE, **base)), format_named("kohya"))
     config = {"_class_name": "FluxTransformer2DModel"}
     same = convert(read(tmp_path / "x", base=config), format_named("kohya"))  # as the hint says
-    assert same.jobs[0].target.module.stem == plan.jobs[0].target.module.stem
-    assert [job.target.module.stem for job in plan.jobs] == [
+    assert same.jobs[0].target.module.key_prefix == plan.jobs[0].target.module.key_prefix
+    assert [job.target.module.key_prefix for job in plan.jobs] == [
         "lora_unet_double_blocks_0_img_attn_qkv"
     ]
 
@@ -263,14 +265,14 @@ def test_a_block_of_one_stream_is_taken_for_fluxs(path, tmp_path):
     outs = {"attn.to_q": WIDE, "proj_mlp": 4 * WIDE, "norm.linear": 3 * WIDE}
     layers = {f"single_transformer_blocks.0.{path}": outs[path], "x_embedder": WIDE}
     plan = convert(read(peft(tmp_path / "x", layers)), format_named("kohya"))
-    stems = {job.target.module.stem for job in plan.jobs}
-    assert "lora_unet_img_in" in stems
-    assert len(stems) == 2
+    key_prefixes = {job.target.module.key_prefix for job in plan.jobs}
+    assert "lora_unet_img_in" in key_prefixes
+    assert len(key_prefixes) == 2
 
 
 @pytest.mark.parametrize("target", ["kohya", "diffusers"])
 def test_stacks_are_shrunk_on_the_way(target, tmp_path):
-    """From peft to the authors' layers, or from those to diffusers': truncated once, whole."""
+    """From peft to the original layers, or from those to diffusers': truncated once, whole."""
     source = peft(tmp_path / "peft")
     if target == "diffusers":
         converted(source, tmp_path / "fused", "comfyui")

@@ -1,4 +1,4 @@
-"""A family that no file has is converted by its table alone, from every spelling to every other."""
+"""A family that no file has is converted by its table alone, from every naming to every other."""
 
 import itertools
 import json
@@ -81,15 +81,15 @@ def changed(folder, format):
     up, down = (".lora_up", ".lora_down") if format == "kohya" else (".lora_B", ".lora_A")
     found = {}
     for key, b in tensors.items():
-        stem, suffix, _ = key.partition(f"{up}.weight")
+        key_prefix, suffix, _ = key.partition(f"{up}.weight")
         if suffix:
-            a = tensors[f"{stem}{down}.weight"]
-            alpha = tensors.get(f"{stem}.alpha", np.float32(len(a)))
-            found[stem] = float(alpha) / len(a) * b.astype(np.float64) @ a
+            a = tensors[f"{key_prefix}{down}.weight"]
+            alpha = tensors.get(f"{key_prefix}.alpha", np.float32(len(a)))
+            found[key_prefix] = float(alpha) / len(a) * b.astype(np.float64) @ a
     return found
 
 
-def spelled(fine):
+def written(fine):
     """Return the changes as each format has them."""
     theirs = originals(fine)
     return {
@@ -116,7 +116,7 @@ PAIRS = itertools.permutations(["peft", "diffusers", "comfyui", "kohya"], 2)
 def test_a_new_family_is_a_table_and_nothing_else(one, other, made_up, tmp_path):
     source = peft(tmp_path / "made")
     fine = {k.removeprefix("base_model.model."): v for k, v in changed(source, "peft").items()}
-    expected = spelled(fine)
+    expected = written(fine)
     assert {name: delta.shape[0] for name, delta in originals(fine).items()} == ORIGINAL
     if one != "peft":
         source = converted(source, tmp_path / "one", one)
@@ -148,4 +148,4 @@ def test_a_model_with_one_set_of_names_has_the_prefix_that_its_trainers_load(tmp
         expected = {
             before + (path.replace(".", "_") if target == "kohya" else path) for path in paths
         }
-        assert {job.target.module.stem for job in plan.jobs} == expected
+        assert {job.target.module.key_prefix for job in plan.jobs} == expected

@@ -22,8 +22,8 @@ LOHA, LOKR, FULL, PAIR = (
 )
 
 
-def name(stem):
-    path = stem.removeprefix(f"lora_unet_{BLOCK}_")
+def name(key_prefix):
+    path = key_prefix.removeprefix(f"lora_unet_{BLOCK}_")
     path = (
         path.replace("attn1_", "attn1.").replace("attn2_", "attn2.").replace("ff_net_", "ff.net.")
     )
@@ -32,7 +32,7 @@ def name(stem):
 
 @pytest.fixture
 def lycoris(tmp_path):
-    """A kohya file of a LoHa, a LoKr, a full difference and a plain pair; its dense updates."""
+    """A kohya file of a LoHa, a LoKr, a full-rank diff and a plain pair; its dense updates."""
     torch.manual_seed(0)
     draw = torch.randn
     tensors = {
@@ -83,29 +83,29 @@ def stored(file, target):
     tensors, found = load_file(file), {}
     if target == "kohya":
         for key in tensors:
-            if stem := key.removesuffix(".lora_down.weight") if "lora_down" in key else None:
-                a, b = tensors[key].double(), tensors[f"{stem}.lora_up.weight"].double()
-                alpha = tensors.get(f"{stem}.alpha", torch.tensor(float(len(a))))
-                found[name(stem)] = alpha.double() / len(a) * (b @ a)
+            if key_prefix := key.removesuffix(".lora_down.weight") if "lora_down" in key else None:
+                a, b = tensors[key].double(), tensors[f"{key_prefix}.lora_up.weight"].double()
+                alpha = tensors.get(f"{key_prefix}.alpha", torch.tensor(float(len(a))))
+                found[name(key_prefix)] = alpha.double() / len(a) * (b @ a)
         return found
     if target == "mlx":
         config = json.loads((file.parent / "adapter_config.json").read_text())
         scale = config["lora_parameters"]["scale"]
         for key in tensors:
-            if stem := key.removesuffix(".lora_a") if key.endswith(".lora_a") else None:
-                a, b = tensors[key].double(), tensors[f"{stem}.lora_b"].double()
-                found[f"unet.{stem}"] = scale * (a @ b).T
+            if key_prefix := key.removesuffix(".lora_a") if key.endswith(".lora_a") else None:
+                a, b = tensors[key].double(), tensors[f"{key_prefix}.lora_b"].double()
+                found[f"unet.{key_prefix}"] = scale * (a @ b).T
         return found
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
         config = json.loads(opened.metadata()["lora_adapter_metadata"])
     for key in tensors:
-        if stem := key.removesuffix(".lora_A.weight") if "lora_A" in key else None:
-            a, b = tensors[key].double(), tensors[f"{stem}.lora_B.weight"].double()
+        if key_prefix := key.removesuffix(".lora_A.weight") if "lora_A" in key else None:
+            a, b = tensors[key].double(), tensors[f"{key_prefix}.lora_B.weight"].double()
             alphas = config["unet.alpha_pattern"]
-            alpha = alphas.get(stem.removeprefix("unet."), config["unet.lora_alpha"])
-            found[stem] = alpha / len(a) * (b @ a)
+            alpha = alphas.get(key_prefix.removeprefix("unet."), config["unet.lora_alpha"])
+            found[key_prefix] = alpha / len(a) * (b @ a)
     return found
 
 
@@ -166,9 +166,9 @@ def test_a_module_whose_rank_does_not_fall_keeps_its_bits(lycoris, tmp_path):
 def test_a_budget_that_zeros_would_break_is_refused(policy, tmp_path):
     tensors = {}
     for index, values in enumerate(([9.0, 8, 7, 6], [9.0, 0.1, 0.01, 0.001])):
-        stem = f"lora_te_text_model_encoder_layers_{index}_mlp_fc1"
-        tensors[f"{stem}.lora_down.weight"] = torch.eye(4, 20) * torch.tensor(values)[:, None]
-        tensors[f"{stem}.lora_up.weight"] = torch.eye(30, 4)
+        key_prefix = f"lora_te_text_model_encoder_layers_{index}_mlp_fc1"
+        tensors[f"{key_prefix}.lora_down.weight"] = torch.eye(4, 20) * torch.tensor(values)[:, None]
+        tensors[f"{key_prefix}.lora_up.weight"] = torch.eye(30, 4)
     save_file(tensors, tmp_path / "source.safetensors")
     source = read(tmp_path / "source.safetensors")
     kohya = shrink(translate(source, format_named("kohya")), policy, Options(scale="keep"))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools import Fixed, LoraToolsError, Serial, Threads, read, shrink, staged, write
 from lora_tools.errors import FormatError, NonFiniteError, PolicyError
-from lora_tools.verbs.diff import Options, diff, text
+from lora_tools.verbs.diff import DiffOptions, diff, text
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 PLAIN = FIXTURES / "minilm-plain"
@@ -67,11 +67,11 @@ def test_figures_are_those_of_the_dense_updates(made, tmp_path):
     x, y = reference.deltas(made), reference.deltas(other)
     adapter = read(made)
     found = diff(adapter, read(other))
-    stems = {module.name: module.stem for module in adapter.manifest.modules}
+    key_prefixes = {module.name: module.key_prefix for module in adapter.manifest.modules}
     assert len(found.modules) == len(x)
     assert not found.same
     for row in found.modules:
-        p, q = x[stems[row.name]], y[stems[row.name]]
+        p, q = x[key_prefixes[row.name]], y[key_prefixes[row.name]]
         figures = row.figures
         assert figures.relative == pytest.approx(float((p - q).norm() / p.norm()), rel=1e-6)
         cosine = float((p * q).sum() / p.norm() / q.norm())
@@ -85,8 +85,8 @@ def test_angles_are_those_of_the_dense_updates(tmp_path):
     x, y = reference.deltas(PLAIN), reference.deltas(other)
     adapter = read(PLAIN)
     row = diff(adapter, read(other)).modules[0]
-    stem = adapter.module(row.name).stem
-    u, v = (torch.linalg.svd(d)[0][:, :k] for d, k in ((x[stem], 16), (y[stem], 5)))
+    key_prefix = adapter.module(row.name).stem
+    u, v = (torch.linalg.svd(d)[0][:, :k] for d, k in ((x[key_prefix], 16), (y[key_prefix], 5)))
     sines = torch.linalg.svdvals(v - u @ (u.mT @ v)).flip(0)
     assert row.figures.columns.angles == pytest.approx(sines.asin().tolist(), rel=1e-4)
 
@@ -136,7 +136,7 @@ def test_a_truncation_is_named_with_its_error(tmp_path):
     assert sentence.startswith("B is a rank-8 truncation of A: error ")
     assert sentence.endswith("no new directions")
     (back,) = diff(read(other), read(PLAIN)).to_dict()["summary"]
-    loose = diff(read(PLAIN), read(other), Options(tolerance=0.9))
+    loose = diff(read(PLAIN), read(other), DiffOptions(tolerance=0.9))
     assert loose.same
     assert loose.to_dict()["summary"][0] == sentence
     assert back == sentence.replace("B is", "A is").replace("of A", "of B")
@@ -269,7 +269,7 @@ def test_magnitudes_are_compared_too(tmp_path):
         "same update",
         f"{len(found.rows)} modules with another magnitude, by up to 1 %",
     ]
-    loose = diff(read(source), read(b), Options(tolerance=0.02))
+    loose = diff(read(source), read(b), DiffOptions(tolerance=0.02))
     assert loose.same
     assert loose.to_dict()["summary"][1] == "within the tolerance of 2 %: no difference"
 
@@ -359,16 +359,16 @@ def test_patterns_choose_what_is_compared(tmp_path):
     b = changed(PLAIN, tmp_path / "b", lambda t: each(t, "query.lora_B", lambda _, x: 2 * x))
     pair = read(PLAIN), read(b)
     assert not diff(*pair).same
-    assert diff(*pair, Options(exclude=("query",))).same
-    found = diff(*pair, Options(include=("layer.0.*",)))
+    assert diff(*pair, DiffOptions(exclude=("query",))).same
+    found = diff(*pair, DiffOptions(include=("layer.0.*",)))
     assert len(found.rows) == 2
     assert "left out by the patterns" in found.notes[-1]
     with pytest.raises(PolicyError, match="nothing"):
-        diff(*pair, Options(include=("nothing",)))
+        diff(*pair, DiffOptions(include=("nothing",)))
     with pytest.raises(LoraToolsError):
-        Options(tolerance=-1)
+        DiffOptions(tolerance=-1)
     with pytest.raises(LoraToolsError):
-        Options(tolerance=math.nan)
+        DiffOptions(tolerance=math.nan)
 
 
 def test_no_engine_changes_a_number(made, tmp_path):
@@ -396,7 +396,7 @@ def test_a_gpu_computes_what_the_cpu_does(name, tmp_path, gpu):
     pair = read(FIXTURES / name), read(truncated(FIXTURES / name, tmp_path / "b", 2))
     host = diff(*pair)
     with gpu:
-        device = diff(*pair, Options(device="cuda"))
+        device = diff(*pair, DiffOptions(device="cuda"))
     for x, y in zip(host.modules, device.modules, strict=True):
         assert y.figures.relative == pytest.approx(x.figures.relative, rel=1e-6, abs=1e-12)
         assert y.figures.columns.angles == pytest.approx(x.figures.columns.angles, rel=1e-4)

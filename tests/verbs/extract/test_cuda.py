@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_tools import Fixed
-from lora_tools.verbs.extract import Options, Precision, extract, plan
+from lora_tools.verbs.extract import ExtractOptions, Precision, extract, plan
 
 
 @pytest.mark.parametrize("small", [16, 2048])
@@ -22,7 +22,7 @@ def test_a_gpu_extracts_what_the_cpu_does(tmp_path, small, gpu):
         save_file(weights, tmp_path / f"{name}.safetensors")
     reports = []
     for device in ("cpu", "cuda"):
-        options = Options(device=device, precision=Precision(small=small))
+        options = ExtractOptions(device=device, precision=Precision(small=small))
         found = plan(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", options)
         out = tmp_path / device
         where = gpu if device == "cuda" else nullcontext()
@@ -39,7 +39,7 @@ def test_a_matrix_of_one_row_or_column_is_extracted(tmp_path, shape, gpu):
     save_file({"score.weight": base}, tmp_path / "base.safetensors")
     save_file({"score.weight": base + 1}, tmp_path / "tuned.safetensors")
     found = plan(
-        tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", Options(device="cuda")
+        tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", ExtractOptions(device="cuda")
     )
     with extract(found, Fixed(4), tmp_path / "out") as extraction, gpu:
         (row,) = extraction.run().extracted
@@ -54,7 +54,7 @@ def test_a_certificate_holds_whatever_precision_was_set(tmp_path, setting, gpu):
     tuned = base + (torch.randn(700, 200) * sizes) @ torch.randn(200, 900)
     for name, weight in (("base", base), ("tuned", tuned)):
         save_file({"layers.0.up.weight": weight}, tmp_path / f"{name}.safetensors")
-    options = Options(device="cuda", precision=Precision(small=16))
+    options = ExtractOptions(device="cuda", precision=Precision(small=16))
     found = plan(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", options)
     torch.set_float32_matmul_precision(setting)
     try:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from lora_tools import Energy, Fixed, MaxBytes, MaxError, MaxParams, Serial, Threads
 from lora_tools.adapter import REPORT
 from lora_tools.errors import BoundError, FormatError, NonFiniteError, OutputError
-from lora_tools.verbs.extract import Options, Precision, Report, extract, plan
+from lora_tools.verbs.extract import ExtractOptions, ExtractReport, Precision, extract, plan
 
 EMBEDDINGS = ("_embeddings",)
 
 
-def run(base: Path, tuned: Path, out: Path, policy, options=None, **how) -> Report:
+def run(base: Path, tuned: Path, out: Path, policy, options=None, **how) -> ExtractReport:
     """Extract into a folder that is not there yet, and save the report as the command does."""
     with extract(plan(base, tuned, options), policy, out, **how) as extraction:
         report = extraction.run()
@@ -53,7 +53,9 @@ def test_a_real_fine_tune(chgnet, tmp_path, rank):
 @pytest.mark.parametrize("rank", [2, 16])
 def test_minilm_tuned_on_real_text(minilm, tmp_path, rank, small):
     """By way of Krylov (``small`` 16) and of full decompositions."""
-    options = Options(precision=Precision(small=small), include=("layer.[03].*", "*_embeddings"))
+    options = ExtractOptions(
+        precision=Precision(small=small), include=("layer.[03].*", "*_embeddings")
+    )
     report = run(*minilm, tmp_path / "out", Fixed(rank), options)
     methods = {row.method for row in report.extracted}
     assert any("krylov" in method for method in methods) == (small == 16)
@@ -69,7 +71,7 @@ def test_peft_merges_to_what_the_report_says(minilm, tmp_path):
     """The merged weights differ from the tuned ones by the reported errors, and nothing else."""
     import bases
 
-    report = run(*minilm, tmp_path / "out", Fixed(8), Options(small="full"))
+    report = run(*minilm, tmp_path / "out", Fixed(8), ExtractOptions(small="full"))
     merged = judge.load(bases.minilm(), tmp_path / "out").merge_and_unload().state_dict()
     before, after = whole.state(minilm[0]), whole.state(minilm[1])
     rows = {row.module: row for row in report.extracted}
@@ -104,7 +106,7 @@ def test_peft_adapts_exactly_the_modules_that_changed(minilm, tmp_path):
 
 
 def test_what_changed_and_is_left_out_counts_in_the_whole_model(chgnet, tmp_path):
-    report = run(*chgnet, tmp_path / "out", Fixed(64), Options(exclude=("mlp.layers.*",)))
+    report = run(*chgnet, tmp_path / "out", Fixed(64), ExtractOptions(exclude=("mlp.layers.*",)))
     before, after = whole.state(chgnet[0]), whole.state(chgnet[1])
     squares = {n: float((after[n].double() - before[n].double()).square().sum()) for n in before}
     kept = {f"{row.module}.weight" for row in report.extracted}
@@ -128,7 +130,7 @@ def test_what_changed_and_is_left_out_counts_in_the_whole_model(chgnet, tmp_path
 )
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_policies_keep_what_they_promise(chgnet, tmp_path, policy, holds, dtype):
-    report = run(*chgnet, tmp_path / "out", policy, Options(dtype=dtype))
+    report = run(*chgnet, tmp_path / "out", policy, ExtractOptions(dtype=dtype))
     assert holds(report), (report.error, report.params, report.nbytes)
     judged = whole.judge(*chgnet, tmp_path / "out", turned=("atom_embedding.embedding",))
     whole.check(judged, whole.report(tmp_path / "out"))
@@ -136,13 +138,13 @@ def test_policies_keep_what_they_promise(chgnet, tmp_path, policy, holds, dtype)
 
 def test_a_bound_that_the_largest_rank_misses(chgnet, tmp_path):
     with pytest.raises(BoundError, match="cannot be kept"):
-        run(*chgnet, tmp_path / "out", Energy(0.99), Options(max_rank=4))
+        run(*chgnet, tmp_path / "out", Energy(0.99), ExtractOptions(max_rank=4))
 
 
 def test_vllm_gets_one_rank_and_no_patterns(chgnet, tmp_path):
     from lora_tools.runtimes import VLLM
 
-    options = Options(runtime=VLLM, embeddings="skip")
+    options = ExtractOptions(runtime=VLLM, embeddings="skip")
     report = run(*chgnet, tmp_path / "out", Fixed(5), options)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (8, 8)
@@ -171,7 +173,9 @@ def test_a_nan_is_named_and_skipped_if_asked(chgnet, tmp_path):
     with pytest.raises(NonFiniteError, match=r"bad.safetensors: mlp.layers.2.weight holds NaN"):
         run(chgnet[0], bad, tmp_path / "out", Fixed(4))
     assert not (tmp_path / "out").exists()
-    report = run(chgnet[0], bad, tmp_path / "out", Fixed(4), Options(skip_bad=True), resume=False)
+    report = run(
+        chgnet[0], bad, tmp_path / "out", Fixed(4), ExtractOptions(skip_bad=True), resume=False
+    )
     assert [row.module for row in report.rows if row.outcome == "bad"] == ["mlp.layers.2"]
     assert len(report.extracted) == 49
 

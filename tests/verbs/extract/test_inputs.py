@@ -14,10 +14,10 @@ from torch import Tensor
 from lora_tools import Fixed
 from lora_tools.adapter import REPORT
 from lora_tools.errors import FormatError, PolicyError, UnsupportedError
-from lora_tools.verbs.extract import Options, Report, extract, plan
+from lora_tools.verbs.extract import ExtractOptions, ExtractReport, extract, plan
 
 
-def run(base: Path, tuned: Path, out: Path, rank: int = 4, options=None) -> Report:
+def run(base: Path, tuned: Path, out: Path, rank: int = 4, options=None) -> ExtractReport:
     with extract(plan(base, tuned, options), Fixed(rank), out) as extraction:
         report = extraction.run()
         report.save(extraction.place / REPORT)
@@ -57,7 +57,7 @@ def renamed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: weight for name, weight in weights.items()}
 
 
-def errors(report: Report) -> dict[str, float]:
+def errors(report: ExtractReport) -> dict[str, float]:
     return {row.module: row.error for row in report.extracted}
 
 
@@ -188,11 +188,11 @@ def test_a_vocabulary_that_grew_asks_what_to_do(tmp_path):
     a, b = save(tmp_path / "a", base), save(tmp_path / "b", tuned)
     with pytest.raises(PolicyError, match="embed_tokens 50 → 53"):
         plan(a, b)
-    skipped = run(a, b, tmp_path / "skip", options=Options(embeddings="skip"))
+    skipped = run(a, b, tmp_path / "skip", options=ExtractOptions(embeddings="skip"))
     left = {row.module: row for row in skipped.rows if row.outcome == "left out"}
     change = tuned["embed_tokens.weight"][:50] - base["embed_tokens.weight"]
     assert left["embed_tokens"].norm == pytest.approx(float(change.norm()), rel=1e-5)
-    full = run(a, b, tmp_path / "full", options=Options(embeddings="full"))
+    full = run(a, b, tmp_path / "full", options=ExtractOptions(embeddings="full"))
     assert [row.module for row in full.rows if row.outcome == "full"] == ["embed_tokens"]
     written = whole.state(tmp_path / "full")["base_model.model.embed_tokens.weight"]
     assert torch.equal(written, tuned["embed_tokens.weight"])
@@ -236,8 +236,10 @@ def test_blocks_are_of_the_size_that_the_configuration_says(tmp_path):
     stored = {"layers.0.up.weight": eight, "layers.0.up.weight_scale_inv": factor}
     whole_scale = factor.repeat_interleave(64, 0).repeat_interleave(64, 1)[:160, :160]
     change = eight.float() * whole_scale - plain["layers.0.up.weight"]
-    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
-    report = run(save(tmp_path / "a", plain), save(tmp_path / "b", stored, said), tmp_path / "out")
+    stated = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
+    report = run(
+        save(tmp_path / "a", plain), save(tmp_path / "b", stored, stated), tmp_path / "out"
+    )
     (row,) = report.extracted
     assert row.norm == pytest.approx(float(change.norm()), rel=1e-5)
     with pytest.raises(UnsupportedError, match="no weight_block_size"):
@@ -293,7 +295,7 @@ def test_another_architecture_is_refused(tmp_path):
 def test_patterns_that_match_nothing_are_refused(tmp_path):
     a, b = save(tmp_path / "a", layers()), save(tmp_path / "b", tuned_of(layers()))
     with pytest.raises(PolicyError, match="no module matches down"):
-        plan(a, b, Options(exclude=("down",)))
+        plan(a, b, ExtractOptions(exclude=("down",)))
 
 
 def test_buffers_of_integers_are_listed(tmp_path):
@@ -318,7 +320,7 @@ def test_scaled_weights_are_not_stored_whole_without_their_scales(tmp_path):
         "embed_tokens.weight_scale": torch.tensor(0.5),
         "layers.0.up.weight": torch.randn(8, 4),
     }
-    options = Options(embeddings="full")
+    options = ExtractOptions(embeddings="full")
     a, b = save(tmp_path / "a", plain), save(tmp_path / "b", stored)
     report = run(a, b, tmp_path / "out", options=options)
     (row,) = (row for row in report.rows if row.module == "embed_tokens")

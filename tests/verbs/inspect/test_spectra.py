@@ -71,34 +71,34 @@ def test_figures_are_those_of_the_dense_update(adapter_path):
 
 def test_every_offer_is_what_shrink_then_does(adapter_path):
     adapter = read(adapter_path)
-    offers = spectral(adapter_path)["ranks"]
-    ranks = [offer["rank"] for offer in offers]
+    uniform_ranks = spectral(adapter_path)["ranks"]
+    ranks = [uniform["rank"] for uniform in uniform_ranks]
     assert ranks == sorted(ranks)
     assert ranks[-1] == max(module.r for module in adapter.manifest.modules)
-    assert offers[-1]["error"] < 1e-6
-    for offer in offers:
-        result = shrink(adapter, Fixed(offer["rank"]))
+    assert uniform_ranks[-1]["error"] < 1e-6
+    for uniform in uniform_ranks:
+        result = shrink(adapter, Fixed(uniform["rank"]))
         report = result.report("shrink")
         rows = list(report.watch(result))
         assert len(rows) == len(adapter)
-        assert result.layout.size == offer["bytes"]
-        assert report.optimal_error == pytest.approx(offer["error"], abs=1e-9)
+        assert result.layout.size == uniform["bytes"]
+        assert report.optimal_error == pytest.approx(uniform["error"], abs=1e-9)
         params = sum(spec.numel for spec in result.manifest.specs.values())
         shared = shrink(adapter, MaxParams(params)).report("shrink")
         list(shared.watch(shrink(adapter, MaxParams(params))))
-        assert offer["allocated_error"] == pytest.approx(
-            min(shared.optimal_error, offer["error"]), abs=1e-9
+        assert uniform["allocated_error"] == pytest.approx(
+            min(shared.optimal_error, uniform["error"]), abs=1e-9
         )
 
 
 def test_a_suggestion_keeps_what_it_says():
     document = spectral(FIXTURES / "minilm-patterns")
     suggestion = document["suggestion"]
-    (offer,) = (offer for offer in document["ranks"] if offer["rank"] == suggestion["rank"])
-    assert suggestion["energy"] == pytest.approx(1 - offer["error"] ** 2)
+    (uniform,) = (uniform for uniform in document["ranks"] if uniform["rank"] == suggestion["rank"])
+    assert suggestion["energy"] == pytest.approx(1 - uniform["error"] ** 2)
     assert suggestion["energy"] >= 0.99
-    assert suggestion["command"].endswith(f"--rank {offer['rank']}")
-    smaller = [other for other in document["ranks"] if other["rank"] < offer["rank"]]
+    assert suggestion["command"].endswith(f"--rank {uniform['rank']}")
+    smaller = [other for other in document["ranks"] if other["rank"] < uniform["rank"]]
     assert all(1 - other["error"] ** 2 < 0.99 for other in smaller)
 
 

@@ -10,7 +10,7 @@ from conftest import FIXTURES
 
 from lora_tools import Threads, read
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan
 
 NAMES = ["minilm-plain", "minilm-dora", "minilm-embedding", "gpt2-conv1d", "moe-experts"]
 
@@ -19,7 +19,7 @@ NAMES = ["minilm-plain", "minilm-dora", "minilm-embedding", "gpt2-conv1d", "moe-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_device_writes_what_the_host_does(name, dtype, gpu, tmp_path: Path):
     base = dense.save_base(tmp_path / "base", dense.state_of(BASES[name]()), dtype)
-    recipe = plan(open_model(base), [WeightedAdapter(read(FIXTURES / name))], Options())
+    recipe = plan(open_model(base), [WeightedAdapter(read(FIXTURES / name))], MergeOptions())
     host = merge(recipe).write(tmp_path / "host", Threads(2))
     with gpu:
         report = merge(recipe, device="cuda").write(tmp_path / "device", Threads(2))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lora_tools import Threads, read
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Merged, Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.merge import Merged, MergeOptions, WeightedAdapter, merge, plan
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 ALIKE = ("minilm-bin", "minilm-rslora", "minilm-patterns")  # minilm-plain in other clothes
@@ -27,7 +27,7 @@ def run(base: Path, adapters, out: Path, *, most=None, jobs=2, **options) -> Mer
         each if isinstance(each, WeightedAdapter) else WeightedAdapter(read(each))
         for each in adapters
     ]
-    made = merge(plan(open_model(base), strong, Options(**options)), most=most)
+    made = merge(plan(open_model(base), strong, MergeOptions(**options)), most=most)
     return made.write(out, Threads(jobs))
 
 
@@ -76,8 +76,8 @@ def _check_fidelity(report, got, before, wanted):
         error = float((change - delta).norm() / delta.norm())
         assert row.error == pytest.approx(error, rel=1e-3, abs=1e-7)
         moved = delta != 0
-        swallowed = float((moved & (change == 0)).sum() / moved.sum())
-        assert row.swallowed == pytest.approx(swallowed, abs=1e-4)
+        lost = float((moved & (change == 0)).sum() / moved.sum())
+        assert row.lost == pytest.approx(lost, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", REAL_PEFT)
@@ -213,7 +213,7 @@ def test_a_lossy_merge_is_warned_of(tmp_path):
     loud = run(base, [WeightedAdapter(read(folder), 0.01)], tmp_path / "tiny")
     assert loud.warning
     assert "--dtype float32" in loud.warning
-    assert loud.swallowed > 0.5
+    assert loud.lost > 0.5
     assert run(base, [WeightedAdapter(read(folder), 5.0)], tmp_path / "large").warning is None
 
 

@@ -24,7 +24,7 @@ from lora_tools import Threads, read
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import Options, WeightedAdapter, merge, plan
+from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan
 from lora_tools.verbs.verify import verify
 
 SMALL = {"num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 64}
@@ -152,7 +152,7 @@ def test_tied_embeddings_are_refused_or_untied(tmp_path):
     base, strong = open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))]
     with pytest.raises(UnsupportedError, match=r"ties model\.embed_tokens\.weight to lm_head"):
         plan(base, strong)
-    merge(plan(base, strong, Options(untie=True))).write(tmp_path / "out")
+    merge(plan(base, strong, MergeOptions(untie=True))).write(tmp_path / "out")
     assert (
         json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
     )

@@ -1,4 +1,4 @@
-"""Each rule finds its secret, and passes over what looks nearly like it."""
+"""Each rule finds its secret, and ignores what looks nearly like it."""
 
 import pytest
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_tools import Fixed, Options, read, shrink
+from lora_tools import Fixed, RewriteOptions, read, shrink
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 
@@ -16,7 +16,7 @@ def test_a_gpu_computes_what_the_cpu_does(name, gpu):
     source = read(FIXTURES / name)
     host = [change.row for change in shrink(source, Fixed(2))]
     with gpu:
-        device = [change.row for change in shrink(source, Fixed(2), Options(device="cuda"))]
+        device = [change.row for change in shrink(source, Fixed(2), RewriteOptions(device="cuda"))]
     for x, y in zip(host, device, strict=True):
         assert y.optimal_error == pytest.approx(x.optimal_error, rel=1e-6, abs=1e-9)
         assert y.error == pytest.approx(x.error, rel=1e-4, abs=1e-7)

@@ -6,7 +6,7 @@ import judge
 import pytest
 import torch
 
-from lora_tools import Fixed, Options, Report, read, shrink, staged, write
+from lora_tools import Fixed, Report, RewriteOptions, read, shrink, staged, write
 from lora_tools.adapter import REPORT
 from lora_tools.errors import BoundError
 
@@ -16,7 +16,7 @@ HALF = ("minilm-rslora", "minilm-patterns", "minilm-embedding", "minilm-fp16-r32
 
 
 def shrunk(source: Path, out: Path, rank: int, **options) -> Path:
-    result = shrink(read(source), Fixed(rank), Options(**options))
+    result = shrink(read(source), Fixed(rank), RewriteOptions(**options))
     report: Report = result.report("shrink", str(rank))
     with staged(out) as folder:
         write(folder, result.manifest, report.watch(result), like=read(source))

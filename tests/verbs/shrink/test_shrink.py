@@ -15,7 +15,7 @@ from lora_tools import (
     MaxBytes,
     MaxError,
     MaxParams,
-    Options,
+    RewriteOptions,
     Serial,
     Threads,
     read,
@@ -32,7 +32,9 @@ PLAIN = FIXTURES / "minilm-plain"
 RSLORA = FIXTURES / "minilm-rslora"
 
 
-def save(source: Path, out: Path, policy, options: Options | None = None, executor=None) -> dict:
+def save(
+    source: Path, out: Path, policy, options: RewriteOptions | None = None, executor=None
+) -> dict:
     """Shrink to disk as the command does and return the report."""
     adapter = read(source)
     result = shrink(adapter, policy, options, executor)
@@ -103,7 +105,7 @@ def test_error_bounds_hold_after_rounding_to_bfloat16(bound, per_module, tmp_pat
 
 def test_a_bound_below_what_the_type_can_hold_is_refused():
     with pytest.raises(BoundError, match="rounding"):
-        shrink(read(PLAIN), MaxError(1e-3), Options(dtype="BF16"))
+        shrink(read(PLAIN), MaxError(1e-3), RewriteOptions(dtype="BF16"))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.93])
@@ -139,7 +141,7 @@ def test_engines_and_orders_agree_byte_for_byte(made, tmp_path):
 
 
 def test_limits_multiples_and_patterns():
-    options = Options(
+    options = RewriteOptions(
         min_rank=2,
         max_rank=12,
         multiple_of=4,
@@ -158,19 +160,19 @@ def test_limits_multiples_and_patterns():
 
 
 def test_only_included_modules_are_shrunk():
-    rows = [c.row for c in shrink(read(PLAIN), Fixed(3), Options(include=("value",)))]
+    rows = [c.row for c in shrink(read(PLAIN), Fixed(3), RewriteOptions(include=("value",)))]
     assert {row.rank_after for row in rows if row.module.endswith("value")} == {3}
     assert {row.rank_after for row in rows if row.module.endswith("query")} == {16}
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(PolicyError, match="no module matches nosuch"):
-        survey(read(PLAIN), Options(exclude=("nosuch",)))
+        survey(read(PLAIN), RewriteOptions(exclude=("nosuch",)))
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_dtypes_are_those_asked_for(dtype, tmp_path):
-    report = save(RSLORA, tmp_path / "out", Fixed(4), Options(dtype=dtype))
+    report = save(RSLORA, tmp_path / "out", Fixed(4), RewriteOptions(dtype=dtype))
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     wanted = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     assert {tensor.dtype for tensor in tensors.values()} == {wanted}
@@ -237,7 +239,7 @@ def test_numbers_that_cannot_be_squared_are_not_called_infinite(tmp_path):
 
 
 def test_vllm_gets_one_rank_and_no_patterns(tmp_path):
-    report = save(PLAIN, tmp_path / "out", Energy(0.8), Options(runtime=VLLM))
+    report = save(PLAIN, tmp_path / "out", Energy(0.8), RewriteOptions(runtime=VLLM))
     tensors, config = reference.load(tmp_path / "out")
     ranks = {t.shape[0] for key, t in tensors.items() if "lora_A" in key}
     assert ranks == {config["r"]} == {config["lora_alpha"]}
@@ -250,7 +252,7 @@ def test_vllm_gets_one_rank_and_no_patterns(tmp_path):
 
 
 def test_vllm_pads_with_zeros(tmp_path):
-    save(PLAIN, tmp_path / "out", Fixed(5), Options(runtime=VLLM))
+    save(PLAIN, tmp_path / "out", Fixed(5), RewriteOptions(runtime=VLLM))
     tensors, config = reference.load(tmp_path / "out")
     assert config["r"] == 8
     for key, tensor in tensors.items():
@@ -271,7 +273,7 @@ def test_vllm_pads_with_zeros(tmp_path):
 )
 def test_vllm_refuses_by_name_what_it_would_refuse(name, kind):
     with pytest.raises(UnsupportedError, match=kind):
-        shrink(read(FIXTURES / name), Fixed(4), Options(runtime=VLLM))
+        shrink(read(FIXTURES / name), Fixed(4), RewriteOptions(runtime=VLLM))
 
 
 def test_the_table_of_ranks_is_what_those_ranks_cost(tmp_path):

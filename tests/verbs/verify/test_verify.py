@@ -16,7 +16,7 @@ from lora_tools import Threads, read
 from lora_tools.files.opening import open_partly
 from lora_tools.model import open_model
 from lora_tools.verbs.merge import merge
-from lora_tools.verbs.verify import Options, Proof, WeightedAdapter, plan, verify
+from lora_tools.verbs.verify import MergeOptions, Proof, WeightedAdapter, plan, verify
 
 PLAIN = FIXTURES / "minilm-plain"
 SITE = "encoder.layer.3.attention.self.query.weight"
@@ -24,7 +24,7 @@ SITE = "encoder.layer.3.attention.self.query.weight"
 
 def prove(merged: Path, base: Path, folder: Path = PLAIN, weight: float = 1.0) -> Proof:
     found, missing = open_partly(merged)
-    allow = Options(allow_missing=folder.name == "conv-mixed")
+    allow = MergeOptions(allow_missing=folder.name == "conv-mixed")
     recipe = plan(open_model(base), [WeightedAdapter(read(folder), weight)], allow)
     return verify(found, recipe, Threads(2), missing)
 
@@ -32,7 +32,7 @@ def prove(merged: Path, base: Path, folder: Path = PLAIN, weight: float = 1.0) -
 def made(tmp_path: Path, dtype=torch.bfloat16, folder: Path = PLAIN, weight=1.0):
     state = dense.state_of(BASES[folder.name]())
     base = dense.save_base(tmp_path / "base", state, dtype)
-    allow = Options(allow_missing=folder.name == "conv-mixed")
+    allow = MergeOptions(allow_missing=folder.name == "conv-mixed")
     recipe = plan(open_model(base), [WeightedAdapter(read(folder), weight)], allow)
     merge(recipe).write(tmp_path / "out")
     return base, tmp_path / "out"
@@ -172,7 +172,7 @@ def test_a_merge_stored_in_a_wider_type_is_compared_in_that_type(tmp_path):
     state = dense.state_of(BASES["minilm-plain"]())
     base = dense.save_base(tmp_path / "base", state, torch.bfloat16)
     strong = [WeightedAdapter(read(PLAIN))]
-    merge(plan(open_model(base), strong, Options(dtype="F32"))).write(tmp_path / "out")
+    merge(plan(open_model(base), strong, MergeOptions(dtype="F32"))).write(tmp_path / "out")
     assert set(words(prove(tmp_path / "out", base)).values()) == {"exact"}
 
 

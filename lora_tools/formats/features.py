@@ -1,4 +1,4 @@
-"""What an adapter holds besides plain linear layers, by kind: what a format must be able to say."""
+"""What an adapter holds besides plain linear layers, by feature: what a format has to support."""
 
 import re
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear
 
-KINDS = {
-    "embedding": "an update of an embedding table",
+FEATURES = {
+    "embedding": "an update of an embedding",
     "convolution": "an update of a convolution",
     "experts": "a stack of updates, one for each expert or group",
     "transposed": "an update of a weight that is stored as (in, out)",
@@ -16,7 +16,7 @@ KINDS = {
     "DoRA by column": "the norms of a merged weight's columns",
     "bias": "a bias of B, or of the base model",
     "modules_to_save": "a whole module that replaces the base model's",
-    "trainable tokens": "rows that replace those of an embedding table",
+    "trainable tokens": "rows that replace those of an embedding",
     "embedding of a token": "a vector for a new word",
     "full weight": "a tensor that replaces the base model's",
     "bias difference": "what is added to a bias",
@@ -24,23 +24,23 @@ KINDS = {
 }
 
 PARTS = {"DoRA": "magnitude", "DoRA by column": "columns", "bias": "bias"}
-"""The kinds that are a part of a module, which means something without it."""
+"""The features that are a part of a module, which means something without it."""
 
 
-def kinds(manifest: Manifest) -> dict[str, list[str]]:
-    """Return the kinds that an adapter has, and which modules or tensors are of each."""
+def features(manifest: Manifest) -> dict[str, list[str]]:
+    """Return the features that an adapter has, and which modules or tensors are of each."""
     found: dict[str, list[str]] = {}
     for module in manifest.modules:
-        for kind in kinds_of(module):
-            found.setdefault(kind, []).append(module.name)
+        for feature in features_of(module):
+            found.setdefault(feature, []).append(module.name)
     for extra in manifest.extras:
         found.setdefault(extra.kind, []).append(extra.key)
     return found
 
 
-def kinds_of(module: Module) -> list[str]:
-    """Return the kinds of one module."""
-    found = [kind for kind, role in PARTS.items() if role in module.parts]
+def features_of(module: Module) -> list[str]:
+    """Return the features of one module."""
+    found = [feature for feature, role in PARTS.items() if role in module.parts]
     match module.site:
         case Embedding():
             found.append("embedding")
@@ -70,9 +70,9 @@ def check_uniform(modules: Iterable[Module], where: str) -> None:
     For formats that have one switch for all.
     """
     modules = tuple(modules)
-    for kind in ("DoRA", "bias"):
-        bare = [module.name for module in modules if PARTS[kind] not in module.parts]
+    for feature in ("DoRA", "bias"):
+        bare = [module.name for module in modules if PARTS[feature] not in module.parts]
         if bare and len(bare) < len(modules):
             raise UnsupportedError(
-                f"{where} has {kind} in all modules or in none; without are {some(bare)}"
-            ).hint(f"Leave it out everywhere: --drop {kind}.")
+                f"{where} has {feature} in all modules or in none; without are {some(bare)}"
+            ).hint(f"Leave it out everywhere: --drop {feature}.")

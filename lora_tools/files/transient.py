@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Guest(Protocol):
+class Transient(Protocol):
     """A path whose file is fetched when it is opened. Local paths are none, and stay."""
 
     def is_here(self) -> bool:
@@ -20,15 +20,15 @@ class Guest(Protocol):
         ...
 
 
-class Guests:
-    """How often each file will still be used; those that were here before are no guests."""
+class TransientFiles:
+    """How often each file will still be used; those that were here before stay."""
 
     def __init__(self, uses: Iterable[Path]) -> None:
         counts = Counter(uses)
         self._left = {
             path: count
             for path, count in counts.items()
-            if isinstance(path, Guest) and not path.is_here()
+            if isinstance(path, Transient) and not path.is_here()
         }
         self._lock = Lock()
 
@@ -41,5 +41,5 @@ class Guests:
             if self._left[path]:
                 return
             del self._left[path]
-        if isinstance(path, Guest):
+        if isinstance(path, Transient):
             path.evict()

@@ -18,37 +18,37 @@ def described(
     path: Callable[[str], str | None],
     scalars: Mapping[str, float],
 ) -> tuple[Module, ...]:
-    """Describe the modules of a file, each by the path that its stem stands for.
+    """Describe the modules of a file, each by the path that its key prefix stands for.
 
-    Raises `FormatError` for stems that stand for none, or for the same.
+    Raises `FormatError` for key prefixes that stand for none, or for the same.
     """
-    paths = {stem: path(stem) for stem in found}
-    if strange := [stem for stem, name in paths.items() if name is None]:
-        raise FormatError(f"modules that are not in this spelling: {some(strange)}")
+    paths = {key_prefix: path(key_prefix) for key_prefix in found}
+    if strange := [key_prefix for key_prefix, name in paths.items() if name is None]:
+        raise FormatError(f"modules that are not in this naming: {some(strange)}")
     counts = Counter(paths.values())
     if twice := [name for name, count in counts.items() if count > 1]:
         raise FormatError(f"two modules are the same: {some(twice)}")
     return tuple(
         describe(
-            str(paths[stem]),
-            stem,
+            str(paths[key_prefix]),
+            key_prefix,
             parts,
             scalars[parts["alpha"].key] if "alpha" in parts else None,
         )
-        for stem, parts in found.items()
+        for key_prefix, parts in found.items()
     )
 
 
-def respelled(module: Module, stem: str, suffixes: Mapping[Role, str]) -> Module:
-    """Spell a module as a pair of factors under another stem.
+def rekeyed(module: Module, key_prefix: str, suffixes: Mapping[Role, str]) -> Module:
+    """Name the keys of a module as a pair of factors under another key prefix.
 
-    Its alpha becomes a tensor, in an element type that holds it exactly, if there is a suffix for
+    Its alpha becomes a tensor, in a dtype that holds it exactly, if there is a suffix for
     that; norms get the shape that numpy would broadcast over the weight. Raises `UnsupportedError`
-    for parts that the spelling has no suffix for.
+    for parts that the naming has no suffix for.
     """
-    if homeless := module.parts.keys() - {"alpha"} - suffixes.keys():
-        keys = some(module.parts[role].key for role in sorted(homeless))
-        raise UnsupportedError(f"{module.name}: this spelling has no name for {keys}")
+    if unmatched := module.parts.keys() - {"alpha"} - suffixes.keys():
+        keys = some(module.parts[role].key for role in sorted(unmatched))
+        raise UnsupportedError(f"{module.name}: this naming has no name for {keys}")
     shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
     ones = (1,) * (len(module.site.kernel) if isinstance(module.site, Convolution) else 0)
     for role, part in module.parts.items():
@@ -58,7 +58,7 @@ def respelled(module: Module, stem: str, suffixes: Mapping[Role, str]) -> Module
         elif role == "bias":
             shapes[role] = part.spec.shape
     parts = {
-        role: Part(stem + suffixes[role], Spec(part.spec.dtype, shapes[role]))
+        role: Part(key_prefix + suffixes[role], Spec(part.spec.dtype, shapes[role]))
         for role, part in module.parts.items()
         if role in shapes
     }
@@ -68,5 +68,5 @@ def respelled(module: Module, stem: str, suffixes: Mapping[Role, str]) -> Module
             raise UnsupportedError(f"{module.name}: alpha is 0, which is read as a scale of 1")
         old = module.parts.get("alpha")
         code = narrowest(alpha, old.spec.dtype if old else "F32")
-        parts["alpha"] = Part(stem + suffixes["alpha"], Spec(code, ()))
-    return replace(module, parts=parts, stem=stem, alpha=alpha, rslora=False)
+        parts["alpha"] = Part(key_prefix + suffixes["alpha"], Spec(code, ()))
+    return replace(module, parts=parts, key_prefix=key_prefix, alpha=alpha, rslora=False)

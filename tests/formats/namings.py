@@ -1,4 +1,4 @@
-"""Manifests of every spelling, made up for properties that all of them share."""
+"""Manifests of every naming, made up for properties that all of them share."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ BASES = {"qwen2": {"model_type": "qwen2", "num_attention_heads": 1}}
 
 @st.composite
 def modules(draw: st.DrawFn, name: str, kinds: frozenset[str] = frozenset()) -> Module:
-    """Return a module of random shape, alpha and element types, of one of these kinds."""
+    """Return a module of random shape, alpha and dtypes, of one of these kinds."""
     out, rank, channels = (draw(st.integers(1, 5)) for _ in range(3))
     site, inp = Linear(), channels
     if "convolution" in kinds and draw(st.booleans()):
@@ -116,7 +116,7 @@ def alphas(manifest: Manifest) -> dict[str, float]:
 
 def without_parts(manifest: Manifest) -> list[Module]:
     """Return what modules mean, whatever their tensors are called."""
-    return [replace(module, parts={}, stem="", owner="") for module in manifest.modules]
+    return [replace(module, parts={}, key_prefix="", owner="") for module in manifest.modules]
 
 
 __all__ = ["Extra", "alphas", "filled", "manifests", "modules", "without_parts"]

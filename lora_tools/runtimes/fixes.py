@@ -1,8 +1,8 @@
-"""The commands that mend a broken rule, or None where no command of ours does."""
+"""The commands that fix a broken rule, or None where no command of ours does."""
 
 import shlex
 
-from lora_tools.runtimes.base import Check, Mend, Subject
+from lora_tools.runtimes.base import Check, Fix, Subject
 from lora_tools.runtimes.limits import RANKS, REFUSES
 
 
@@ -36,15 +36,15 @@ def lowered(subject: Subject, rank: int) -> str | None:
     return _shrink(subject, rank) + " --for vllm"
 
 
-def plainly_named(check: Check) -> Mend:
-    """Mend names that keep the adapter's own in them; other offenders cannot be mended at all."""
+def plainly_named(check: Check) -> Fix:
+    """Fix names that keep the adapter's own in them; other offenders cannot be fixed at all."""
 
-    def mend(subject: Subject) -> str | None:
-        named = {key for p in subject.pairs if p.spelling == "peft, named" for key in p.keys}
+    def fix(subject: Subject) -> str | None:
+        named = {key for p in subject.pairs if p.naming == "peft, named" for key in p.keys}
         found = check(subject)
         return uniform(subject) if found and set(found.where) <= named else None
 
-    return mend
+    return fix
 
 
 def _shrink(subject: Subject, rank: int) -> str:

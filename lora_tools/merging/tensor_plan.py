@@ -69,7 +69,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BaseValues:
     """The values that a tensor has before anything is added to them."""
 
     weight: Weight
@@ -93,7 +93,7 @@ class TensorPlan:
 
     key: str
     spec: Spec
-    source: Source
+    source: BaseValues
     patches: tuple[Patch, ...] = ()
     tokens: tuple[Tokens, ...] = ()
 

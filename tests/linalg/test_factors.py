@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lora_tools.linalg.tall import HostTall, TorchTall, padded, tall
+from lora_tools.linalg.factors import HostFactor, TorchFactor, padded, tall
 
 TYPES = ["float16", "float32", "float64"]
 
 
-def both(dtype: str, *shape: int) -> tuple[HostTall, TorchTall]:
+def both(dtype: str, *shape: int) -> tuple[HostFactor, TorchFactor]:
     tensor = torch.randn(*shape).to(getattr(torch, dtype))
-    return HostTall(tensor.numpy()), TorchTall(tensor)
+    return HostFactor(tensor.numpy()), TorchFactor(tensor)
 
 
 def as_tensor(factor) -> torch.Tensor:
@@ -19,8 +19,8 @@ def as_tensor(factor) -> torch.Tensor:
 
 
 def test_the_array_decides_who_computes():
-    assert isinstance(tall(np.zeros((3, 2))), HostTall)
-    assert isinstance(tall(torch.zeros(3, 2)), TorchTall)
+    assert isinstance(tall(np.zeros((3, 2))), HostFactor)
+    assert isinstance(tall(torch.zeros(3, 2)), TorchFactor)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -69,9 +69,9 @@ def test_padding_appends_zeros():
 def test_a_factor_times_a_number_is_rounded_once(dtype):
     # By way of float32 the product would become a tie, and the tie go down to the even 1.
     step = torch.finfo(getattr(torch, dtype)).eps
-    for factor in (HostTall(np.ones((1, 1))), TorchTall(torch.ones(1, 1, dtype=torch.float64))):
+    for factor in (HostFactor(np.ones((1, 1))), TorchFactor(torch.ones(1, 1, dtype=torch.float64))):
         found, exact = factor.scaled(1 + step / 2 + 2.0**-40, dtype)
         assert as_tensor(found).item() == 1 + step
         assert not exact
-    host = HostTall(np.ones((1, 1))).times(np.array([[1 + step / 2 + 2.0**-40]]), dtype)
+    host = HostFactor(np.ones((1, 1))).times(np.array([[1 + step / 2 + 2.0**-40]]), dtype)
     assert as_tensor(host).item() == 1 + step

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from threading import Barrier, Thread
 
-from lora_tools.files.guests import Guest, Guests
+from lora_tools.files.transient import Transient, TransientFiles
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Visitor:
 
 def test_a_file_is_evicted_after_its_last_use_and_once():
     visitor = Visitor()
-    guests = Guests([visitor, visitor])
+    guests = TransientFiles([visitor, visitor])
     guests.done(visitor)
     assert visitor.evicted == []
     guests.done(visitor)
@@ -30,7 +30,7 @@ def test_a_file_is_evicted_after_its_last_use_and_once():
 
 def test_what_was_here_before_stays():
     visitor = Visitor(here=True)
-    guests = Guests([visitor])
+    guests = TransientFiles([visitor])
     guests.done(visitor)
     assert visitor.evicted == []
 
@@ -38,15 +38,15 @@ def test_what_was_here_before_stays():
 def test_local_paths_are_no_guests(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    assert not isinstance(file, Guest)
-    Guests([file]).done(file)
+    assert not isinstance(file, Transient)
+    TransientFiles([file]).done(file)
     assert file.exists()
 
 
 def test_threads_share_the_count():
     for _ in range(50):
         visitor = Visitor()
-        guests, start = Guests([visitor] * 8), Barrier(8)
+        guests, start = TransientFiles([visitor] * 8), Barrier(8)
 
         def read(guests=guests, start=start, visitor=visitor):
             start.wait()
