@@ -24,8 +24,8 @@ SELECTION = (
         type=click.Choice(["lora", "full", "skip"]),
         default="lora",
         show_default=True,
-        help="What becomes of embeddings and lm_head that changed: low-rank updates, whole tables"
-        " (modules_to_save), or nothing. A vocabulary that grew asks for full or skip.",
+        help="Store embeddings and lm_head that changed as low-rank updates, whole"
+        " (modules_to_save), or not at all. A vocabulary that grew needs full or skip.",
     ),
     click.option(
         "--small",
@@ -35,12 +35,12 @@ SELECTION = (
         help="Norms, biases and other small tensors that changed: stored whole, or listed.",
     ),
     rank_limit_options("; not with --rank", most=128),
-    dtype_option("dtype of the factors written; keep: that of TUNED."),
+    dtype_option("Dtype of the factors written; keep: that of TUNED."),
     vllm_option,
     click.option(
         "--base-model",
         metavar="ID",
-        help="What the adapter calls its base: a name on the Hub, as a rule.",
+        help="Name of the base model in the adapter's configuration: ORG/NAME on the Hub, say.",
     ),
 )
 METHOD = (

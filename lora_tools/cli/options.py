@@ -39,7 +39,7 @@ alpha_option = click.option(
     "--alpha",
     type=float,
     metavar="N",
-    help="Alpha of an adapter whose files do not say it.",
+    help="Alpha of an adapter whose files do not contain it.",
 )
 quiet_option = click.option(
     "--quiet", is_flag=True, help="Print nothing but errors and what --json asks for."
@@ -74,7 +74,7 @@ def force_option(what: str = "OUT") -> Option:
             "force",
             flag_value="any",
             type=click.UNPROCESSED,
-            help=f"Replace {what}, whatever is there.",
+            help=f"Replace {what} whatever is there.",
         ),
     )
 
@@ -109,7 +109,7 @@ def allow_missing_option(help: str) -> Option:
     return click.option("--allow-missing", is_flag=True, help=help)
 
 
-def dtype_option(help: str = "dtype of the factors written.") -> Option:
+def dtype_option(help: str = "Dtype of the factors written.") -> Option:
     """Return ``--dtype``, passed on as safetensors names it; None keeps what is there."""
     return click.option(
         "--dtype",
@@ -123,7 +123,7 @@ def dtype_option(help: str = "dtype of the factors written.") -> Option:
 
 def format_option(of: str = "SOURCE") -> Option:
     """Return ``--format``, passed on as ``own``: the format of the one adapter that is read."""
-    help = f"Format of {of}, overrides detection."
+    help = f"Format of {of}; overrides detection."
     return click.option("--format", "own", metavar="FORMAT", help=help)
 
 
@@ -134,8 +134,8 @@ def formats_option(of: str) -> Option:
         "owns",
         metavar="FORMAT",
         multiple=True,
-        help=f"Format of {of}, overrides detection: given once, of all; else once"
-        " for each, in order, where auto recognises.",
+        help=f"Format of {of}; overrides detection. Once for all, or once for"
+        " each in order; auto means detection.",
     )
 
 

@@ -40,7 +40,7 @@ visibility_option = click.option(
     "--private/--public",
     "private",
     default=None,
-    help="Who may see a new repository; required for a new repository.",
+    help="Who may see the repository; required for a new one.",
 )
 
 

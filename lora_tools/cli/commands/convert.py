@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "Base model: used to restore the dotted module paths that kohya flattened; its config.json"
     " says the heads and the architecture that some formats leave out."
 )
-@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE; repeatable.")
+@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
 @policy_options
 @rank_limit_options(", where ranks are lowered")
 @dtype_option()
@@ -86,7 +86,7 @@ def command(
     OUT is a folder, or a file with the ending .safetensors (.gguf for gguf) where the format has
     no configuration beside its tensors. Scales that FORMAT does not support are folded into the
     factors; what it does not support at all is refused by name. `lora-tools formats` lists formats
-    and FEATUREs.
+    and features.
 
     With one of --rank, --energy, --max-error, --max-params and --max-size, ranks are lowered in the
     same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full-rank diffs are LoRAs of a

@@ -63,8 +63,8 @@ def command(
 
     Compared are the updates ΔW, with their scales, whatever their factors are: for each module
     and in total ‖ΔW_A − ΔW_B‖/‖ΔW_A‖, the cosine, and the principal angles between the column
-    and row spaces (smallest and largest, in degrees); and every other tensor. PATTERNs are shell
-    patterns for a name, or for its end from a dot on.
+    and row spaces (smallest and largest, in degrees); and every other tensor. A PATTERN is a
+    shell pattern for a whole name, or for what follows a dot in it.
 
     Exit status: 0 the same, 1 different, 2 an error.
     """

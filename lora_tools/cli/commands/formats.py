@@ -14,7 +14,7 @@ from lora_tools.report import table
 def command(as_json: bool) -> None:
     """List the formats that can be read and written, and what each supports.
 
-    Plain linear layers are in every format. FEATUREs are what an adapter may hold besides.
+    Plain linear layers are in every format. The features are what an adapter may hold besides.
     """
     formats = tuple(known())
     rows = [

@@ -48,7 +48,7 @@ from lora_tools.text import visible
     " adapter out again.  [default: 1]"
 )
 @formats_option("the ADAPTERs")
-@dtype_option("dtype of the weights written.")
+@dtype_option("Dtype of the weights written.")
 @click.option(
     "--max-shard-size",
     type=ByteSize(),
@@ -56,7 +56,7 @@ from lora_tools.text import visible
     help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
 )
 @untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
-@allow_missing_option("Leave out, and list, what is unmatched in BASE.")
+@allow_missing_option("Leave out and list modules that match no weight of BASE.")
 @alpha_option
 @executor_options
 @evict_option
@@ -86,9 +86,9 @@ def command(
 ) -> None:
     """Add the ADAPTERs to the model BASE and write the result to the folder OUT.
 
-    BASE is a folder, an index of shards or a safetensors file. Every sum is rounded once, to the
-    type that BASE has; tensors that no adapter changes keep their bytes. An interrupted merge
-    resumes where it was if the same command is given again.
+    BASE is a folder, an index of shards or a safetensors file. Every sum is rounded once, to
+    BASE's dtype; tensors that no adapter changes keep their bytes. An interrupted merge
+    resumes when the same command is given again.
     """
     if weights and len(weights) != len(adapters):
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")

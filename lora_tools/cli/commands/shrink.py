@@ -75,9 +75,9 @@ def command(
     """Lower the rank of the adapter SOURCE and write the result to the folder OUT.
 
     Give exactly one of --rank, --energy, --max-error, --max-params and --max-size; the last three
-    share ranks out among the modules optimally. Errors are relative Frobenius errors of the
-    update, measured on the bytes written. PATTERNs are shell patterns for a module's name, or
-    for its end from a dot on: q_proj, layers.0.*.
+    allocate ranks to the modules optimally. Errors are relative Frobenius errors of the
+    update, measured on the bytes written. A PATTERN is a shell pattern for a module's
+    whole name or for what follows a dot in it: q_proj, layers.0.*.
     """
     if choice is None and not dry_run:
         raise click.UsageError(
