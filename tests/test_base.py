@@ -13,7 +13,7 @@ from lora_tools.errors import LoraToolsError, UnsupportedError
 from lora_tools.executors import Serial
 from lora_tools.merging import MergeOptions, WeightedAdapter, plan
 from lora_tools.model import open_model
-from lora_tools.verbs.extract.options import MergeOptions as ExtractOptions
+from lora_tools.verbs.extract.options import ExtractOptions
 from lora_tools.verbs.extract.plan import make_plan
 from lora_tools.verbs.inspect.comparison import compare
 

@@ -14,7 +14,7 @@ from lora_tools.errors import UnsupportedError
 from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Fixed
 from lora_tools.verbs.convert import convert, translate
-from lora_tools.verbs.shrink import Options, shrink
+from lora_tools.verbs.shrink import RewriteOptions, shrink
 
 WIDE = 12
 DOUBLE = {f"attn.to_{x}": WIDE for x in "qkv"} | {f"attn.add_{x}_proj": WIDE for x in "qkv"}
@@ -278,7 +278,7 @@ def test_stacks_are_shrunk_on_the_way(target, tmp_path):
         converted(source, tmp_path / "fused", "comfyui")
         source = tmp_path / "fused"
     translated = translate(read(source), format_named(target))
-    shrunk = shrink(translated, Fixed(2), Options(scale="keep"))
+    shrunk = shrink(translated, Fixed(2), RewriteOptions(scale="keep"))
     outcome = shrunk.report("convert", "rank 2")
     out = tmp_path / "out"
     out.mkdir()

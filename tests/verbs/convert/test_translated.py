@@ -14,7 +14,7 @@ from lora_tools.errors import BoundError
 from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
 from lora_tools.verbs.convert import translate
-from lora_tools.verbs.shrink import Options, shrink
+from lora_tools.verbs.shrink import RewriteOptions, shrink
 
 BLOCK = "down_blocks_0_attentions_0_transformer_blocks_0"
 LOHA, LOKR, FULL, PAIR = (
@@ -68,7 +68,7 @@ def lycoris(tmp_path):
 def written(source, out, target, policy, **options):
     """Convert and shrink; return the report and the dense updates of the bytes on disk."""
     translated = translate(source, format_named(target))
-    shrunk = shrink(translated, policy, Options(scale="keep", **options))
+    shrunk = shrink(translated, policy, RewriteOptions(scale="keep", **options))
     outcome = shrunk.report("convert", str(policy))
     rows = outcome.watch(shrunk)
     out.mkdir()
@@ -171,12 +171,12 @@ def test_a_budget_that_zeros_would_break_is_refused(policy, tmp_path):
         tensors[f"{key_prefix}.lora_up.weight"] = torch.eye(30, 4)
     save_file(tensors, tmp_path / "source.safetensors")
     source = read(tmp_path / "source.safetensors")
-    kohya = shrink(translate(source, format_named("kohya")), policy, Options(scale="keep"))
+    kohya = shrink(translate(source, format_named("kohya")), policy, RewriteOptions(scale="keep"))
     ranks = [module.r for module in kohya.manifest.modules]
     assert ranks[0] > ranks[1]
     translated = translate(source, format_named("mlx"))
     with pytest.raises(BoundError, match="filled up to one rank for all"):
-        shrink(translated, policy, Options(scale="keep"))
+        shrink(translated, policy, RewriteOptions(scale="keep"))
 
 
 def test_a_translated_adapter_has_the_updates_of_its_source(lycoris):
