@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.formats.manifest import BESIDE, Module
-from lora_tools.linalg.factors import factor
+from lora_tools.linalg.factors import as_factor
 from lora_tools.update import Array, Biased, DoRA, Update, factors
 
 
@@ -48,4 +48,4 @@ def _beside(update: Update) -> Iterator[tuple[str, Array]]:
 
 
 def _finite(array: Array) -> bool:
-    return factor(array.reshape(-1, 1)).is_finite()
+    return as_factor(array.reshape(-1, 1)).is_finite()

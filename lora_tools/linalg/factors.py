@@ -181,7 +181,7 @@ class Factors(NamedTuple):
     scale: float
 
 
-def factor(array: Array) -> Factor:
+def as_factor(array: Array) -> Factor:
     """Return a factor that computes where its array lives."""
     return HostFactor(array) if isinstance(array, np.ndarray) else TorchFactor(array)
 
@@ -201,7 +201,7 @@ def factors_of(update: LowRank) -> Factors:
     to its row of A and into the scale, which changes no digit. Raises `NonFiniteError` for a scale
     that is no number, or that float64 cannot tell from 0.
     """
-    b, a = factor(update.b), factor(update.a.swapaxes(-1, -2))
+    b, a = as_factor(update.b), as_factor(update.a.swapaxes(-1, -2))
     scale = update.scale
     if not math.isfinite(scale) or (update.alpha and not scale):
         raise NonFiniteError(f"alpha {update.alpha:g} at rank {update.rank} makes no scale")

@@ -7,7 +7,7 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.exact import exact
-from lora_tools.linalg.factors import factor, host
+from lora_tools.linalg.factors import as_factor, host
 from lora_tools.linalg.metrics import length, squared_distance, squared_norm
 from lora_tools.linalg.range import check_measurable
 from lora_tools.update import Biased, DoRA, LowRank, Update
@@ -34,7 +34,7 @@ def rescale(
     """
     like = LowRank(update.a, update.b, alpha, rslora, update.groups)
     ratio = _ratio(update, like)
-    old_b, old_a = factor(update.b), factor(update.a)
+    old_b, old_a = as_factor(update.b), as_factor(update.a)
     b, b_exact = old_b.scaled(ratio, dtypes[0])
     a, a_exact = old_a.scaled(1.0, dtypes[1])
     if not b_exact and ratio != 1.0:
@@ -67,7 +67,7 @@ def refactored(update: Update, new: LowRank) -> Update:
         case Biased(weight=old, bias=bias):
             ratio = _ratio(old, new)
             kind = str(bias.dtype).removeprefix("torch.")
-            return Biased(new, factor(bias[:, None]).scaled(ratio, kind)[0].array[:, 0])
+            return Biased(new, as_factor(bias[:, None]).scaled(ratio, kind)[0].array[:, 0])
 
 
 @exact()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lora_tools.linalg.exact import exact, tensor
-from lora_tools.linalg.factors import Factor, Small, factor
+from lora_tools.linalg.factors import Factor, Small, as_factor
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
@@ -42,15 +42,15 @@ def triangle(factors: list[Factor]) -> Float[Small, "*stack m columns"]:
     if first is None or len(factors) == 1 or not np.diagonal(first, axis1=-2, axis2=-1).all():
         return _householder(factors)
     x, y = _together(factors)
-    left, rest = factor(x), y
+    left, rest = as_factor(x), y
     share: Any = 0.0
     for _ in range(2):
         # R^-1 (R^-T (Xt E)): two solutions with a triangle rather than one with its square.
-        turned = np.linalg.solve(first.swapaxes(-1, -2), left.dot(factor(rest)))
+        turned = np.linalg.solve(first.swapaxes(-1, -2), left.dot(as_factor(rest)))
         step = np.linalg.solve(first, turned)
         rest = rest - x @ _like(step, x)
         share = share + step
-    second = _root(factor(rest).dot(factor(rest)), float((y * y).sum()))
+    second = _root(as_factor(rest).dot(as_factor(rest)), float((y * y).sum()))
     if second is None:
         return _householder(factors)
     below = np.zeros((*second.shape[:-1], first.shape[-1]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_tools.linalg.factors import HostFactor, TorchFactor, factor, padded
+from lora_tools.linalg.factors import HostFactor, TorchFactor, as_factor, padded
 
 TYPES = ["float16", "float32", "float64"]
 
@@ -19,8 +19,8 @@ def as_tensor(factor) -> torch.Tensor:
 
 
 def test_the_array_decides_who_computes():
-    assert isinstance(factor(np.zeros((3, 2))), HostFactor)
-    assert isinstance(factor(torch.zeros(3, 2)), TorchFactor)
+    assert isinstance(as_factor(np.zeros((3, 2))), HostFactor)
+    assert isinstance(as_factor(torch.zeros(3, 2)), TorchFactor)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
