@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lora_tools.update import Biased, DoRA, LowRank, Update
     from lora_tools.verbs.convert import convert, translate
     from lora_tools.verbs.diff import diff
-    from lora_tools.verbs.inspect import inspect, open_checkpoint
+    from lora_tools.verbs.inspect import inspect, read_or_list
     from lora_tools.verbs.shrink import shrink, survey
 
     __version__: str
@@ -37,7 +37,7 @@ _MODULES = {
     "model": ("Model", "open_model"),
     "verbs.diff": ("diff",),
     "verbs.convert": ("convert", "translate"),
-    "verbs.inspect": ("inspect", "open_checkpoint"),
+    "verbs.inspect": ("inspect", "read_or_list"),
     "verbs.shrink": ("shrink", "survey"),
     "rewrite": ("RewriteOptions",),
     "runtimes": ("VLLM",),
@@ -74,9 +74,9 @@ __all__ = [
     "format_named",
     "inspect",
     "locate",
-    "open_checkpoint",
     "open_model",
     "read",
+    "read_or_list",
     "shrink",
     "staged",
     "survey",

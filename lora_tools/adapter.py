@@ -31,6 +31,7 @@ from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import FORMATS, detected, format_named, known
 from lora_tools.formats.rotary import Paired
+from lora_tools.formats.wrapped import unwrapped_names
 from lora_tools.text import config_text
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def read(
     """
     path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
     file = _tensor_file(path)
-    tensors = open_checkpoint(file)
+    tensors = _unwrapped(open_checkpoint(file))
     config, adapter_format = _config(file.parent), format_named(format) if format else None
     try:
         adapter_format = adapter_format or detected(
@@ -190,6 +191,19 @@ def _read_again(
     adapter = read(path, format, strict=strict, base=config, alpha=alpha)
     check_state(path, adapter.state, before)
     return adapter
+
+
+def _unwrapped(tensors: Checkpoint) -> Checkpoint:
+    """Return a file's tensors under the names that they have outside of a training script."""
+    try:
+        names = unwrapped_names(tensors.specs)
+    except FormatError as error:
+        raise error.located(tensors.path) from error
+    if not names:
+        return tensors
+    longer, shorter = next(iter(names.items()))
+    note = f"{len(names)} names hold what wrapped the model in training: {longer}; what is written"
+    return tensors.renamed(names, f"{note} is named {shorter}.")
 
 
 def _state(format: Format, tensors: Checkpoint) -> str:

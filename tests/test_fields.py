@@ -15,7 +15,7 @@ from lora_tools.card import metadata, with_metadata
 from lora_tools.merging import WeightedAdapter, plan
 from lora_tools.model import open_model
 from lora_tools.runtimes import judge, named, subject
-from lora_tools.verbs.inspect import open_checkpoint
+from lora_tools.verbs.inspect import read_or_list
 from lora_tools.verbs.inspect.inspection import Inspection
 from lora_tools.verbs.push.package import Destination, draft
 
@@ -167,7 +167,7 @@ def use(folder: Path) -> None:
 
 
 def _inspected(folder: Path) -> None:
-    found = open_checkpoint(folder)
+    found = read_or_list(folder)
     document = found.to_dict() if not hasattr(found, "manifest") else Inspection(found).to_dict()
     json.dumps(document, ensure_ascii=False).encode()
 

@@ -36,7 +36,7 @@ def subject(source: Adapter | str | Path) -> Subject:
         source = Path(source)
     adapter = source if isinstance(source, Adapter) else _readable(source)
     path = source.path if isinstance(source, Adapter) else source
-    tensors = adapter.tensors if adapter else open_checkpoint(_tensor_file(path))
+    tensors = adapter.tensors.stored if adapter else open_checkpoint(_tensor_file(path))
     folder = tensors.path.parent
     config = _config(folder)
     sound = adapter is not None and not adapter.manifest.problems

@@ -11,7 +11,7 @@ from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.registry import FORMATS, format_named
 from lora_tools.verbs.convert import convert
-from lora_tools.verbs.inspect import Listing, open_checkpoint
+from lora_tools.verbs.inspect import Listing, read_or_list
 
 LITGPT, PEFT = format_named("litgpt"), format_named("peft")
 BASE = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -140,8 +140,8 @@ def test_the_base_is_needed_and_has_to_be_known(tmp_path):
         read(folder)
     assert "--base MODEL" in caught.value.__notes__[0]
     with pytest.raises(UnsupportedError, match="depend on the base model"):
-        open_checkpoint(folder)
-    assert isinstance(open_checkpoint(folder / "lit_model.pth.lora"), Listing)
+        read_or_list(folder)
+    assert isinstance(read_or_list(folder / "lit_model.pth.lora"), Listing)
     with pytest.raises(UnsupportedError, match="of type gpt_neox"):
         read(folder, base={"model_type": "gpt_neox"})
     with pytest.raises(FormatError, match="18 rows are not those of 7 heads"):

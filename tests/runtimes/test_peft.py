@@ -93,6 +93,13 @@ BAD = {
     "no prefix": ("prefix", {"change": renamed(PREFIX, "")}),
     "half a prefix": ("prefix", {"change": renamed(PREFIX, "base_model.")}),
     "prefix lost once": ("prefix", {"change": renamed(PREFIX + Q0, Q0)}),
+    "compiled": ("wrapped", {"change": renamed(PREFIX, f"{PREFIX}_orig_mod.")}),
+    "parallel": ("wrapped", {"change": renamed(PREFIX, f"{PREFIX}module.")}),
+    "wrapped twice": ("wrapped", {"change": renamed(PREFIX, 2 * PREFIX)}),
+    "a layer checkpointed": (
+        "wrapped",
+        {"change": renamed("layer.0.", "layer.0._checkpoint_wrapped_module.")},
+    ),
     "adapter's name": ("adapter-name", {"change": renamed(".weight", ".mine.weight")}),
     "bad pattern, never reached": ("expression", {"rank_pattern": {".*": 16, "(": 4}}),
     "bad exclusion": ("expression", {"exclude_modules": "(query"}),
@@ -163,8 +170,12 @@ def test_adapters_of_others_load_as_in_peft(name):
     judge.load(judge.base_of(folder), folder)
 
 
-@pytest.mark.parametrize("case", ["no prefix", "prefix lost once", "adapter's name"])
-def test_what_mends_it_mends_it(case, tmp_path):
+FIXABLE = ["no prefix", "prefix lost once", "adapter's name", "compiled", "parallel"]
+FIXABLE += ["wrapped twice", "a layer checkpointed"]
+
+
+@pytest.mark.parametrize("case", FIXABLE)
+def test_what_fixes_it_fixes_it(case, tmp_path):
     folder = craft(tmp_path / "bad", **BAD[case][1])
     (found,) = runtimes.judge(runtimes.subject(folder), PEFT).findings
     out = fixed(found.fix, tmp_path)

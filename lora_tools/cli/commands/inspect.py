@@ -28,7 +28,7 @@ from lora_tools.model import open_model
 from lora_tools.plot import FORMATS
 from lora_tools.runtimes import Judgement, Verdict, named
 from lora_tools.runtimes import to_text as verdicts_text
-from lora_tools.verbs.inspect import Listing, inspect, open_checkpoint
+from lora_tools.verbs.inspect import Listing, inspect, read_or_list
 from lora_tools.verbs.inspect.text import listing_text, to_text
 
 
@@ -114,7 +114,7 @@ def command(
         check_file(file, force=force)
     runtimes = named(asked, max_lora_rank=max_lora_rank)
     model = open_model(base) if base else None
-    found = open_checkpoint(source, runtimes, own, model.config if model else None, alpha)
+    found = read_or_list(source, runtimes, own, model.config if model else None, alpha)
     if isinstance(found, Listing):
         if html or plot:
             raise _nothing_to_draw(found)

@@ -72,6 +72,16 @@ PEFT = Runtime(
             whole=Verdict.NOTHING,
         ),
         Rule(
+            "wrapped",
+            Verdict.WRONG,
+            "Names do not hold what wrapped the model in training (`_orig_mod`,"
+            " `_checkpoint_wrapped_module`, `module`, PEFT itself a second time); tensors whose"
+            " names do are ignored.",
+            tensors.wrapped,
+            refolded,
+            whole=Verdict.NOTHING,
+        ),
+        Rule(
             "adapter-name",
             Verdict.WRONG,
             "Names do not hold the adapter's own, unless that is `default`; tensors whose names do"

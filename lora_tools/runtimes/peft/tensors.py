@@ -1,6 +1,7 @@
 """What PEFT makes of the tensors: which it ignores, and which it misses."""
 
 from lora_tools.errors import some
+from lora_tools.formats.wrapped import unwrapped
 from lora_tools.runtimes.base import Breach, Subject
 from lora_tools.runtimes.checks import breach
 from lora_tools.runtimes.keys import PREFIX, Pair
@@ -53,6 +54,17 @@ def unprefixed(subject: Subject) -> Breach | None:
     return breach(
         bare, f"{len(bare)} modules lack the prefix {PREFIX!r}, so their tensors are ignored"
     )
+
+
+@of_lora
+def wrapped(subject: Subject) -> Breach | None:
+    """Find names with what wrapped the model in training as a part of the path."""
+    keys = {p.path: p.keys[0] for p in _of_peft(subject) if p.key_prefix.startswith(PREFIX)}
+    lost = {path: key for path, key in keys.items() if unwrapped(key) != key}
+    if not lost:
+        return None
+    key = next(iter(lost.values()))
+    return Breach(f"a wrapper's name is left in the keys ({key}), so they are ignored", list(lost))
 
 
 @of_lora

@@ -8,9 +8,9 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.model import Model
 from lora_tools.runtimes import Runtime, judge, subject
 from lora_tools.verbs.inspect.inspection import Inspection
-from lora_tools.verbs.inspect.listing import Listing, open_checkpoint
+from lora_tools.verbs.inspect.listing import Listing, read_or_list
 
-__all__ = ["Inspection", "Listing", "inspect", "open_checkpoint"]
+__all__ = ["Inspection", "Listing", "inspect", "read_or_list"]
 
 
 def inspect(

@@ -94,7 +94,7 @@ class Listing:
         }
 
 
-def open_checkpoint(
+def read_or_list(
     path: str | Path,
     runtimes: Sequence[Runtime] = (),
     format: str | None = None,
