@@ -168,6 +168,7 @@ def read(
     tensors = _unwrapped(open_checkpoint(file))
     config, adapter_format = _config(file.parent), format_named(format) if format else None
     try:
+        _check_gathered(tensors)
         adapter_format = adapter_format or detected(
             tensors.specs, config, partial(_config, file.parent), file.name
         )
@@ -204,6 +205,19 @@ def _unwrapped(tensors: Checkpoint) -> Checkpoint:
     longer, shorter = next(iter(names.items()))
     note = f"{len(names)} names hold what wrapped the model in training: {longer}; what is written"
     return tensors.renamed(names, f"{note} is named {shorter}.")
+
+
+def _check_gathered(tensors: Checkpoint) -> None:
+    """Raise `FormatError` for the placeholders that ZeRO-3 leaves of parameters on other ranks."""
+    empty = [key for key, spec in tensors.specs.items() if spec.shape == (0,)]
+    if empty:
+        raise FormatError(
+            f"{len(empty)} of {len(tensors)} tensors are empty, as DeepSpeed ZeRO-3 saves"
+            f" parameters that it has not gathered: {some(empty)}"
+        ).hint(
+            "Save it again with stage3_gather_16bit_weights_on_model_save, or from the ZeRO"
+            " checkpoint by zero_to_fp32.py."
+        )
 
 
 def _state(format: Format, tensors: Checkpoint) -> str:

@@ -347,3 +347,12 @@ def test_an_adapter_that_contradicts_itself_can_be_looked_at(tmp_path):
     assert list(adapter) == ["h.0.q", "h.1.q"]
     assert len(adapter.manifest.problems) == 2
     assert adapter.manifest.specs.keys() == adapter.tensors.keys()
+
+
+def test_what_zero_3_has_not_gathered_is_named_as_that(tmp_path):
+    tensors = load_file(PLAIN / "adapter_model.safetensors")
+    first = next(iter(tensors))
+    shutil.copytree(PLAIN, tmp_path / "empty")
+    save_file(tensors | {first: torch.empty(0)}, tmp_path / "empty" / "adapter_model.safetensors")
+    with pytest.raises(FormatError, match=f"1 of 24 tensors are empty, as DeepSpeed ZeRO-3 .*{first}"):
+        read(tmp_path / "empty")
