@@ -354,5 +354,5 @@ def test_what_zero_3_has_not_gathered_is_named_as_that(tmp_path):
     first = next(iter(tensors))
     shutil.copytree(PLAIN, tmp_path / "empty")
     save_file(tensors | {first: torch.empty(0)}, tmp_path / "empty" / "adapter_model.safetensors")
-    with pytest.raises(FormatError, match=f"1 of 24 tensors are empty, as DeepSpeed ZeRO-3 .*{first}"):
+    with pytest.raises(FormatError, match=f"1 of 24 tensors are empty, as .* ZeRO-3 .*{first}"):
         read(tmp_path / "empty")
