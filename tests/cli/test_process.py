@@ -61,7 +61,7 @@ def begin(out: Path, block: str = ASLEEP, before: str = "") -> subprocess.Popen[
 
 @pytest.mark.parametrize("block", [ASLEEP, AT_WORK], ids=["main thread", "worker threads"])
 @pytest.mark.parametrize(
-    ("number", "status", "said"),
+    ("number", "status", "stated"),
     [
         (signal.SIGINT, 130, "Interrupted."),
         (signal.SIGTERM, 143, "Terminated."),

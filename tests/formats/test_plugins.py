@@ -99,8 +99,8 @@ class Mine:
     def read(self, contents):
         found = {}
         for key, spec in contents.specs.items():
-            key prefix, _, side = key.rpartition("|")
-            found.setdefault(key prefix, {})["a" if side == "in" else "b"] = Part(key, spec)
+            key_prefix, _, side = key.rpartition("|")
+            found.setdefault(key_prefix, {})["a" if side == "in" else "b"] = Part(key, spec)
         modules = described(found, str, {})
         alphas = (contents.config or {}).get("alphas")
         if alphas is None:

@@ -143,7 +143,7 @@ def test_what_is_dropped_is_listed(tmp_path):
 
 
 def test_a_kind_that_is_none_is_refused():
-    with pytest.raises(PolicyError, match="there is no kind dragons"):
+    with pytest.raises(PolicyError, match="there is no feature dragons"):
         convert(read(FIXTURES / "minilm-plain"), format_named("kohya"), drop=["dragons"])
 
 

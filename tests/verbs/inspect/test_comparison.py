@@ -43,10 +43,10 @@ def test_ratios_are_those_of_dense_matrices(name, dtype, base):
     weights = open_model(folder).tensors
     deltas = reference.deltas(FIXTURES / name)
     document = compared(name, folder)
-    stems = {module.name: module.stem for module in read(FIXTURES / name).manifest.modules}
+    prefixes = {module.name: module.key_prefix for module in read(FIXTURES / name).manifest.modules}
     for module in document["modules"]:
         weight = weights[module["base"]["weight"]].double()
-        norm = float(deltas[stems[module["module"]]].norm())
+        norm = float(deltas[prefixes[module["module"]]].norm())
         assert module["base"]["norm"] == pytest.approx(float(weight.norm()), rel=1e-6)
         assert module["base"]["ratio"] == pytest.approx(norm / float(weight.norm()), rel=1e-5)
     assert document["base"] == {

@@ -55,7 +55,10 @@ def test_figures_are_those_of_the_dense_update(adapter_path):
     dense = reference.deltas(adapter_path)
     document = spectral(adapter_path)
     for module, described in zip(adapter.manifest.modules, document["modules"], strict=True):
-        figures, wanted = described["spectrum"], dense_figures(dense[module.stem], module.rank)
+        figures, wanted = (
+            described["spectrum"],
+            dense_figures(dense[module.key_prefix], module.rank),
+        )
         assert figures["state"] == "finite"
         for field in ("norm", "sigma_max", "stable_rank", "effective_rank"):
             assert figures[field] == pytest.approx(wanted[field], rel=1e-5), field
