@@ -85,9 +85,11 @@ def test_an_extraction_knows_no_runtime(models, tmp_path):
     assert sorted(found & ({"torch"} | DRAWING | HUB | PUBLISHING | RUNTIMES | SLOW)) == []
 
 
-def test_a_merge_knows_no_runtime(models, tmp_path):
+def test_a_merge_by_name_into_a_model_without_a_head_needs_no_family(models, tmp_path):
     found = imported(tmp_path / "modules", "merge", models[0], PLAIN, tmp_path / "out")
-    assert sorted(found & ({"torch"} | DRAWING | HUB | PUBLISHING | RUNTIMES | SLOW)) == []
+    assert (
+        sorted(found & ({"torch"} | DRAWING | FAMILIES | HUB | PUBLISHING | RUNTIMES | SLOW)) == []
+    )
 
 
 def test_adapters_that_are_rewritten_or_compared_need_no_family_and_no_runtime(tmp_path):
