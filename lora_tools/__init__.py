@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from lora_tools.verbs.diff import diff
     from lora_tools.verbs.inspect import inspect, read_or_list
     from lora_tools.verbs.shrink import shrink, survey
-
-    __version__: str
+    from lora_tools.version import __version__ as __version__
 
 _MODULES = {
     "adapter": ("Adapter", "read", "write"),
@@ -44,6 +43,7 @@ _MODULES = {
     "remote": ("locate",),
     "report": ("Report",),
     "files.writer": ("staged",),
+    "version": ("__version__",),
     "update": ("Biased", "DoRA", "LowRank", "Update"),
 }
 _MODULE = {name: module for module, names in _MODULES.items() for name in names}
@@ -88,8 +88,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name's module when the name is first used."""
-    if name == "__version__":
-        return import_module("importlib.metadata").version("lora-tools")
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
+from lora_tools.architectures import families as known_families
 from lora_tools.architectures.family import Family
 from lora_tools.architectures.index import Candidate, PathMatch, everywhere, matches
 from lora_tools.architectures.layout import Dimensions
@@ -125,11 +126,8 @@ def detect(
     them, by name, by rows per column and by number of blocks. Names that no family knows come
     last, behind the prefix "". ``families``: those to choose from, by default all.
     """
-    if families is None:
-        from lora_tools.architectures.families import FAMILIES  # which most files do without
-
-        families = FAMILIES
-    return tuple(_components(dict(modules), tuple(families)))
+    among = known_families.FAMILIES if families is None else families
+    return tuple(_components(dict(modules), tuple(among)))
 
 
 def _components(

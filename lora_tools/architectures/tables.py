@@ -69,6 +69,8 @@ def expand(text: str) -> tuple[str, ...]:
     >>> expand("to_{q,k}"), expand("{,x.}y")
     (('to_q', 'to_k'), ('y', 'x.y'))
     """
+    if "{" not in text:
+        return (text,)
     found = re.search(r"\{([^{}]*)\}", text)
     if found is None:
         return (text,)

@@ -10,6 +10,7 @@ from lora_tools.cli.console import complain, say, trace, usage
 from lora_tools.cli.process import Terminated, leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
+from lora_tools.version import __version__
 
 COMMANDS = (
     "convert",
@@ -40,7 +41,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lora-tools")
+@click.version_option(__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:

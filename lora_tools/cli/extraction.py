@@ -85,13 +85,12 @@ def extraction_options(function: Command) -> Command:
         runtime = options.pop("runtime")
 
         def wanted(device: str) -> "ExtractOptions":
-            from lora_tools.runtimes import VLLM
             from lora_tools.verbs.extract import ExtractOptions, Precision  # imports numpy
 
             return ExtractOptions(
                 **values,
                 precision=Precision(tolerance=tolerance, exact=exact),
-                runtime=VLLM if runtime else None,
+                runtime=runtime,
                 device=device,
             )
 

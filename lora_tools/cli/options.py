@@ -12,6 +12,7 @@ from lora_tools.errors import DeviceError, PolicyError
 
 if TYPE_CHECKING:
     from lora_tools.executors import Executor
+    from lora_tools.runtimes import Runtime
 
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
@@ -28,6 +29,14 @@ def together(*options: Option) -> Option:
         return function
 
     return add
+
+
+def _runtime(context: click.Context, option: click.Parameter, name: str | None) -> "Runtime | None":
+    if name is None:
+        return None
+    from lora_tools.runtimes import VLLM  # with the rules of all runtimes, which few ask for
+
+    return VLLM
 
 
 source_argument = click.argument("source", type=LocalOrHub())
@@ -54,6 +63,7 @@ vllm_option = click.option(
     "--for",
     "runtime",
     type=click.Choice(["vllm"]),
+    callback=_runtime,
     help="One rank that vLLM allows, zero-padded, without patterns; refuse what it refuses.",
 )
 

@@ -19,6 +19,7 @@ from lora_tools.cli.types import POSITIVE, ByteSize, CountOrShare, PatternRank
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
     from lora_tools.rewrite import RewriteOptions
+    from lora_tools.runtimes import Runtime
 
 
 class Sized(Protocol):
@@ -62,14 +63,13 @@ class Limits:
     """How ranks are limited and factors written."""
 
     values: dict[str, Any]
-    vllm: bool
+    runtime: "Runtime | None" = None
 
     def options(self, device: str) -> "RewriteOptions":
         """Return the options of the library; imports torch."""
         from lora_tools.rewrite import RewriteOptions
-        from lora_tools.runtimes import VLLM
 
-        return RewriteOptions(**self.values, runtime=VLLM if self.vllm else None, device=device)
+        return RewriteOptions(**self.values, runtime=self.runtime, device=device)
 
 
 POLICIES = (
@@ -159,10 +159,9 @@ def limit_options(function: Command) -> Command:
     )
 
     @wraps(function)
-    def command(*arguments: Any, runtime: str | None, **options: Any) -> Any:
+    def command(*arguments: Any, runtime: "Runtime | None", **options: Any) -> Any:
         values = {name: options.pop(name) for name in names}
-        limits = Limits(values, vllm=runtime == "vllm")
-        return function(*arguments, limits=limits, **options)
+        return function(*arguments, limits=Limits(values, runtime), **options)
 
     return together(*LIMITS)(command)
 

@@ -1,7 +1,6 @@
 """How jobs are mapped: one after another or by threads, with one meaning."""
 
-from lora_tools.executors.base import Executor
-from lora_tools.executors.serial import Serial
-from lora_tools.executors.threads import Threads
+from lora_tools.executors.base import Executor, Serial
+from lora_tools.executors.threads import Threads, ahead
 
-__all__ = ["Executor", "Serial", "Threads"]
+__all__ = ["Executor", "Serial", "Threads", "ahead"]

@@ -1,4 +1,4 @@
-"""Jobs on threads: torch releases the interpreter while it computes."""
+"""Jobs on threads: torch lets others run while it computes, and so does reading a file."""
 
 import sys
 from collections import deque
@@ -49,3 +49,19 @@ def _on_one_core(task: Callable[[Job], Result], job: Job) -> Result:
 
         torch.set_num_threads(1)
     return task(job)
+
+
+def ahead(load: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """Yield ``load(job)`` in order, one job ahead of the reader; memory holds two results."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        pending = None
+        for job in jobs:
+            following = pool.submit(load, job)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

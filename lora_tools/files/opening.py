@@ -9,7 +9,6 @@ from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.gguf import read_gguf
 from lora_tools.files.header import Spec, read_header
 from lora_tools.files.inputs import is_present
-from lora_tools.files.npz import read_npz
 from lora_tools.files.objects import read_object
 from lora_tools.files.place import Place
 from lora_tools.files.typed import Fields
@@ -43,6 +42,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
         return load_pickle(path)
     if path.suffix == ".npz":
+        from lora_tools.files.npz import read_npz  # needs zipfile, and few files are such
+
         return read_npz(path)
     if path.suffix == ".gguf":
         return read_gguf(path)

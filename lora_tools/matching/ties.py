@@ -10,6 +10,8 @@ from lora_tools.model import Model
 
 WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
 """How the names of architectures end that score tokens."""
+ANY_HEADS = (*HEADS, "output_layer")
+"""How the names of all families' heads end, whichever tool names them."""
 
 
 class TiedWeights(NamedTuple):
@@ -27,6 +29,9 @@ def tie_of(base: Model) -> TiedWeights | None:
     has no head of its own is tied.
     """
     specs, architecture = base.tensors.specs, base.architecture or ""
+    scores = architecture.endswith(WITH_HEAD)
+    if not scores and not any(ends(key, ANY_HEADS) for key in specs):
+        return None  # without asking the families, whose import takes longer
     pair, always = _by_family(base), False
     if pair is not None:
         embedding, name, always = pair
@@ -39,7 +44,7 @@ def tie_of(base: Model) -> TiedWeights | None:
         embedding = by_name
         masked = architecture.endswith("ForMaskedLM") and "word_embeddings" in embedding
         name = head or f"{HEADS[2] if masked else HEADS[0]}.weight"
-    if not (head or architecture.endswith(WITH_HEAD)):
+    if not (head or scores):
         return None
     stated = "tie_word_embeddings" in base.config
     if base.tied or (not stated and (head is None or always)):

@@ -1,14 +1,16 @@
 """What can be asked of a rewrite, beside its policy."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.formats.manifest import Module
 from lora_tools.names import matches
 from lora_tools.rewrite.source import Source
-from lora_tools.runtimes import Runtime
 from lora_tools.scaling import alpha_at
+
+if TYPE_CHECKING:
+    from lora_tools.runtimes import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class RewriteOptions:
     """Dtype of the factors written, as safetensors names it; None: each keeps its own."""
     scale: Literal["fold", "keep"] = "fold"
     """Fold the scale into the factors, which every runtime reads alike, or leave it to alpha."""
-    runtime: Runtime | None = None
+    runtime: "Runtime | None" = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class RewriteOptions:
         if self.runtime:
             self._check_runtime(self.runtime, adapter)
 
-    def _check_runtime(self, runtime: Runtime, adapter: Source) -> None:
+    def _check_runtime(self, runtime: "Runtime", adapter: Source) -> None:
         manifest = adapter.manifest
         kinds = {extra.key: extra.kind for extra in manifest.extras} | {
             part.key: "bias" if role == "bias" else "DoRA magnitude"

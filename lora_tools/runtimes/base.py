@@ -146,6 +146,11 @@ class Judgement:
         found = (finding.verdict for finding in self.findings)
         return max(found, key=lambda verdict: verdict.severity, default=Verdict.LOADS)
 
+    @property
+    def loads(self) -> bool:
+        """Whether the adapter loads as it is meant."""
+        return self.verdict is Verdict.LOADS
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, as `docs/report.md` describes it."""
         return {

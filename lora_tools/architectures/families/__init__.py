@@ -1,85 +1,64 @@
 """The families that are known. A new one is a file here and a line in the list."""
 
-from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
 
-from lora_tools.architectures.families import gemma, hunyuan_video, llama, ltx, pixart, qwen
-from lora_tools.architectures.families import stable_diffusion as sd
-from lora_tools.architectures.families.auraflow import AURAFLOW
-from lora_tools.architectures.families.autoencoder import AUTOENCODER_KL
-from lora_tools.architectures.families.bert import BERT
-from lora_tools.architectures.families.cascade import CASCADE
-from lora_tools.architectures.families.chatglm import CHATGLM
-from lora_tools.architectures.families.chroma import CHROMA
-from lora_tools.architectures.families.clip import CLIP
-from lora_tools.architectures.families.cogvideox import COGVIDEOX
-from lora_tools.architectures.families.cosmos import COSMOS2
-from lora_tools.architectures.families.falcon import BLOOM, FALCON
-from lora_tools.architectures.families.flux1 import FLUX1
-from lora_tools.architectures.families.flux2 import FLUX2
-from lora_tools.architectures.families.gpt2 import GPT2
-from lora_tools.architectures.families.gpt_neox import GPT_NEOX
-from lora_tools.architectures.families.gpt_oss import GPT_OSS
-from lora_tools.architectures.families.krea2 import KREA2
-from lora_tools.architectures.families.lumina2 import LUMINA2
-from lora_tools.architectures.families.minimax_h3 import MINIMAX_H3
-from lora_tools.architectures.families.mixtral import MIXTRAL
-from lora_tools.architectures.families.phi3 import PHI3
-from lora_tools.architectures.families.qwen_image import QWEN_IMAGE
-from lora_tools.architectures.families.qwen_moe import QWEN_MOE
-from lora_tools.architectures.families.sd3 import SD3
-from lora_tools.architectures.families.t5 import T5
-from lora_tools.architectures.families.wan import WAN
-from lora_tools.architectures.families.z_image import Z_IMAGE
 from lora_tools.architectures.family import Family
 
-FAMILIES: tuple[Family, ...] = (
-    sd.SD,
-    sd.SDXL,
-    sd.REFINER,
-    CASCADE,
-    SD3,
-    FLUX1,
-    FLUX2,
-    CHROMA,
-    WAN,
-    hunyuan_video.HUNYUAN_VIDEO,
-    hunyuan_video.HUNYUAN_VIDEO_15,
-    QWEN_IMAGE,
-    Z_IMAGE,
-    LUMINA2,
-    ltx.LTX,
-    ltx.LTX2,
-    AURAFLOW,
-    pixart.PIXART,
-    pixart.SANA,
-    COGVIDEOX,
-    COSMOS2,
-    KREA2,
-    MINIMAX_H3,
-    AUTOENCODER_KL,
-    CLIP,
-    T5,
-    BERT,
-    llama.LLAMA,
-    llama.GRANITE,
-    llama.SMOLLM3,
-    qwen.QWEN2,
-    qwen.QWEN3,
-    gemma.GEMMA,
-    gemma.GEMMA2,
-    gemma.GEMMA3,
-    PHI3,
-    MIXTRAL,
-    QWEN_MOE,
-    GPT_OSS,
-    GPT2,
-    GPT_NEOX,
-    FALCON,
-    BLOOM,
-    CHATGLM,
+FILES = (
+    "stable_diffusion",
+    "cascade",
+    "sd3",
+    "flux1",
+    "flux2",
+    "chroma",
+    "wan",
+    "hunyuan_video",
+    "qwen_image",
+    "z_image",
+    "lumina2",
+    "ltx",
+    "auraflow",
+    "pixart",
+    "cogvideox",
+    "cosmos",
+    "krea2",
+    "minimax_h3",
+    "autoencoder",
+    "clip",
+    "t5",
+    "bert",
+    "llama",
+    "qwen",
+    "gemma",
+    "phi3",
+    "mixtral",
+    "qwen_moe",
+    "gpt_oss",
+    "gpt2",
+    "gpt_neox",
+    "falcon",
+    "chatglm",
 )
+"""Each has one family or several."""
+
+FAMILIES: tuple[Family, ...]
+"""All of them, imported when they are first asked for: most files do without."""
 
 
-def family(name: str, families: Iterable[Family] = FAMILIES) -> Family:
+@cache
+def _imported() -> tuple[Family, ...]:
+    modules = [import_module(f"{__name__}.{file}") for file in FILES]
+    values = (value for module in modules for value in vars(module).values())
+    return tuple(value for value in values if isinstance(value, Family))
+
+
+def __getattr__(name: str) -> tuple[Family, ...]:
+    if name == "FAMILIES":
+        return _imported()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def family(name: str) -> Family:
     """Return the family of a name; `KeyError` if there is none."""
-    return {each.name: each for each in families}[name]
+    return {each.name: each for each in _imported()}[name]

@@ -115,7 +115,7 @@ def command(
     executor = make_executor("cpu", jobs)
     of = translate(adapter, format, executor, drop=drop, paths=model or ())
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
-    limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
+    limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})
     policy = choice.policy(of) if choice else None
     plan = _plan(of, policy, limits, executor if quiet else Visible(executor))
     report = plan.report("convert", str(policy or ""), began)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,10 +26,11 @@ from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_file, staged_file
 from lora_tools.model import open_model
 from lora_tools.plot import FORMATS
-from lora_tools.runtimes import Judgement, Verdict, named
-from lora_tools.runtimes import to_text as verdicts_text
 from lora_tools.verbs.inspect import Listing, inspect, read_or_list
 from lora_tools.verbs.inspect.text import listing_text, to_text
+
+if TYPE_CHECKING:
+    from lora_tools.runtimes import Judgement, Runtime
 
 
 class Picture(click.Path):
@@ -112,7 +113,7 @@ def command(
     """
     for file in filter(None, (html, plot)):
         check_file(file, force=force)
-    runtimes = named(asked, max_lora_rank=max_lora_rank)
+    runtimes = _runtimes(asked, max_lora_rank)
     model = open_model(base) if base else None
     found = read_or_list(source, runtimes, own, model.config if model else None, alpha)
     if isinstance(found, Listing):
@@ -138,8 +139,16 @@ def command(
     return _verdict(result.judgements) or (1 if document["problems"] else 0)
 
 
+def _runtimes(asked: Sequence[str], max_lora_rank: int) -> "Sequence[Runtime]":
+    if not asked:
+        return ()
+    from lora_tools.runtimes import named  # with the rules of all, which few ask for
+
+    return named(asked, max_lora_rank=max_lora_rank)
+
+
 def _write_page(document: dict[str, Any], file: Path, of: Adapter, *, force: Force) -> None:
-    from lora_tools.page import render
+    from lora_tools.page import render  # which few ask for
 
     page = render(document)
     with staged_file(file, force=force, sources=of.files) as place:
@@ -147,7 +156,7 @@ def _write_page(document: dict[str, Any], file: Path, of: Adapter, *, force: For
 
 
 def _draw(document: dict[str, Any], file: Path, of: Adapter, *, force: Force) -> None:
-    from lora_tools.plot import draw
+    from lora_tools.plot.figure import draw  # brings statistics, which take as long as a header
 
     with staged_file(file, force=force, sources=of.files) as place, naming(place):
         draw(document, place)
@@ -160,17 +169,21 @@ def _nothing_to_draw(listing: Listing) -> UnsupportedError:
 
 
 def _show(
-    document: dict[str, Any], text: str, judgements: Sequence[Judgement], *, as_json: bool
+    document: dict[str, Any], text: str, judgements: "Sequence[Judgement]", *, as_json: bool
 ) -> None:
     if as_json:
         show_json(document)
-    else:
-        show("\n\n".join(filter(None, [text, verdicts_text(judgements)])))
+        return
+    if judgements:
+        from lora_tools.runtimes import to_text as verdicts_text  # as above
+
+        text = "\n\n".join(filter(None, [text, verdicts_text(judgements)]))
+    show(text)
 
 
-def _verdict(judgements: Sequence[Judgement]) -> int:
+def _verdict(judgements: "Sequence[Judgement]") -> int:
     """Return the status of what the runtimes make of it: 4 if one does not load it as it is."""
-    return 0 if all(judgement.verdict is Verdict.LOADS for judgement in judgements) else 4
+    return 0 if all(judgement.loads for judgement in judgements) else 4
 
 
 def _list(listing: Listing, *, as_json: bool) -> int:

@@ -8,7 +8,8 @@ import click
 from lora_tools.adapter import README
 from lora_tools.cli.console import say, show, show_json
 from lora_tools.cli.options import dry_run_option, json_option, pattern_options, quiet_option
-from lora_tools.cli.publish import Repo, outcome, push, to_json, visibility, visibility_option
+from lora_tools.cli.publication import outcome, push, to_json, visibility
+from lora_tools.cli.publish import Repo, visibility_option
 from lora_tools.files.disk import write_text
 from lora_tools.files.temporary import temporary_folder
 from lora_tools.files.writer import staged_file

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from lora_tools.errors import BoundError, FormatError
-from lora_tools.executors import Executor, Serial
-from lora_tools.executors.ahead import ahead
+from lora_tools.executors import Executor, Serial, ahead
 from lora_tools.files.journal import Journal, Resume, journaled
 from lora_tools.files.ours import Force
 from lora_tools.files.transient import TransientFiles

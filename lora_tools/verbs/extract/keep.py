@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from lora_tools.files.layout import layout
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.files.writer import TensorWriter
 from lora_tools.model import Model
+from lora_tools.version import __version__
 
 PIECES = "pieces"
 
@@ -74,7 +74,7 @@ def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str
         "tuned": _files(tuned),
         "settings": dict(settings),
         "versions": {
-            "lora-tools": version("lora-tools"),
+            "lora-tools": __version__,
             "numpy": np.__version__,
         },
     }

@@ -1,15 +1,17 @@
 """What can be asked of an extraction, beside its policy."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_tools.errors import PolicyError
 from lora_tools.formats.sites import Embedding
 from lora_tools.linalg.krylov import Precision
 from lora_tools.names import matches
-from lora_tools.runtimes import Runtime
 from lora_tools.verbs.extract.pairs import WeightPair
 from lora_tools.verbs.extract.sites import by_token
+
+if TYPE_CHECKING:
+    from lora_tools.runtimes import Runtime
 
 Treatment = Literal["lora", "full", "skip"]
 
@@ -36,7 +38,7 @@ class ExtractOptions:
     """Leave out tensors that hold NaN or Inf."""
     base_model: str | None = None
     """What the adapter calls its base."""
-    runtime: Runtime | None = None
+    runtime: "Runtime | None" = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lora_tools.adapter import Adapter
 from lora_tools.executors import Executor, Serial
 from lora_tools.model import Model
-from lora_tools.runtimes import Runtime, judge, subject
 from lora_tools.verbs.inspect.inspection import Inspection
-from lora_tools.verbs.inspect.listing import Listing, read_or_list
+from lora_tools.verbs.inspect.listing import Listing, read_or_list, verdicts
+
+if TYPE_CHECKING:
+    from lora_tools.runtimes import Runtime
 
 __all__ = ["Inspection", "Listing", "inspect", "read_or_list"]
 
@@ -18,7 +21,7 @@ def inspect(
     *,
     spectrum: bool = False,
     base: Model | None = None,
-    runtimes: Sequence[Runtime] = (),
+    runtimes: "Sequence[Runtime]" = (),
     executor: Executor | None = None,
     device: str = "cpu",
 ) -> Inspection:
@@ -30,9 +33,7 @@ def inspect(
     Inf do not stop it: they are what it finds. Raises `FormatError` if the modules fit the base
     in several places. The base that the adapter names is not looked for: ``base`` is what is read.
     """
-    about = subject(adapter) if runtimes else None
-    judgements = tuple(judge(about, runtime) for runtime in runtimes if about)
-    known = Inspection(adapter, base, judgements=judgements)
+    known = Inspection(adapter, base, judgements=verdicts(adapter, runtimes))
     if not spectrum and base is None:
         return known
     from lora_tools.verbs.inspect.comparison import compare

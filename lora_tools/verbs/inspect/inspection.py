@@ -9,11 +9,11 @@ from lora_tools.adapter import Adapter
 from lora_tools.formats.manifest import Module
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
 from lora_tools.model import Model
-from lora_tools.runtimes import Judgement
 from lora_tools.verbs.inspect.groups import groups
 from lora_tools.verbs.inspect.origin import scale_model, task, trained_by, variants
 
 if TYPE_CHECKING:
+    from lora_tools.runtimes import Judgement
     from lora_tools.verbs.inspect.comparison import BaseComparison
     from lora_tools.verbs.inspect.spectra import Spectra
 
@@ -36,7 +36,7 @@ class Inspection:
     """The base model, if it was given."""
     spectra: "Spectra | None" = None
     comparison: "BaseComparison | None" = None
-    judgements: tuple[Judgement, ...] = ()
+    judgements: "tuple[Judgement, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description in the schema that `docs/report.md` describes."""

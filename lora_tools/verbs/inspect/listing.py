@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_tools.adapter import Adapter, read
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, UnsupportedError
@@ -13,7 +13,9 @@ from lora_tools.files.header import Spec
 from lora_tools.formats.registry import UNREADABLE, format_named
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
-from lora_tools.runtimes import Judgement, Runtime, judge, subject
+
+if TYPE_CHECKING:
+    from lora_tools.runtimes import Judgement, Runtime
 
 SCHEMA = "lora-tools/tensors/1"
 
@@ -47,7 +49,7 @@ class Listing:
     model: Model
     reason: LoraToolsError
     """Why it was not read as an adapter."""
-    judgements: tuple[Judgement, ...] = ()
+    judgements: "tuple[Judgement, ...]" = ()
 
     @property
     def is_adapter(self) -> bool:
@@ -96,7 +98,7 @@ class Listing:
 
 def read_or_list(
     path: str | Path,
-    runtimes: Sequence[Runtime] = (),
+    runtimes: "Sequence[Runtime]" = (),
     format: str | None = None,
     base: Mapping[str, Any] | None = None,
     alpha: float | None = None,
@@ -115,9 +117,18 @@ def read_or_list(
     try:
         return read(path, format, strict=False, base=base, alpha=alpha)
     except (FormatError, UnsupportedError) as error:
-        about = subject(path) if runtimes else None
-        judgements = tuple(judge(about, runtime) for runtime in runtimes if about)
+        judgements = verdicts(path, runtimes)
         try:
             return Listing(open_model(path), error, judgements)
         except CheckpointError:
             raise error from None  # no checkpoint by itself: why it is no adapter, says more
+
+
+def verdicts(source: Adapter | Path, runtimes: "Sequence[Runtime]") -> "tuple[Judgement, ...]":
+    """Return what each runtime makes of an adapter that was read, or of what lies at a path."""
+    if not runtimes:
+        return ()
+    from lora_tools.runtimes import judge, subject  # with the rules of all, which few ask for
+
+    about = subject(source)
+    return tuple(judge(about, runtime) for runtime in runtimes)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lora_tools.adapter import Adapter
 from lora_tools.model import Model
 from lora_tools.report import block
-from lora_tools.runtimes import RUNTIMES, Runtime, Verdict, judge, subject, vllm
+from lora_tools.runtimes import RUNTIMES, Runtime, judge, subject, vllm
 from lora_tools.text import json_text
 
 
@@ -40,7 +40,7 @@ def loading(of: Adapter | Model, repo: str, base: str | None) -> Iterator[str]:
 
 
 def _loads(adapter: Adapter, runtime: Runtime) -> bool:
-    return judge(subject(adapter), runtime).verdict is Verdict.LOADS
+    return judge(subject(adapter), runtime).loads
 
 
 def _rank(adapter: Adapter, runtime: Runtime) -> int | None:

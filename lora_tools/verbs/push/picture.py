@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import PackageError
-from lora_tools.plot import draw
+from lora_tools.plot.figure import draw
 from lora_tools.verbs.inspect import inspect
 
 NAME = "lora_tools_spectra.png"

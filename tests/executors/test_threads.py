@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from lora_tools.executors.ahead import ahead
+from lora_tools.executors.threads import ahead
 
 
 def test_results_come_in_the_order_of_the_jobs():

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from lora_tools.errors import PackageError
-from lora_tools.plot import FORMATS, draw
+from lora_tools.plot import FORMATS
+from lora_tools.plot.figure import draw
 
 CASES = {
     "one": documents.document(["encoder.layer.0.attention.self.query"]),

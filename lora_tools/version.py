@@ -1,0 +1,3 @@
+"""The version of lora-tools."""
+
+__version__ = "0.1.0"
