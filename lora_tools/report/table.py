@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from tabulate import tabulate
-
 from lora_tools.report.markdown import code, plain
 from lora_tools.text import cut, label
 
@@ -24,6 +22,8 @@ def table(
     align: Sequence[str] | None = None,
 ) -> str:
     """Return rows as a table. Names are cut in the middle, and shown as they are."""
+    from tabulate import tabulate  # takes a sixth of an inspect to import, and JSON needs none
+
     show = _in_markdown if style == PIPE else label
     cells = [[show(cell) for cell in row] for row in rows]
     return tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=align)
