@@ -10,6 +10,7 @@ from typing import Any
 from lora_tools.adapter import Adapter, read
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, UnsupportedError
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.formats.registry import UNREADABLE, format_named
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
@@ -95,7 +96,7 @@ class Listing:
 
 
 def open_checkpoint(
-    path: str | Path,
+    path: str | Location,
     runtimes: Sequence[Runtime] = (),
     format: str | None = None,
     base: Mapping[str, Any] | None = None,
@@ -109,7 +110,7 @@ def open_checkpoint(
 
     Raises `CheckpointError` for what is missing or damaged.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
+    path = Path(path) if isinstance(path, str) else path
     if format:
         format_named(format)  # a name that is none is no property of the file
     try:
