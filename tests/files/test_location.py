@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lora_tools.files.inputs import is_present
-from lora_tools.files.location import Location, entries, size_of
+from lora_tools.files.location import Location, entries, known_sha256, size_of
 from lora_tools.files.private import allowed
 from lora_tools.files.sides import side_files
 from lora_tools.hub.location import HubLocation
@@ -79,6 +79,17 @@ def test_sizes(folder):
     assert {name: size_of(folder / name) for name in FILES} == FILES
     with pytest.raises(FileNotFoundError, match="none"):
         size_of(folder / "none")
+
+
+def test_what_is_known_of_a_file_elsewhere_is_asked_without_reading_it(tmp_path):
+    files = {
+        "large.safetensors": Blob(9, "b" * 40, "a" * 64),
+        "small.json": Blob(2, "c" * 40, None),
+    }
+    elsewhere = HubLocation(Snapshot("org/name", "c" * 40, files))
+    assert known_sha256(elsewhere / "large.safetensors") == "a" * 64
+    assert known_sha256(elsewhere / "small.json") is None
+    assert known_sha256(tmp_path) is None
 
 
 def test_side_files(folder):
