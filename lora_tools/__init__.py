@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from lora_tools.executors import Executor, Serial, Threads
     from lora_tools.files.writer import staged
     from lora_tools.formats.registry import format_named
+    from lora_tools.hub import locate
     from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams, RankPolicy
     from lora_tools.linalg.svd import SVD, svd
     from lora_tools.model import Model, open_model
-    from lora_tools.remote import locate
     from lora_tools.report import Report
     from lora_tools.rewrite import RewriteOptions
     from lora_tools.runtimes import VLLM
@@ -40,7 +40,7 @@ _MODULES = {
     "verbs.shrink": ("shrink", "survey"),
     "rewrite": ("RewriteOptions",),
     "runtimes": ("VLLM",),
-    "remote": ("locate",),
+    "hub": ("locate",),
     "report": ("Report",),
     "files.writer": ("staged",),
     "version": ("__version__",),

@@ -21,6 +21,7 @@ from lora_tools.files.disk import write_text
 from lora_tools.files.fingerprint import check_state, state
 from lora_tools.files.inputs import is_present
 from lora_tools.files.layout import Layout
+from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX, open_checkpoint
 from lora_tools.files.ours import REPORT as OURS
@@ -46,7 +47,7 @@ QUANTISED = ("quantization_config", "compression_config")
 class Adapter(Mapping[str, "Update"]):
     """The updates of an adapter by module name, each read when it is asked for."""
 
-    path: Path
+    path: Location
     """What was asked for: a folder or a file."""
     format: Format
     manifest: Manifest
@@ -129,7 +130,7 @@ class Adapter(Mapping[str, "Update"]):
             ).hint("Give the base model, whose config.json says it: --base MODEL.")
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Every file that it is read from, or that goes along with it."""
         config = self.format.config_file
         beside = (self.tensors.path.parent / config,) if config else ()
@@ -145,7 +146,7 @@ class Adapter(Mapping[str, "Update"]):
 
 
 def read(
-    path: str | Path,
+    path: str | Location,
     format: str | None = None,
     *,
     strict: bool = True,
@@ -163,7 +164,7 @@ def read(
     contradicts itself or is in no known format, and `UnsupportedError` if it is not a sum of
     matrices.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
+    path = Path(path) if isinstance(path, str) else path
     file = _tensor_file(path)
     tensors = _unwrapped(open_checkpoint(file))
     config, adapter_format = _config(file.parent), format_named(format) if format else None
@@ -185,7 +186,7 @@ def read(
 
 
 def _read_again(
-    path: Path, format: str, strict: bool, base: bytes | None, alpha: float | None, before: str
+    path: Location, format: str, strict: bool, base: bytes | None, alpha: float | None, before: str
 ) -> Adapter:
     """Read an adapter that another process has read: what is sound there is to be so here."""
     config = None if base is None else json.loads(zlib.decompress(base))
@@ -284,7 +285,7 @@ def write(
 def tensor_name(format: Format, like: Adapter) -> str:
     """Return what a format calls its file: its own name for it, or else that of the source."""
     own = format.files[0] if format.files else ""
-    return own or like.tensors.path.with_suffix(format.container.suffix).name
+    return own or Path(like.tensors.path.name).with_suffix(format.container.suffix).name
 
 
 def laid_out(format: Format, manifest: Manifest) -> Layout:
@@ -292,7 +293,7 @@ def laid_out(format: Format, manifest: Manifest) -> Layout:
     return format.container.layout(manifest.specs, manifest.metadata)
 
 
-def _tensor_file(path: Path) -> Path:
+def _tensor_file(path: Location) -> Location:
     if not path.is_dir():
         if not is_present(path):
             raise CheckpointError(f"{path}: no such file or folder")
@@ -302,7 +303,7 @@ def _tensor_file(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
     patterns = (f"*{INDEX}", "*.safetensors", "*.gguf")
-    found = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
+    found = next(filter(None, (entries(path, pattern) for pattern in patterns)), [])
     if len(found) == 1:
         return found[0]
     if found:
@@ -315,7 +316,7 @@ def _tensor_file(path: Path) -> Path:
     )
 
 
-def _config(folder: Path, own: Format | None = None) -> Mapping[str, Any] | None:
+def _config(folder: Location, own: Format | None = None) -> Mapping[str, Any] | None:
     """Return the configuration of a format, or else the one that a neighbour of it left there."""
     for format in (*([own] if own else []), *FORMATS):
         file = folder / format.config_file if format.config_file else None
@@ -335,7 +336,7 @@ def _idle(format: Format, contents: Contents) -> Iterator[str]:
     yield "Its files say alpha: --alpha is ignored."
 
 
-def _contradiction(path: Path, problems: tuple[str, ...]) -> FormatError:
+def _contradiction(path: Location, problems: tuple[str, ...]) -> FormatError:
     error = FormatError(f"{path}: configuration and tensors do not fit together:")
     return error.listing(problems, most=5).hint(
         f"`lora-tools inspect {path}` shows all that is in it."

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from lora_tools.codecs.unread import recognised
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.files.place import Place, Reader, expect
 from lora_tools.model import Model
 from lora_tools.shapes import Float
@@ -55,7 +55,7 @@ class Weight:
         return not self.plain or self.spec.dtype in FLOATS
 
     @property
-    def files(self) -> set[Path]:
+    def files(self) -> set[Location]:
         """The files that it is read from."""
         return {place.path for place in self.values if isinstance(place, Place)}
 
@@ -135,7 +135,7 @@ class Base(Mapping[str, Weight]):
         return len(self._weights)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """What was asked for: a folder or a file."""
         return self.model.path
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from lora_tools.errors import FormatError
 from lora_tools.files.disk import naming
+from lora_tools.files.inputs import is_present
+from lora_tools.files.location import Location
 from lora_tools.files.objects import yaml_object
 from lora_tools.files.sides import create, opened, why_not
 
@@ -19,15 +21,15 @@ END = "<!-- lora-tools: end -->"
 SECTION = re.compile(rf"{BEGIN}(?:(?!{BEGIN}).)*?{END}\n?", re.DOTALL)
 
 
-def carry(readme: Path, target: Path, section: str) -> tuple[str, ...]:
+def carry(readme: Location, target: Path, section: str) -> tuple[str, ...]:
     """Copy a README with our section in it; return what a person should know of that.
 
     Writes nothing if there is none, or none that may go along. One that is not UTF-8 stays as it
     is, byte for byte.
     """
-    if not (readme.is_symlink() or readme.exists()):
+    if not is_present(readme):
         return ()
-    if why := why_not(readme.parent, readme):
+    if why := why_not(readme):
         return (f"{readme.name} is left out: {why}",)
     with opened(readme) as source, naming(target), create(target, source) as copy:
         data = source.read()

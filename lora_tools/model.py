@@ -10,6 +10,7 @@ from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.fingerprint import check_state, state
 from lora_tools.files.inputs import is_present
+from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX, open_checkpoint
 from lora_tools.files.typed import Fields
@@ -22,7 +23,7 @@ ADAPTER = "adapter_config.json"
 class Model:
     """A model on disk: every tensor by name, each read when it is asked for."""
 
-    path: Path
+    path: Location
     """What was asked for: a folder or a file."""
     tensors: Checkpoint
     config: Mapping[str, Any]
@@ -67,28 +68,28 @@ class Model:
         return sum(spec.nbytes for spec in self.tensors.specs.values())
 
 
-def is_model(path: Path) -> bool:
+def is_model(path: Location) -> bool:
     """Whether a path looks like a model, rather than an adapter: by its files' names alone."""
     if not path.is_dir():
         return path.name.endswith(INDEX)
     if (path / ADAPTER).is_file():
         return False
-    return (path / CONFIG).is_file() or any(path.glob(f"*{INDEX}"))
+    return (path / CONFIG).is_file() or bool(entries(path, f"*{INDEX}"))
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Location) -> Model:
     """Open a model's headers and configuration: a folder, an index of shards, or one file.
 
     Raises `CheckpointError` if the weights are missing, damaged, or more than one checkpoint.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
+    path = Path(path) if isinstance(path, str) else path
     tensors = open_checkpoint(path)
     config = tensors.path.parent / CONFIG
     before = tensors.state + state([config])
     return Model(path, tensors, read_object(config) if is_present(config) else {}, before)
 
 
-def _open_again(path: Path, before: str) -> Model:
+def _open_again(path: Location, before: str) -> Model:
     """Open a model that another process has open."""
     model = open_model(path)
     check_state(path, model.state, before)

@@ -1,9 +1,9 @@
 """What an output path must not touch."""
 
-from pathlib import Path
+from lora_tools.files.location import Location
 
 
-def inputs(name: str, path: Path, beside: str | None) -> dict[str, Path]:
+def inputs(name: str, path: Location, beside: str | None) -> dict[str, Location]:
     """Return an input, and its folder where that is a part of it, by what messages call them.
 
     A file is an input by itself; one with its configuration ``beside`` it stands for its folder.

@@ -9,12 +9,13 @@ import click
 
 from lora_tools.adapter import REPORT
 from lora_tools.cli.console import ask, say, tell
+from lora_tools.files.location import Location
 from lora_tools.files.temporary import temporary_folder
 from lora_tools.report import size, table
 from lora_tools.text import json_text, label
 
 if TYPE_CHECKING:
-    from lora_tools.hub import Publisher
+    from lora_tools.hub.publishing import Publisher
     from lora_tools.verbs.push import Destination, Pushed, PushPlan
 
 
@@ -26,16 +27,16 @@ class Publication:
 
     def check(self) -> None:
         """Refuse now what would be refused after all the work: no token, nobody said for whom."""
-        from lora_tools.hub import Publisher
+        from lora_tools.hub.publishing import Publisher
 
         publisher = Publisher()
         publisher.check()
         if publisher.is_private(self._repo) is None:
             self._private = visibility(self._repo, self._private)
 
-    def run(self, folder: Path, inputs: Iterable[Path], *, quiet: bool) -> None:
+    def run(self, folder: Path, inputs: Iterable[Location], *, quiet: bool) -> None:
         """Publish a folder, its inputs named in it; what there is to say goes to stderr."""
-        from lora_tools.hub import Publisher
+        from lora_tools.hub.publishing import Publisher
         from lora_tools.verbs.push import Destination, record
 
         record(folder / REPORT, inputs)
@@ -55,11 +56,11 @@ def push(
     quiet: bool,
 ) -> tuple["PushPlan", "Pushed | None"]:
     """Publish a folder unless it is a dry run, and return what was planned and done."""
-    from lora_tools import hub
+    from lora_tools.hub.reading import hide_progress
     from lora_tools.verbs.push import plan, publish
 
     if quiet or not sys.stderr.isatty():
-        hub.hide_progress()
+        hide_progress()
     if not dry_run:
         publisher.check()
     with temporary_folder() as place:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 
+from lora_tools.files.location import Location
 from lora_tools.files.sides import WEIGHTS
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -64,7 +64,7 @@ def push_to_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return option(visibility_option(command))
 
 
-def _inputs(options: Mapping[str, Any]) -> Iterator[Path]:
+def _inputs(options: Mapping[str, Any]) -> Iterator[Location]:
     """Yield the paths among a command's options that it reads from."""
     for name in ("source", "base", "tuned", "adapters"):
         value = options.get(name)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from lora_tools.cli.console import say
-from lora_tools.remote import RemotePath, is_remote, locate
+from lora_tools.files.location import Location
+from lora_tools.hub import is_remote
 
 POSITIVE = click.IntRange(min=1)
 UNITS = {"": 1, "B": 1}
@@ -81,24 +82,26 @@ class DeviceName(click.ParamType[str]):
         return str(value)
 
 
-class LocalOrHub(click.ParamType[Path]):
+class LocalOrHub(click.ParamType[Location]):
     """A path here, or one on the Hub, whose files are fetched when they are opened."""
 
     name = "path"
 
-    def convert(self, value: Any, param: Any, context: Any) -> Path:
+    def convert(self, value: str | Location, param: Any, context: Any) -> Location:
         """Return the path; one on the Hub is pinned to its commit, and stderr says to which."""
-        if isinstance(value, Path):
+        if not isinstance(value, str):
             return value
         if not is_remote(value):
             return Path(value)
-        from lora_tools import hub  # local paths need no huggingface_hub
+        from lora_tools.hub.location import pinned  # local paths need no huggingface_hub
+        from lora_tools.hub.reading import hide_progress
 
         quiet = "--quiet" in sys.argv
         if quiet or not sys.stderr.isatty():
-            hub.hide_progress()
-        path = locate(value)
-        if not quiet and isinstance(path, RemotePath):
-            offline = " (offline: as much of it as the cache has)" if path.snapshot.partial else ""
-            say(f"{value}: {path}{offline}")
-        return path
+            hide_progress()
+        location = pinned(value)
+        if not quiet:
+            partial = location.snapshot.partial
+            offline = " (offline: as much of it as the cache has)" if partial else ""
+            say(f"{value}: {location}{offline}")
+        return location

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_tools.errors import CheckpointError
 from lora_tools.files.fingerprint import state
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location, size_of
 from lora_tools.files.place import Place, read_array, read_bytes, read_number, read_tensor
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __init__(
         self,
-        path: Path,
+        path: Location,
         places: Mapping[str, "Place | Tensor"],
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
@@ -61,13 +61,13 @@ class Checkpoint(Mapping[str, "Tensor"]):
         return read_bytes(self._places[name], start, stop)
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """The files that hold its tensors, each once, in order."""
         places = self._places.values()
         paths = dict.fromkeys(place.path for place in places if isinstance(place, Place))
         return tuple(paths) or (self.path,)
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> Location:
         """Return the file that holds a tensor."""
         place = self._places[name]
         return place.path if isinstance(place, Place) else self.path
@@ -83,7 +83,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
     @property
     def nbytes(self) -> int:
         """Size of its files on disk, without an index."""
-        return sum(file.stat().st_size for file in self.files)
+        return sum(map(size_of, self.files))
 
     @property
     def arrays(self) -> "Arrays":

@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from lora_tools.files.gguf_header import ALIGNED, ALIGNMENT, BLOCKS, MAGIC, read
 from lora_tools.files.header import Slot, Spec
 from lora_tools.files.inputs import open_input
 from lora_tools.files.layout import Layout
+from lora_tools.files.location import Location, size_of
 from lora_tools.files.place import Place, read_bytes
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def package() -> ModuleType:
     return gguf
 
 
-def read_gguf(path: Path) -> Checkpoint:
+def read_gguf(path: Location) -> Checkpoint:
     """Open a GGUF file; its metadata are the header's fields, as `fields.text_of` writes them.
 
     Costs the header: a tensor is read when it is asked for, but for quantised ones, which are
@@ -45,7 +45,7 @@ def read_gguf(path: Path) -> Checkpoint:
     tensors of other quantised types.
     """
     with open_input(path) as file:
-        header = read_gguf_header(file, path.stat().st_size, path)
+        header = read_gguf_header(file, size_of(path), path)
     metadata = {name: text_of(field) for name, field in header.fields.items()}
     tensors = header.tensors
     if others := sorted({each.block.name for each in tensors.values()} - {*DTYPES, DEQUANTISED}):

@@ -3,12 +3,12 @@
 import math
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lora_tools.errors import CheckpointError
 from lora_tools.files.fields import CODES, Field
 from lora_tools.files.header import MAX_COUNT, MAX_HEADER
+from lora_tools.files.location import Location
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -108,7 +108,7 @@ class GGUFHeader(NamedTuple):
     tensors: dict[str, GGUFTensor]
 
 
-def read_gguf_header(file: IO[bytes], size: int, path: Path) -> GGUFHeader:
+def read_gguf_header(file: IO[bytes], size: int, path: Location) -> GGUFHeader:
     """Parse the header of an open file of ``size`` bytes; ``path`` is for the messages.
 
     Every count and length is held against the bytes that are left before anything is made of it:
@@ -250,7 +250,7 @@ def _placed(
     return tensors
 
 
-def _damaged(path: Path, why: str) -> CheckpointError:
+def _damaged(path: Location, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: damaged, or not a GGUF file ({why})").hint(
         "Download or copy it again."
     )

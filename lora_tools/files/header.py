@@ -5,12 +5,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.errors import CheckpointError, some
 from lora_tools.files.dtypes import DTYPES, code_of
 from lora_tools.files.inputs import open_input
+from lora_tools.files.location import Location, size_of
 
 if TYPE_CHECKING:
     from lora_tools.update import Array
@@ -69,14 +69,14 @@ def spec_of(tensor: "Array") -> Spec:
     return Spec(code, (*shape[:-1], 2 * shape[-1]) if code == "F4" else shape)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Location) -> Header:
     """Read and validate the header of a safetensors file.
 
     Raises `CheckpointError` for anything that a later read would trip over: a truncated file,
     offsets that overlap, leave gaps or leave the file, sizes that do not fit the shapes, names
     that occur twice, unknown dtypes.
     """
-    size = path.stat().st_size
+    size = size_of(path)
     with open_input(path) as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
@@ -85,7 +85,7 @@ def read_header(path: Path) -> Header:
         raise _not_safetensors(path, prefix + file.read(len(LFS_POINTER)), length, size)
 
 
-def parse_header(text: bytes, size: int, path: Path) -> Header:
+def parse_header(text: bytes, size: int, path: Location) -> Header:
     """Parse the JSON of a header of a file of ``size`` bytes; ``path`` is for the messages."""
     try:
         document = json.loads(text.decode("utf-8"), object_pairs_hook=_Object)
@@ -122,7 +122,7 @@ class _Object(dict[str, Any]):
         self.twice = [key for key, count in counts.items() if count > 1]
 
 
-def _slot(name: str, entry: Any, begin: int, path: Path) -> Slot:
+def _slot(name: str, entry: Any, begin: int, path: Location) -> Slot:
     try:
         code, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, stop]
@@ -151,7 +151,7 @@ def _slot(name: str, entry: Any, begin: int, path: Path) -> Slot:
     return Slot(spec, begin + start, begin + stop)
 
 
-def _check_cover(slots: list[tuple[str, Slot]], begin: int, size: int, path: Path) -> None:
+def _check_cover(slots: list[tuple[str, Slot]], begin: int, size: int, path: Location) -> None:
     position, before = begin, "the header"
     for name, slot in slots:
         if slot.start < position:
@@ -170,7 +170,7 @@ def _check_cover(slots: list[tuple[str, Slot]], begin: int, size: int, path: Pat
         raise CheckpointError(f"{path}: {size - position:,} bytes after the last tensor")
 
 
-def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> CheckpointError:
+def _not_safetensors(path: Location, start: bytes, length: int, size: int) -> CheckpointError:
     if start.startswith(LFS_POINTER):
         return CheckpointError(f"{path}: a Git LFS pointer, not the file itself").hint(
             "Run `git lfs pull` in its repository, or download the file from its page."

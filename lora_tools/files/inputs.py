@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_tools.errors import CheckpointError
-from lora_tools.files.transient import Transient
+from lora_tools.files.location import Location, local
 
 MAX_TEXT = 100_000_000
 """The largest configuration, index or card that is read, in bytes."""
@@ -24,24 +24,24 @@ KINDS = {
 """What may be found where a file is expected."""
 
 
-def is_present(path: Path) -> bool:
+def is_present(path: Location) -> bool:
     """Whether there is something at a path, be it a link to nothing: opening it says what."""
-    return path.exists() or path.is_symlink()
+    return path.exists() or (isinstance(path, Path) and path.is_symlink())
 
 
-def open_input(path: Path) -> IO[bytes]:
+def open_input(path: Location) -> IO[bytes]:
     """Open a regular file for reading in binary; links to one are fine.
 
     A named pipe or a device is refused with a `CheckpointError`, and not waited for: neither has
     an end. Raises `OSError` if there is nothing, or links that lead in a circle.
     """
-    if isinstance(path, Transient):
-        check_regular(path.stat().st_mode, path)
-        return path.open("rb")
-    return os.fdopen(_descriptor(path), "rb")
+    if isinstance(path, Path):
+        return os.fdopen(_descriptor(path), "rb")
+    check_regular(stat.S_IFDIR if path.is_dir() else stat.S_IFREG, path)
+    return path.open()
 
 
-def read_input(path: Path, most: int = MAX_TEXT) -> bytes:
+def read_input(path: Location, most: int = MAX_TEXT) -> bytes:
     """Return the bytes of a regular file; `CheckpointError` if there are more than ``most``."""
     with open_input(path) as file:
         data = file.read(most + 1)
@@ -50,7 +50,7 @@ def read_input(path: Path, most: int = MAX_TEXT) -> bytes:
     return data
 
 
-def read_text(path: Path, most: int = MAX_TEXT) -> str:
+def read_text(path: Location, most: int = MAX_TEXT) -> str:
     """Return the text of a regular file in UTF-8; `CheckpointError` if it is none."""
     try:
         return read_input(path, most).decode("utf-8")
@@ -67,16 +67,16 @@ def resolved(path: Path) -> Path:
 
 
 @contextmanager
-def input_descriptor(path: Path) -> Iterator[int]:
+def input_descriptor(path: Location) -> Iterator[int]:
     """Yield a descriptor of a regular file, closed afterwards; raises what `open_input` does."""
-    descriptor = _descriptor(path)
+    descriptor = _descriptor(local(path))
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def check_regular(mode: int, path: Path) -> None:
+def check_regular(mode: int, path: Location) -> None:
     """Raise `CheckpointError` unless a mode is that of a regular file."""
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "something else")

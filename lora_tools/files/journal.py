@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from lora_tools.errors import OutputError
 from lora_tools.files.disk import naming, sync
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.work import LOCK, Work, discard, partial, working
 from lora_tools.files.writer import check_free, publish
@@ -104,7 +105,7 @@ def journaled(
     *,
     force: Force = False,
     resume: Resume = "or anew",
-    sources: Iterable[Path] = (),
+    sources: Iterable[Location] = (),
 ) -> Iterator[Journal]:
     """Yield a journal whose folder becomes ``out`` when the block succeeds, as with `staged`.
 

@@ -4,13 +4,13 @@ import math
 import re
 import struct
 import zipfile
-from pathlib import Path
 from typing import IO
 
 from lora_tools.errors import CheckpointError
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import MAX_COUNT, MAX_DIMENSIONS, Slot, Spec
 from lora_tools.files.inputs import open_input
+from lora_tools.files.location import Location
 from lora_tools.files.place import Place
 
 CODES = {
@@ -40,7 +40,7 @@ ITEM = re.compile(
 """A key and a value of an array's header, which is a Python dictionary of three."""
 
 
-def read_npz(path: Path) -> Checkpoint:
+def read_npz(path: Location) -> Checkpoint:
     """Open an archive of arrays; `CheckpointError` for compressed or unknown ones.
 
     Costs the headers: a tensor is read when it is asked for. Whatever the zip's directory says is
@@ -65,7 +65,7 @@ def read_npz(path: Path) -> Checkpoint:
     return Checkpoint(path, places, {name: place.slot.spec for name, place in places.items()}, {})
 
 
-def _slot(entry: zipfile.ZipInfo, file: IO[bytes], end: int, path: Path) -> Slot:
+def _slot(entry: zipfile.ZipInfo, file: IO[bytes], end: int, path: Location) -> Slot:
     """Return where an entry's array lies; ``end`` is where the zip's directory begins."""
     if entry.flag_bits & ENCRYPTED:
         raise CheckpointError(f"{path}: {entry.filename} is encrypted")
@@ -145,7 +145,7 @@ def _tuple(text: str) -> tuple[int, ...]:
     )
 
 
-def _check_apart(places: dict[str, Place], path: Path) -> None:
+def _check_apart(places: dict[str, Place], path: Location) -> None:
     position, before = 0, ""
     for name, place in sorted(places.items(), key=lambda item: item[1].slot.start):
         if place.slot.start < position:

@@ -4,11 +4,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from pathlib import Path
 from typing import Any
 
 from lora_tools.errors import CheckpointError, LoraToolsError, some
 from lora_tools.files.inputs import MAX_TEXT, read_input
+from lora_tools.files.location import Location
 
 YAML = (".yaml", ".yml")
 MAX_YAML = 1_000_000
@@ -30,7 +30,7 @@ FAULTS = (
 """What parsers raise for text that is not of their language, pyyaml's `YAMLError` aside."""
 
 
-def read_object(file: Path, error: type[LoraToolsError] = CheckpointError) -> dict[str, Any]:
+def read_object(file: Location, error: type[LoraToolsError] = CheckpointError) -> dict[str, Any]:
     """Return the object that is the whole of a file: YAML by its ending, or else JSON.
 
     Raises an ``error`` if it is anything else.

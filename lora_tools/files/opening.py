@@ -9,6 +9,7 @@ from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.gguf import read_gguf
 from lora_tools.files.header import Spec, read_header
 from lora_tools.files.inputs import is_present
+from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
 from lora_tools.files.place import Place
 from lora_tools.files.typed import Fields
@@ -23,7 +24,7 @@ READERS = 8
 """Headers that are read at the same time."""
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Location) -> Checkpoint:
     """Open a safetensors, GGUF or npz file, an index of shards, a folder with either, or pickles.
 
     Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
@@ -52,11 +53,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, places, _specs(places), header.metadata)
 
 
-def open_partly(path: Path) -> tuple[Checkpoint, tuple[str, ...]]:
+def open_partly(path: Location) -> tuple[Checkpoint, tuple[str, ...]]:
     """Open a checkpoint of which shards may be missing; return their names, too."""
     index = path if path.name.endswith(INDEX) else None
     if path.is_dir():
-        found = sorted(path.glob(f"*{INDEX}"))
+        found = entries(path, f"*{INDEX}")
         index = found[0] if len(found) == 1 else None
     if index is None or not index.is_file():
         return open_checkpoint(path), ()
@@ -65,9 +66,9 @@ def open_partly(path: Path) -> tuple[Checkpoint, tuple[str, ...]]:
     return _open_shards(index, absent=frozenset(missing)), missing
 
 
-def _file_in(folder: Path) -> Path:
+def _file_in(folder: Location) -> Location:
     for pattern in (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin", "*.gguf"):
-        found = sorted(folder.glob(pattern))
+        found = entries(folder, pattern)
         if len(found) == 1:
             return found[0]
         if found:
@@ -78,7 +79,7 @@ def _file_in(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no safetensors file and no {INDEX[1:]}")
 
 
-def _files(index: Path) -> dict[str, list[str]]:
+def _files(index: Location) -> dict[str, list[str]]:
     """Return the tensors that an index names, by the file that it says they are in."""
     fields = Fields(str(index), read_object(index), CheckpointError)
     if fields.values.get("weight_map") is None:
@@ -106,7 +107,7 @@ def _stays(file: str) -> bool:
 
 
 def _weight_map(
-    index: Path, absent: frozenset[str] = frozenset()
+    index: Location, absent: frozenset[str] = frozenset()
 ) -> tuple[dict[str, str], list[str]]:
     """Return the file of each tensor that an index names, and the files, but for absent ones."""
     contents = _files(index)
@@ -118,7 +119,7 @@ def _weight_map(
     return weight_map, files
 
 
-def _open_pickled_shards(index: Path) -> Checkpoint:
+def _open_pickled_shards(index: Location) -> Checkpoint:
     """Open pickled shards. All of them are held in memory: pickles cannot be read in parts."""
     from lora_tools.files.pickles import load_pickle  # needs torch
 
@@ -132,7 +133,7 @@ def _open_pickled_shards(index: Path) -> Checkpoint:
     return Checkpoint(index, places, specs, {})
 
 
-def _open_shards(index: Path, absent: frozenset[str] = frozenset()) -> Checkpoint:
+def _open_shards(index: Location, absent: frozenset[str] = frozenset()) -> Checkpoint:
     weight_map, files = _weight_map(index, absent)
     places: dict[str, Place] = {}
     metadata: dict[str, str] = {}

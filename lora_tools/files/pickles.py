@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO
 
 import torch
@@ -11,6 +10,7 @@ from lora_tools.errors import CheckpointError, some
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.header import LFS_POINTER, Spec, spec_of
 from lora_tools.files.inputs import open_input
+from lora_tools.files.location import Location, size_of
 
 TIMES = 4
 """How many times its own size a pickle may hold: tensors may share their bytes, or be deflated."""
@@ -21,7 +21,7 @@ ALWAYS = 1 << 26
 PLAIN = "Save its tensors as they are: torch.save of contiguous ones, or safetensors."
 
 
-def load_pickle(path: Path) -> Checkpoint:
+def load_pickle(path: Location) -> Checkpoint:
     """Load a ``.bin`` or ``.pt`` file that holds a flat dictionary of tensors, or a list of them.
 
     The tensors of a list are called #0, #1, … in its order; a dictionary that is all that another
@@ -30,7 +30,7 @@ def load_pickle(path: Path) -> Checkpoint:
     bytes of the file, and `ALWAYS`: neither what is deflated, nor a tensor that repeats its
     elements. Raises `CheckpointError` for anything else.
     """
-    most = max(TIMES * path.stat().st_size, ALWAYS)
+    most = max(TIMES * size_of(path), ALWAYS)
     with open_input(path) as file:
         try:
             _check_start(file, path)
@@ -61,7 +61,7 @@ def load_pickle(path: Path) -> Checkpoint:
     return Checkpoint(path, dict(loaded), specs, {})
 
 
-def _check_start(file: IO[bytes], path: Path) -> None:
+def _check_start(file: IO[bytes], path: Location) -> None:
     if file.read(len(LFS_POINTER)) == LFS_POINTER:
         raise CheckpointError(f"{path}: a Git LFS pointer, not the file itself").hint(
             "Run `git lfs pull` in its repository, or download the file from its page."
@@ -69,7 +69,7 @@ def _check_start(file: IO[bytes], path: Path) -> None:
     file.seek(0)
 
 
-def _check_records(file: IO[bytes], most: int, path: Path) -> None:
+def _check_records(file: IO[bytes], most: int, path: Location) -> None:
     """Raise `CheckpointError` if the records of a zip would be larger than ``most`` in all."""
     if zipfile.is_zipfile(file):
         file.seek(0)
@@ -83,7 +83,7 @@ def _check_records(file: IO[bytes], most: int, path: Path) -> None:
     file.seek(0)
 
 
-def _check_size(specs: Mapping[str, Spec], most: int, path: Path) -> None:
+def _check_size(specs: Mapping[str, Spec], most: int, path: Location) -> None:
     """Raise `CheckpointError` for tensors that claim more than a file of this size can mean."""
     large = max(specs, key=lambda name: specs[name].nbytes, default="")
     total = sum(spec.nbytes for spec in specs.values())

@@ -11,8 +11,8 @@ from lora_tools.errors import CheckpointError
 from lora_tools.files.dtypes import numpy_dtype, torch_dtype
 from lora_tools.files.header import Slot
 from lora_tools.files.inputs import input_descriptor
+from lora_tools.files.location import Location
 from lora_tools.files.transfer import get
-from lora_tools.files.transient import Transient
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}
 class Place:
     """A tensor's file and slot."""
 
-    path: Path
+    path: Location
     slot: Slot
 
 
@@ -140,7 +140,7 @@ def expect(place: "Place | Array") -> None:
     """Tell the kernel that a tensor will be read soon, so that the disk works meanwhile."""
     if (
         not isinstance(place, Place)
-        or isinstance(place.path, Transient)
+        or not isinstance(place.path, Path)
         or not hasattr(os, "posix_fadvise")
     ):
         return  # in memory; it would be fetched from afar; or the system takes no advice

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from stat import S_IMODE
 
+from lora_tools.files.location import Location
+
 GROUP, OTHERS = 0o070, 0o007
 
 
-def restrict(place: Path, sources: Iterable[Path]) -> None:
+def restrict(place: Path, sources: Iterable[Location]) -> None:
     """Take from group and others what one of the sources does not give them.
 
     ``place`` is a file or a folder of files. Their modes are those of the umask before.
@@ -20,10 +22,12 @@ def restrict(place: Path, sources: Iterable[Path]) -> None:
             file.chmod(S_IMODE(file.stat().st_mode) & mask)
 
 
-def allowed(sources: Iterable[Path]) -> int:
+def allowed(sources: Iterable[Location]) -> int:
     """Return the mode that every source allows: what may be read there may be done here."""
     mask = 0o777
     for source in sources:
+        if not isinstance(source, Path):
+            continue  # it has no mode
         try:
             mode = source.stat().st_mode
         except FileNotFoundError:

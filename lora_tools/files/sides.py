@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from lora_tools.errors import CheckpointError
 from lora_tools.files.disk import naming
+from lora_tools.files.location import Location, entries, local, size_of
 from lora_tools.files.opening import INDEX, PICKLED_INDEX, PICKLES
 
 WEIGHTS = (".safetensors", ".gguf", ".npz", *PICKLES)
@@ -21,48 +22,48 @@ LARGEST = 1 << 30
 class SideFiles(NamedTuple):
     """The other files of a folder: those that go along, and why others do not."""
 
-    carried: tuple[Path, ...]
+    carried: tuple[Location, ...]
     left_out: Mapping[str, str]
 
 
-def side_files(folder: Path, ours: Collection[str | None]) -> SideFiles:
+def side_files(folder: Location, ours: Collection[str | None]) -> SideFiles:
     """Return what lies in a folder besides the files named ``ours``. Opens none of them."""
     carried, left_out = [], {}
-    for file in sorted(folder.iterdir()):
+    for file in entries(folder):
         if file.name in ours:
             continue
-        if why := why_not(folder, file):
+        if why := why_not(file):
             left_out[file.name] = why
         else:
             carried.append(file)
     return SideFiles(tuple(carried), left_out)
 
 
-def why_not(folder: Path, file: Path) -> str:
+def why_not(file: Location) -> str:
     """Return why a file of a folder does not go along, in a few words; nothing if it does.
 
     A folder may be anybody's: a link in it that leads elsewhere would take along what its reader
     has there, and a pipe would be waited for.
     """
-    target = file
-    if file.is_symlink():
+    names = {file.name}
+    if isinstance(file, Path) and file.is_symlink():
         target = Path(os.path.realpath(file))
-        if not is_within(folder, target):
+        if not is_within(file.parent, target):
             return "a link that leaves the folder"
+        names.add(target.name)
+    if file.is_dir():
+        return "a folder"
     try:
-        status = file.stat()
+        size = size_of(file)
     except OSError as error:
         return "a link that leads in circles" if error.errno == errno.ELOOP else "a link to nothing"
-    names = (file.name, target.name)
-    if stat.S_ISDIR(status.st_mode):
-        return "a folder"
-    if not stat.S_ISREG(status.st_mode):
+    if not file.is_file():
         return "not a file"
     if any(Path(name).suffix in WEIGHTS or name.endswith(INDICES) for name in names):
         return "other weights or training state"
     if any(name.startswith(".") for name in names):
         return "hidden"
-    return "larger than 1 GiB" if status.st_size > LARGEST else ""
+    return "larger than 1 GiB" if size > LARGEST else ""
 
 
 def is_within(folder: Path, target: Path) -> bool:
@@ -77,7 +78,7 @@ def is_within(folder: Path, target: Path) -> bool:
     return False
 
 
-def carry(file: Path, target: Path) -> None:
+def carry(file: Location, target: Path) -> None:
     """Copy a side file to a path that does not exist yet, with no more rights than it has.
 
     Raises `CheckpointError` if it has become something else than a file, `DiskError` if the disk
@@ -87,10 +88,10 @@ def carry(file: Path, target: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def opened(file: Path) -> BinaryIO:
+def opened(file: Location) -> BinaryIO:
     """Open a side file for reading: nothing but a file, wherever a link may lead by now."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    source = os.fdopen(os.open(os.path.realpath(os.fspath(file)), flags), "rb")
+    source = os.fdopen(os.open(os.path.realpath(local(file)), flags), "rb")
     if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
         source.close()
         raise CheckpointError(f"{file}: not a file")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_tools.errors import CheckpointError
 from lora_tools.files.disk import refusal
 from lora_tools.files.layout import Layout
+from lora_tools.files.location import Location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,7 @@ def begin(path: Path, plan: Layout) -> None:
 
 
 def get(
-    descriptor: int, buffer: "bytearray | np.ndarray", position: int, path: Path | None = None
+    descriptor: int, buffer: "bytearray | np.ndarray", position: int, path: Location | None = None
 ) -> None:
     """Fill a buffer of bytes from a file; ``path`` is what errors call it, if not what it is."""
     view = memoryview(buffer if isinstance(buffer, bytearray) else buffer.data)

@@ -4,42 +4,30 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, runtime_checkable
 
-
-@runtime_checkable
-class Transient(Protocol):
-    """A path whose file is fetched when it is opened. Local paths are none, and stay."""
-
-    def is_here(self) -> bool:
-        """Whether the file needs no fetching."""
-        ...
-
-    def evict(self) -> None:
-        """Remove the file again."""
-        ...
+from lora_tools.files.location import Location
 
 
 class TransientFiles:
-    """How often each file will still be used; those that were here before stay."""
+    """How often each fetched file will still be used; those that were here before stay."""
 
-    def __init__(self, uses: Iterable[Path]) -> None:
-        counts = Counter(uses)
+    def __init__(self, uses: Iterable[Location]) -> None:
         self._left = {
-            path: count
-            for path, count in counts.items()
-            if isinstance(path, Transient) and not path.is_here()
+            file: count
+            for file, count in Counter(uses).items()
+            if not isinstance(file, Path) and not file.is_here()
         }
         self._lock = Lock()
 
-    def done(self, path: Path) -> None:
+    def done(self, file: Location) -> None:
         """Count one use; evict the file after the last. A use that failed is not to be counted."""
+        if isinstance(file, Path):
+            return
         with self._lock:
-            if path not in self._left:
+            if file not in self._left:
                 return
-            self._left[path] -= 1
-            if self._left[path]:
+            self._left[file] -= 1
+            if self._left[file]:
                 return
-            del self._left[path]
-        if isinstance(path, Transient):
-            path.evict()
+            del self._left[file]
+        file.evict()

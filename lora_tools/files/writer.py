@@ -11,6 +11,7 @@ from lora_tools.files.disk import naming, sync, sync_all
 from lora_tools.files.header import spec_of
 from lora_tools.files.inputs import resolved
 from lora_tools.files.layout import Layout
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force, foreign
 from lora_tools.files.private import restrict
 from lora_tools.files.renames import exchange, rename_exclusive
@@ -84,7 +85,7 @@ def _bytes(tensor: "Array") -> memoryview:
     return memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
-def check_output(out: Path, inputs: Mapping[str, Path], *, force: Force) -> None:
+def check_output(out: Path, inputs: Mapping[str, Location], *, force: Force) -> None:
     """Raise `OutputError` if ``out`` may not be written, or is or lies inside an input.
 
     ``inputs`` maps what to call an input in the message to its path.
@@ -92,6 +93,8 @@ def check_output(out: Path, inputs: Mapping[str, Path], *, force: Force) -> None
     located(out)
     target = _resolved(out)
     for name, path in inputs.items():
+        if not isinstance(path, Path):
+            continue  # no output is written there
         source = resolved(path)
         if target == source:
             raise OutputError(f"{out}: is the {name} itself").hint("Choose another output path.")
@@ -134,7 +137,7 @@ def check_free(out: Path, *, force: Force, at: Path | None = None) -> None:
 
 
 @contextmanager
-def staged(out: Path, *, force: Force = False, sources: Iterable[Path] = ()) -> Iterator[Path]:
+def staged(out: Path, *, force: Force = False, sources: Iterable[Location] = ()) -> Iterator[Path]:
     """Yield an empty folder that becomes ``out`` when the block succeeds, at once and on the disk.
 
     After any failure ``out`` is as it was; a kill leaves at most a hidden folder beside it, which
@@ -153,7 +156,7 @@ def staged(out: Path, *, force: Force = False, sources: Iterable[Path] = ()) -> 
 
 @contextmanager
 def staged_file(
-    file: Path, *, force: Force = False, sources: Iterable[Path] = ()
+    file: Path, *, force: Force = False, sources: Iterable[Location] = ()
 ) -> Iterator[Path]:
     """Yield a path of the same ending for a file that becomes ``file`` when the block succeeds.
 
@@ -166,7 +169,7 @@ def staged_file(
         publish(work, force=force, sources=sources)
 
 
-def publish(work: Work, *, force: Force, sources: Iterable[Path] = ()) -> None:
+def publish(work: Work, *, force: Force, sources: Iterable[Location] = ()) -> None:
     """Give a finished output its name. After an error whatever had the name has it still.
 
     All of it is on the disk before, and the name itself afterwards. What was replaced lies in the

@@ -1,9 +1,9 @@
 """Numbers that are none: which tensors of a module hold NaN or Inf, said by name."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from lora_tools.errors import NonFiniteError
+from lora_tools.files.location import Location
 from lora_tools.formats.manifest import BESIDE, Module
 from lora_tools.linalg.factors import as_factor
 from lora_tools.update import Array, Biased, DoRA, Update, factors
@@ -25,7 +25,7 @@ def broken(module: Module, update: Update) -> list[str]:
     return [keys.get(role, module.key_prefix) for role in bad]
 
 
-def not_finite(path: Path, module: Module, update: Update, why: object) -> NonFiniteError:
+def not_finite(path: Location, module: Module, update: Update, why: object) -> NonFiniteError:
     """Return the error that names what holds NaN or Inf, or says ``why`` if nothing does."""
     if keys := broken(module, update):
         return damaged([f"{path}: {' and '.join(keys)}"])

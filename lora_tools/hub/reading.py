@@ -3,19 +3,22 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import httpx2  # what huggingface_hub speaks with
-from huggingface_hub import DeleteCacheStrategy, HfApi, constants, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (
-    build_hf_headers,
-    disable_progress_bars,
+from huggingface_hub import (
+    DeleteCacheStrategy,
+    HfApi,
+    constants,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
     hf_raise_for_status,
-    http_stream_backoff,
 )
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars
 
 from lora_tools.errors import HubError
 from lora_tools.hub.errors import explained, patiently
@@ -38,7 +41,7 @@ class Snapshot:
 
     repo: str
     commit: str
-    files: Mapping[str, Blob]
+    files: Mapping[str, Blob] = field(compare=False, repr=False)
     openings: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
     """How often each file was opened to be read by ranges."""
     partial: bool = False
@@ -46,14 +49,15 @@ class Snapshot:
 
     @property
     def folder(self) -> Path:
-        """Where the cache keeps, or would keep, its files."""
-        name = repo_folder_name(repo_id=self.repo, repo_type="model")
-        return Path(constants.HF_HUB_CACHE) / name / "snapshots" / self.commit
+        """Where the cache keeps, or would keep, its files, as the client's manual describes it."""
+        name = f"models--{self.repo.replace('/', '--')}"
+        return Path(constants.HF_HUB_CACHE, name, "snapshots", self.commit)
 
     def __str__(self) -> str:
         return f"hf://{self.repo}@{self.commit}"
 
 
+@cache  # one command sees one commit, however often it names the repository
 def snapshot(repo: str, revision: str | None = None) -> Snapshot:
     """Pin a revision to its commit and list that commit's files; offline, what the cache has."""
     api = HfApi()
@@ -94,9 +98,9 @@ def read_range(of: Snapshot, file: str, start: int, stop: int) -> bytes:
     }
 
     def get() -> bytes:
-        with http_stream_backoff("GET", url, headers=headers, timeout=30) as response:
+        with get_session().stream("GET", url, headers=headers, timeout=30) as response:
             hf_raise_for_status(response)
-            skip = 0 if response.status_code == 206 else start
+            skip = 0 if response.status_code == 206 else start  # a server that ignores ranges
             data = bytearray()
             for chunk in response.iter_raw():
                 data += chunk
@@ -115,7 +119,7 @@ def evict(of: Snapshot, file: str) -> None:
     """Remove a file from the cache, with its content unless other repositories share it."""
     path = of.folder / file
     content = [path.parent / path.readlink()] if path.is_symlink() else []
-    # Made here, not by a scan of the whole cache, which would take longer than the file.
+    # Made here: the client makes it from a scan of the whole cache, which would be one per file.
     DeleteCacheStrategy(
         expected_freed_size=0,
         blobs=frozenset(content),

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_tools.adapter import Adapter
 from lora_tools.architectures.rows import count
 from lora_tools.base import Weight
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.files.place import Place
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.sites import Convolution
@@ -113,7 +113,7 @@ class TensorPlan:
         return not changed and self.spec == self.source.spec
 
     @property
-    def files(self) -> set[Path]:
+    def files(self) -> set[Location]:
         """The files of the base that it is read from."""
         return set() if self.source.adapter else self.source.weight.files
 

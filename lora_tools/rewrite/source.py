@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
 from lora_tools.files.address import Address, reopened
+from lora_tools.files.location import Location
 from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
@@ -70,7 +70,7 @@ class Source:
         return len(self.manifest.modules)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """What was asked for: a folder or a file."""
         return self.adapter.path
 

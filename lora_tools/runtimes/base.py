@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.formats.manifest import Manifest
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.runtimes.keys import Pair
@@ -34,7 +34,7 @@ class Verdict(StrEnum):
 class Subject:
     """An adapter as it lies on disk, whether or not a format of ours can read it."""
 
-    path: Path
+    path: Location
     """What was asked for: a folder or a file."""
     file: str
     """Name of the tensor file."""

@@ -7,6 +7,7 @@ from typing import Any
 from lora_tools.adapter import Adapter, read
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError
 from lora_tools.files.inputs import is_present
+from lora_tools.files.location import Location
 from lora_tools.files.objects import json_object, read_object
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.formats.manifest import Manifest
@@ -26,14 +27,13 @@ PREFERRED = (
 )
 
 
-def subject(source: Adapter | str | Path) -> Subject:
+def subject(source: Adapter | str | Location) -> Subject:
     """Describe an adapter that was read, or whatever lies at a path. Reads alphas, no factor.
 
     Raises `CheckpointError` for a file that is no checkpoint. A folder's adapter need not be one
     that `read` accepts: what no format can read, runtimes may still load or refuse.
     """
-    if not isinstance(source, Adapter | Path):  # a path may be one into the Hub
-        source = Path(source)
+    source = Path(source) if isinstance(source, str) else source
     adapter = source if isinstance(source, Adapter) else _readable(source)
     path = source.path if isinstance(source, Adapter) else source
     tensors = adapter.tensors.stored if adapter else open_checkpoint(_tensor_file(path))
@@ -66,14 +66,14 @@ def adapter_metadata(metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
         return None
 
 
-def _readable(path: Path) -> Adapter | None:
+def _readable(path: Location) -> Adapter | None:
     try:
         return read(path)
     except LoraToolsError:
         return None  # the rules say what a runtime makes of it
 
 
-def _tensor_file(path: Path) -> Path:
+def _tensor_file(path: Location) -> Location:
     if path.is_dir():
         for name in PREFERRED:
             if (path / name).is_file():
@@ -81,7 +81,7 @@ def _tensor_file(path: Path) -> Path:
     return path
 
 
-def _config(folder: Path) -> Mapping[str, Any] | None:
+def _config(folder: Location) -> Mapping[str, Any] | None:
     if not is_present(folder / CONFIG):
         return None
     try:

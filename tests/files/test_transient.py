@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from threading import Barrier, Thread
 
-from lora_tools.files.transient import Transient, TransientFiles
+from lora_tools.files.transient import TransientFiles
 
 
 @dataclass(eq=False)
@@ -38,7 +38,6 @@ def test_what_was_here_before_stays():
 def test_local_paths_are_no_guests(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    assert not isinstance(file, Transient)
     TransientFiles([file]).done(file)
     assert file.exists()
 

@@ -30,6 +30,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
 from lora_tools.executors import Executor
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.sides import WEIGHTS
 from lora_tools.files.writer import check_output, staged, staged_file
@@ -63,12 +64,12 @@ if TYPE_CHECKING:
 @force_option()
 @quiet_option
 def command(
-    source: Path,
+    source: Location,
     out: Path,
     target: str,
     own: str | None,
     alpha: float | None,
-    base: Path | None,
+    base: Location | None,
     drop: tuple[str, ...],
     choice: PolicyChoice | None,
     min_rank: int,

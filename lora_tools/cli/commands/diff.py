@@ -1,7 +1,5 @@
 """lora-tools diff: compare two adapters."""
 
-from pathlib import Path
-
 import click
 
 from lora_tools.adapter import read
@@ -20,6 +18,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.question import Question
 from lora_tools.cli.types import LocalOrHub
+from lora_tools.files.location import Location
 from lora_tools.model import open_model
 
 
@@ -45,10 +44,10 @@ from lora_tools.model import open_model
 @json_option
 @quiet_option
 def command(
-    a: Path,
-    b: Path,
+    a: Location,
+    b: Location,
     tolerance: float,
-    base: Path | None,
+    base: Location | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     owns: tuple[str, ...],

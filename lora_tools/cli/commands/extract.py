@@ -27,6 +27,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import PolicyChoice, policy_options
 from lora_tools.cli.types import LocalOrHub
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
 from lora_tools.model import open_model
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
 @force_option()
 @quiet_option
 def command(
-    base: Path,
-    tuned: Path,
+    base: Location,
+    tuned: Location,
     out: Path,
     choice: PolicyChoice | None,
     wanted: "Callable[[str], ExtractOptions]",

@@ -22,6 +22,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.types import POSITIVE
 from lora_tools.errors import UnsupportedError
 from lora_tools.files.disk import naming, write_text
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_file, staged_file
 from lora_tools.model import open_model
@@ -87,10 +88,10 @@ class Picture(click.Path):
 @executor_options
 @json_option
 def command(
-    source: Path,
+    source: Location,
     spectrum: bool,
     alpha: float | None,
-    base: Path | None,
+    base: Location | None,
     asked: tuple[str, ...],
     max_lora_rank: int,
     html: Path | None,

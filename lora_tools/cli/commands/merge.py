@@ -33,6 +33,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.types import ByteSize
 from lora_tools.errors import DeviceError, PolicyError
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
 from lora_tools.model import CONFIG, open_model
@@ -66,8 +67,8 @@ from lora_tools.text import visible
 @force_option()
 @quiet_option
 def command(
-    base: Path,
-    adapters: tuple[Path, ...],
+    base: Location,
+    adapters: tuple[Location, ...],
     out: Path,
     weights: tuple[float, ...],
     owns: tuple[str, ...],

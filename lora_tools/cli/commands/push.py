@@ -15,7 +15,7 @@ from lora_tools.files.temporary import temporary_folder
 from lora_tools.files.writer import staged_file
 
 if TYPE_CHECKING:
-    from lora_tools.hub import Publisher
+    from lora_tools.hub.publishing import Publisher
     from lora_tools.verbs.push import Destination
 
 
@@ -90,7 +90,7 @@ def command(
     one commit, with a card that says what they are; your own README stays, our section in it is
     replaced. Afterwards the Hub's checksums are compared with those here. Run it again to resume.
     """
-    from lora_tools.hub import Publisher
+    from lora_tools.hub.publishing import Publisher
     from lora_tools.verbs.push import Destination
 
     if create_pr and revision not in (None, "main"):

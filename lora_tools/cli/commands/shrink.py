@@ -27,6 +27,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_options
 from lora_tools.executors import Executor
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_file, check_output, staged, staged_file
 from lora_tools.report import percent, size, table
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 @force_option("OUT, or the report's FILE,")
 @quiet_option
 def command(
-    source: Path,
+    source: Location,
     out: Path,
     choice: PolicyChoice | None,
     limits: Limits,

@@ -1,7 +1,5 @@
 """lora-tools verify: prove that a merged model is its base and its adapters."""
 
-from pathlib import Path
-
 import click
 
 from lora_tools.adapter import read
@@ -22,6 +20,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.errors import PolicyError
+from lora_tools.files.location import Location
 from lora_tools.files.opening import open_partly
 from lora_tools.model import open_model
 
@@ -39,9 +38,9 @@ from lora_tools.model import open_model
 @json_option
 @quiet_option
 def command(
-    merged: Path,
-    base: Path,
-    adapters: tuple[Path, ...],
+    merged: Location,
+    base: Location,
+    adapters: tuple[Location, ...],
     weights: tuple[float, ...],
     owns: tuple[str, ...],
     untie: bool,

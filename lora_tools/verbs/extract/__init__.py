@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from lora_tools.errors import BoundError, FormatError
 from lora_tools.executors import Executor, Serial, ahead
 from lora_tools.files.journal import Journal, Resume, journaled
+from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.transient import TransientFiles
 from lora_tools.linalg.krylov import Precision
@@ -51,7 +52,9 @@ ATTEMPTS = 8
 
 
 def plan(
-    base: str | Path | Model, tuned: str | Path | Model, options: ExtractOptions | None = None
+    base: str | Location | Model,
+    tuned: str | Location | Model,
+    options: ExtractOptions | None = None,
 ) -> ExtractPlan:
     """Decide what becomes of each tensor, from headers alone. Raises what `make_plan` does."""
     models = [m if isinstance(m, Model) else open_model(m) for m in (base, tuned)]

@@ -1,7 +1,6 @@
 """What becomes of each tensor, from the headers of both models alone."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_tools.base import Base, base_of
@@ -9,6 +8,7 @@ from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import Module, Part
 from lora_tools.linalg.krylov import Precision
@@ -64,7 +64,7 @@ class ExtractPlan:
         """How much will be read at least once."""
         return sum(item.pair.nbytes for item in self.items)
 
-    def files(self, item: Item) -> set[Path]:
+    def files(self, item: Item) -> set[Location]:
         """Return the files that an item is read from."""
         old, new = self.weights
         return old[item.pair.base].files | new[item.pair.tuned].files

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_tools.adapter import Adapter, read
 from lora_tools.errors import CheckpointError, FormatError, LoraToolsError, UnsupportedError
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.formats.registry import UNREADABLE, format_named
 from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
@@ -97,7 +98,7 @@ class Listing:
 
 
 def read_or_list(
-    path: str | Path,
+    path: str | Location,
     runtimes: "Sequence[Runtime]" = (),
     format: str | None = None,
     base: Mapping[str, Any] | None = None,
@@ -111,7 +112,7 @@ def read_or_list(
 
     Raises `CheckpointError` for what is missing or damaged.
     """
-    path = path if isinstance(path, Path) else Path(path)  # which may be one into the Hub
+    path = Path(path) if isinstance(path, str) else path
     if format:
         format_named(format)  # a name that is none is no property of the file
     try:
@@ -124,7 +125,7 @@ def read_or_list(
             raise error from None  # no checkpoint by itself: why it is no adapter, says more
 
 
-def verdicts(source: Adapter | Path, runtimes: "Sequence[Runtime]") -> "tuple[Judgement, ...]":
+def verdicts(source: Adapter | Location, runtimes: "Sequence[Runtime]") -> "tuple[Judgement, ...]":
     """Return what each runtime makes of an adapter that was read, or of what lies at a path."""
     if not runtimes:
         return ()

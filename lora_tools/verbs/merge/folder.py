@@ -9,7 +9,8 @@ from typing import Any
 from lora_tools import card
 from lora_tools.adapter import README, REPORT
 from lora_tools.files.disk import write_text
-from lora_tools.files.fingerprint import fingerprint
+from lora_tools.files.fingerprint import fingerprint, place
+from lora_tools.files.location import Location
 from lora_tools.files.opening import INDEX
 from lora_tools.files.place import Place
 from lora_tools.files.sides import carry, side_files
@@ -48,7 +49,7 @@ def complete(merge_plan: MergePlan, files: Shards, report: Merged, folder: Path)
     report.save(folder / REPORT)
 
 
-def sources(merge_plan: MergePlan) -> Iterator[Path]:
+def sources(merge_plan: MergePlan) -> Iterator[Location]:
     """Yield the files that the merged model is made of, as far as they are there."""
     base = merge_plan.base
     yield from base.tensors.files
@@ -62,17 +63,15 @@ def sources(merge_plan: MergePlan) -> Iterator[Path]:
 def purpose(merge_plan: MergePlan, files: Shards) -> dict[str, Any]:
     """Return a digest of all that decides the bytes of the weights: inputs, plan and layout."""
     inputs = {
-        place.path
-        for place in merge_plan.base.tensors.arrays.places.values()
-        if isinstance(place, Place)
+        values.path
+        for values in merge_plan.base.tensors.arrays.places.values()
+        if isinstance(values, Place)
     }
     for weighted in merge_plan.adapters:
         inputs.add(weighted.adapter.tensors.path)
     document = {
-        "inputs": [fingerprint(path) for path in sorted(inputs)],
-        "weights": [
-            [str(each.adapter.path.resolve()), each.weight] for each in merge_plan.adapters
-        ],
+        "inputs": [fingerprint(path) for path in sorted(inputs, key=str)],
+        "weights": [[place(each.adapter.path), each.weight] for each in merge_plan.adapters],
         "modules": [
             [entry.key, sorted(entry.modules.items())]
             for entry in merge_plan.entries.values()
@@ -109,7 +108,7 @@ def _copy_sides(merge_plan: MergePlan, folder: Path) -> dict[str, str]:
     return {name: why for name, why in sides.left_out.items() if not name.endswith(ours)}
 
 
-def _tokenizers(merge_plan: MergePlan) -> Iterator[Path]:
+def _tokenizers(merge_plan: MergePlan) -> Iterator[Location]:
     """Yield the adapters' files of a tokenizer: with a grown vocabulary they are the right ones."""
     for weighted in merge_plan.adapters:
         for file in weighted.adapter.side_files().carried:

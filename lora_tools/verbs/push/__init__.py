@@ -8,7 +8,9 @@ from lora_tools.adapter import README
 from lora_tools.card import decoded, metadata
 from lora_tools.errors import HubError, RefusedError, some
 from lora_tools.files.inputs import read_input
-from lora_tools.hub import Blob, Commit, Publisher, Upload, page
+from lora_tools.hub.address import page
+from lora_tools.hub.publishing import Commit, Publisher, Upload
+from lora_tools.hub.reading import Blob
 from lora_tools.verbs.push.files import Digest
 from lora_tools.verbs.push.inputs import record
 from lora_tools.verbs.push.package import Destination, Package, PackageFiles, draft

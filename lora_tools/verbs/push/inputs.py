@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lora_tools.files.disk import write_text
+from lora_tools.files.location import Location, entries, known_sha256, local
 from lora_tools.files.objects import read_object
 from lora_tools.files.typed import Fields
 from lora_tools.files.writer import staged_file
-from lora_tools.remote import RemotePath
 from lora_tools.text import json_text
 from lora_tools.verbs.push.files import WEIGHTS_AND_CONFIGS, digest
 
 
-def record(report: Path, inputs: Iterable[Path]) -> None:
+def record(report: Path, inputs: Iterable[Location]) -> None:
     """Add the checksums of the inputs of a command to the report that it has written.
 
     Reads local inputs once; those on the Hub are known there, so that none is downloaded for it.
@@ -36,17 +36,16 @@ def listed(report: Fields) -> list[tuple[str, str, str]]:
     ]
 
 
-def sha256(file: Path) -> str:
+def sha256(file: Location) -> str:
     """Return the sha256 of a file; of a large one on the Hub without fetching it."""
-    known = file.snapshot.files[file.file].sha256 if isinstance(file, RemotePath) else None
-    return known or digest(file).sha256
+    return known_sha256(file) or digest(local(file)).sha256
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Location) -> Iterator[Location]:
     """Yield the files that decide what is computed from a path."""
     if not path.is_dir():
         yield path
         return
-    for file in sorted(path.iterdir(), key=lambda file: file.name):
+    for file in entries(path):
         if file.is_file() and WEIGHTS_AND_CONFIGS.fullmatch(file.name):
             yield file

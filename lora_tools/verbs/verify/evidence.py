@@ -1,7 +1,6 @@
 """Evidence: a merged tensor beside the sum that it should be, element by element."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
 from lora_tools.files.fingerprint import check_state
 from lora_tools.files.header import Spec
+from lora_tools.files.location import Location
 from lora_tools.files.opening import open_partly
 from lora_tools.files.place import Reader
 from lora_tools.linalg.apply import normalise
@@ -132,7 +132,7 @@ def _job(
     return VerifyJob(merge_plan, key, rows, reopened(merged), name, cast)
 
 
-def _merged_again(path: Path, before: str) -> Checkpoint:
+def _merged_again(path: Location, before: str) -> Checkpoint:
     """Open a merged model that another process has open, of which shards may be missing."""
     found, _ = open_partly(path)
     check_state(path, found.state, before)

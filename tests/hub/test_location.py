@@ -1,7 +1,6 @@
-"""Paths into the Hub, read through the real client from the loopback Hub."""
+"""Locations on the Hub, read through the real client from the loopback Hub."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from hub_server import HubServer
 
 from lora_tools.files.header import Spec
 from lora_tools.files.layout import layout
-from lora_tools.remote import is_remote, locate
+from lora_tools.hub import is_remote, locate
 
 LFS = {"HF_HUB_DISABLE_XET": "1"}
 LAYERS = 80
@@ -101,6 +100,8 @@ def test_inspect_reads_the_header_only(address, hub, alice):
     assert found == local
     assert found["totals"]["bytes"] > 16_000_000
     assert sum(request.sent for request in hub.requests) < 50_000
+    assert {request.token for request in hub.requests if request.origin == "store"} == {None}
+    assert len(hub.seen("GET", "/api/models/")) == 2, "its commit, and one listing of that"
 
 
 def test_a_local_folder_of_that_name_wins(hub, alice):
@@ -117,6 +118,7 @@ def test_the_table_of_a_model_of_ten_gigabytes_costs_its_headers(hub, alice):
     assert "LlamaForCausalLM" in text
     assert "model.layers.[0..79].mlp.up_proj.weight" in text
     assert "80 tensors, 4,999,741,440 parameters, 10.00 GB" in text
+    assert len(hub.seen("GET", "/api/models/")) == 2, "however many threads read headers"
     assert sum(request.sent for request in hub.requests) < 200_000
     assert not list((alice.folder / "home").rglob("*.safetensors"))
 
@@ -144,10 +146,10 @@ def test_pieces_are_read_by_ranges_and_many_at_once(hub, alice):
     folder = make_adapter(alice.folder / "mine", modules=8, wide=4096, rank=32)
     published(hub, folder)
     done = alice.python(
-        "from lora_tools.remote import locate\n"
+        "from lora_tools.hub import locate\n"
         f"local = open({str(folder / 'adapter_model.safetensors')!r}, 'rb')\n"
         "path = locate('bob/cat') / 'adapter_model.safetensors'\n"
-        "with path.open('rb') as file:\n"
+        "with path.open() as file:\n"
         "    for at in (100, 5_000_000, 40_000, 0):\n"
         "        assert file.seek(at) == local.seek(at) == at == file.tell()\n"
         "        assert file.read(70_000) == local.read(70_000)\n"
@@ -156,7 +158,7 @@ def test_pieces_are_read_by_ranges_and_many_at_once(hub, alice):
         "    assert file.seek(10, 2) and file.read() == b''\n"
         "print(path.is_here(), end=' ')\n"
         "for _ in range(10):\n"
-        "    path.open('rb').read(8)\n"
+        "    path.open().read(8)\n"
         "print(path.is_here())"
     )
     assert done == "False True\n"
@@ -183,13 +185,16 @@ def test_shrink_downloads_through_the_ordinary_cache(hub, alice):
 def test_one_command_sees_one_commit(hub, alice):
     published(hub, make_adapter(alice.folder / "mine"))
     alice.python(
-        "from lora_tools.remote import locate; a, b = locate('bob/cat'), locate('hf://bob/cat');"
+        "from lora_tools.hub import locate; a, b = locate('bob/cat'), locate('hf://bob/cat');"
         "assert a == b and a.snapshot is b.snapshot; import pickle;"
-        "c = pickle.loads(pickle.dumps(a / 'adapter_config.json'));"
-        "assert c.read_text() == (a / 'adapter_config.json').read_text();"
-        "assert (c.stat().st_mtime_ns, c.stat().st_size) == (0, len(c.read_bytes()));"
-        "assert str(a.snapshot.commit) in str(c.resolve()) and type(c.resolve()) is not type(c);"
-        "assert str(c) == f'{a}/adapter_config.json' and c.parent == a and c.name in str(c)"
+        "b = a / 'adapter_config.json'; c = pickle.loads(pickle.dumps(b));"
+        "assert c == b and hash(c) == hash(b);"
+        "from lora_tools.files.fingerprint import fingerprint;"
+        "from lora_tools.files.inputs import read_input, read_text;"
+        "assert read_text(c) == b.fetch().read_text();"
+        "assert fingerprint(c) == [str(c), len(read_input(c)), 0];"
+        "assert str(c) == f'{a}/adapter_config.json' and c.parent == a and c.absolute() is c;"
+        "assert str(a) == f'hf://bob/cat@{a.snapshot.commit}' and a.parent == a and a.name == 'cat'"
     )
     assert len(hub.seen("GET", "/api/models/bob/cat$")) == 1
 
@@ -226,7 +231,7 @@ def test_a_folder_in_a_repository(hub, alice):
     hub.publish("bob/deep", files | {"README.md": b"# Deep\n"})
     assert "4 modules" in alice.does("inspect", "hf://bob/deep/deep/er")
     done = alice.python(
-        "from lora_tools.remote import locate; p = locate('bob/deep');"
+        "from lora_tools.hub import locate; p = locate('bob/deep');"
         "print(sorted(q.name for q in p.iterdir()), [q.name for q in (p / 'deep').iterdir()],"
         "p.is_dir(), (p / 'deep' / 'er').is_dir(), (p / 'no').exists())"
     )
@@ -322,15 +327,30 @@ def test_without_a_network_the_remedy_is_named(hub, alice):
     assert f"HF_ENDPOINT ({hub.url})" in done.stderr
 
 
-def test_nothing_is_written_into_a_repository_path(hub, alice):
+def test_what_is_not_there_or_is_a_folder_is_refused_as_it_is_here(hub, alice):
     published(hub, make_adapter(alice.folder / "mine"))
-    alice.python(
-        "from lora_tools.remote import locate; p = locate('bob/cat') / 'new.txt'\n"
-        "try: p.write_text('x')\n"
-        "except PermissionError as error: assert 'lora-tools push' in str(error)\n"
-        "else: raise SystemExit('written')"
+    done = alice.python(
+        "from lora_tools import LoraToolsError; from lora_tools.hub import locate\n"
+        "from lora_tools.files.inputs import open_input\n"
+        "from lora_tools.files.fingerprint import state\n"
+        "from pathlib import Path\n"
+        "for place in (Path('mine'), locate('bob/cat')):\n"
+        "    for file in (place / 'none.safetensors', place):\n"
+        "        try: open_input(file)\n"
+        "        except (OSError, LoraToolsError) as error:\n"
+        "            print(type(error).__name__, str(error).partition(': ')[2])\n"
+        "    assert state([place / 'none']) != state([place / 'adapter_config.json'])\n"
     )
-    shutil.rmtree(alice.folder / "home")
+    assert done.splitlines() == [
+        "FileNotFoundError 'mine/none.safetensors'",
+        "CheckpointError a folder, not a regular file",
+        "FileNotFoundError no such file in the repository",
+        "CheckpointError a folder, not a regular file",
+    ]
+
+
+def test_the_output_is_local_whatever_the_source_is(hub, alice):
+    published(hub, make_adapter(alice.folder / "mine"))
     out = alice.run("shrink", "bob/cat", "bob/cat", "--rank", 2)
     assert out.returncode == 0  # OUT is a local path, whatever SOURCE is
     assert (alice.folder / "bob" / "cat" / "adapter_model.safetensors").is_file()
@@ -339,7 +359,7 @@ def test_nothing_is_written_into_a_repository_path(hub, alice):
 EVICT = """
 import os
 from pathlib import Path
-from lora_tools.remote import locate
+from lora_tools.hub import locate
 from lora_tools.files.transient import TransientFiles
 from lora_tools.files.opening import open_checkpoint
 
@@ -349,7 +369,7 @@ def disk():
 
 keep = WARM and locate("bob/llama") / "model-00002-of-00004.safetensors"
 if keep:
-    os.fspath(keep)
+    keep.fetch()
 start = disk()
 model = open_checkpoint(locate("bob/llama"))
 guests = TransientFiles(model.file(name) for name in model)
