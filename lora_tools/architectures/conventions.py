@@ -37,14 +37,18 @@ EMBEDDINGS = frozenset(
     }
 )
 """Modules whose rows are looked up."""
-TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings", "shared")
-"""Those whose rows are the tokens of a vocabulary."""
+ONLY_TOKENS = ("embed_tokens", "word_embeddings", "wte", "tok_embeddings")
+TOKENS = (*ONLY_TOKENS, "embed_in", "shared")
+"""Those whose rows are the tokens of a vocabulary; the first names mean nothing else anywhere."""
 HEADS = ("lm_head", "embed_out", "cls.predictions.decoder", "output")
 """Modules whose rows score tokens."""
 
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 """Layers of these models that are stored as (in, out)."""
+
+QKV = frozenset({"c_attn", "in_proj", "qkv", "qkv_proj", "query_key_value", "Wqkv"})
+"""Layers that compute queries, keys and values in one."""
 
 MODALITIES: Mapping[str, str] = {
     **dict.fromkeys(("vision", "visual", "image", "vit", "siglip"), "vision"),
@@ -68,6 +72,15 @@ def modalities(path: str) -> frozenset[str]:
     """
     words = path.lower().replace("_", ".").replace("-", ".").split(".")
     return frozenset(MODALITIES[word] for word in words if word in MODALITIES)
+
+
+def is_embedding(path: str) -> bool:
+    """Whether a module is an embedding by its name, where its tensors do not tell.
+
+    >>> is_embedding("model.embed_tokens"), is_embedding("model.shared")
+    (True, False)
+    """
+    return path.rpartition(".")[2] in ONLY_TOKENS
 
 
 def ends(key: str, endings: tuple[str, ...]) -> bool:

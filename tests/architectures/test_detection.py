@@ -80,10 +80,11 @@ def test_a_real_file_of_three_layers_leaves_its_family_open():
     assert fused == ["double_blocks.0.img_attn.qkv", "double_blocks.1.img_attn.qkv"]
 
 
-def test_xlabs_own_names_are_of_no_family():
+def test_xlabs_own_names_are_a_dialect():
     keys = json.loads((real("invokeai-keyshapes") / "flux_lora_xlabs_format.json").read_text())
     (found,) = detect({re.sub(r"\.(up|down)\.weight$", "", key): None for key in keys})
-    assert (found.candidates, len(found.unmatched)) == ((), 12)
+    assert [str(candidate) for candidate in found.candidates] == ["Flux.1 (xlabs)"]
+    assert (found.is_whole, len(found.names)) == (True, 12)
 
 
 def test_every_list_is_looked_at():

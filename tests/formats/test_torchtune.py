@@ -204,7 +204,7 @@ def test_without_the_base_nothing_is_converted_either_way(tmp_path):
     assert adapter.module("model.layers.0.self_attn.q_proj").rows == Paired(None)
     assert adapter.module("model.layers.0.self_attn.v_proj").rows is None
     assert "--base" in adapter.manifest.notes[0]
-    with pytest.raises(UnsupportedError, match="rotated pairs") as caught:
+    with pytest.raises(UnsupportedError, match="interleaved RoPE layout") as caught:
         convert(adapter, PEFT)
     assert "--base" in caught.value.__notes__[0]
     converted(read(folder, base=BASE), PEFT, tmp_path / "peft")

@@ -64,5 +64,5 @@ GEMMA3 = gemma(
     "Gemma 3",
     ("gemma3", "gemma3_text"),
     {**SANDWICH_LAYER, **QK_NORMS},
-    {"gguf": gguf({**SANDWICHED, **GGUF_QK_NORMS}, head=False)},
+    {"gguf": gguf({**SANDWICHED, **GGUF_QK_NORMS})},
 )
