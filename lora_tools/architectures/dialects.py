@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from lora_tools.architectures.index import Candidate, matches, positions
@@ -60,6 +61,21 @@ def is_named(module: str, dialect: str) -> bool:
     (True, False)
     """
     return any(next(matches(module, each), None) for each in candidates(dialect))
+
+
+@cache
+def modules_of(role: Role, dialect: str) -> frozenset[str]:
+    """Return the paths in a dialect of modules outside the layers that have a role.
+
+    >>> modules_of("embedding", "gguf")
+    frozenset({'token_embd'})
+    """
+    return frozenset(
+        rule.path
+        for family, _ in candidates(dialect)
+        for rule in family.rules(dialect)
+        if "#" not in rule.path and family.role(rule.layout.parts[0].path) == role
+    )
 
 
 class KnownBase(NamedTuple):

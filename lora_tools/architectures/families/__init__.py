@@ -19,6 +19,7 @@ from lora_tools.architectures.families.flux2 import FLUX2
 from lora_tools.architectures.families.gpt2 import GPT2
 from lora_tools.architectures.families.gpt_neox import GPT_NEOX
 from lora_tools.architectures.families.gpt_oss import GPT_OSS
+from lora_tools.architectures.families.hunyuan_dit import HUNYUAN_DIT
 from lora_tools.architectures.families.krea2 import KREA2
 from lora_tools.architectures.families.lumina2 import LUMINA2
 from lora_tools.architectures.families.minimax_h3 import MINIMAX_H3
@@ -44,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     WAN,
     hunyuan_video.HUNYUAN_VIDEO,
     hunyuan_video.HUNYUAN_VIDEO_15,
+    HUNYUAN_DIT,
     QWEN_IMAGE,
     Z_IMAGE,
     LUMINA2,

@@ -10,7 +10,7 @@ from lora_tools.architectures.blocks import (
     SINGLE_OUT,
     TIME,
 )
-from lora_tools.architectures.family import DIT, Encoder, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
 from lora_tools.architectures.tables import halves, one
 
 FLUX1 = Family(
@@ -62,6 +62,7 @@ FLUX1 = Family(
     blocks={"transformer_blocks": (19,), "single_transformer_blocks": (38,)},
     named=r"flux[-_. ]?1|flux(?![-_. ]?[2-9])",
     types=("FluxTransformer2DModel",),
+    loaders={"diffusers": ContainerPrefix("")},  # as its authors' control LoRAs are named
     encoders=(
         Encoder("CLIP", "text_encoder", "clip_l", "lora_te1_"),
         Encoder("T5", "text_encoder_2", "t5xxl", "lora_te3_"),
