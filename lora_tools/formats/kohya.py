@@ -75,7 +75,7 @@ class Kohya:
         found = collect(contents.specs)
         stated = _stated(contents.metadata)
         stated_base = (contents.metadata.get(field) for field in BASES)
-        names = _names(found.modules, Hints.of(contents.base, *stated_base))
+        names, guesses = _names(found.modules, Hints.of(contents.base, *stated_base))
         modules = described(
             found.modules,
             lambda key_prefix: stated.get(key_prefix) or names.get(key_prefix),
@@ -85,7 +85,13 @@ class Kohya:
             "ss_base_model_version"
         )
         return Manifest(
-            self.name, modules, found.extras, {}, contents.metadata, base, tuple(_notes(modules))
+            self.name,
+            modules,
+            found.extras,
+            {},
+            contents.metadata,
+            base,
+            (*_notes(modules), *guesses),
         )
 
     def write(self, manifest: Manifest) -> Manifest:
@@ -113,10 +119,15 @@ class Kohya:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _names(key_prefixes: Collection[str], hints: Hints = NO_HINTS) -> dict[str, str]:
-    """Return the names of modules, decided for all at once; what no known model has stays."""
+def _names(
+    key_prefixes: Collection[str], hints: Hints = NO_HINTS
+) -> tuple[dict[str, str], list[str]]:
+    """Return the names of modules, decided for all at once, and which models are only guessed.
+
+    What no known model has stays as it is.
+    """
     flat = [key_prefix for key_prefix in key_prefixes if _is_flat(key_prefix)]
-    names = {key_prefix: key_prefix for key_prefix in flat}
+    names, guesses = {key_prefix: key_prefix for key_prefix in flat}, list[str]()
     components = list(detect(dict.fromkeys(flat)))
     # Dots are not rows: what is no module of the model that the others are of may have its own.
     for component in components:
@@ -127,10 +138,12 @@ def _names(key_prefixes: Collection[str], hints: Hints = NO_HINTS) -> dict[str, 
     }
     for component in components:
         try:
-            names |= component.decide(partial(_named, component, encoders), hints)
+            own, guess = component.decision(partial(_named, component, encoders), hints)
         except UnsupportedError:  # families that put the dots elsewhere
             continue
-    return names
+        names |= own
+        guesses += [guess] if guess else []
+    return names, guesses
 
 
 def _named(
@@ -251,7 +264,7 @@ def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[
         kept["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
     if "ss_network_args" in kept:
         kept["ss_network_args"] = _arguments(kept["ss_network_args"])
-    names = _names([module.key_prefix for module in modules])
+    names, _ = _names([module.key_prefix for module in modules])
     lost = {
         m.key_prefix: m.name
         for m in modules
