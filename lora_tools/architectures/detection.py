@@ -89,28 +89,27 @@ class Component:
         left: dict[Candidate, T | LoraToolsError] = {}
         usual = _usual(named or self.candidates)
         for narrowed in (self.candidates, self.likely, named, usual):
-            before = tuple(left)
+            before = left
             answers = {candidate: _answer(question, candidate) for candidate in narrowed}
             fitting = {c: a for c, a in answers.items() if not isinstance(a, FormatError)}
             left = fitting or answers or left
-            first, *others = left.values()
-            if all(other == first for other in others):
+            first, *more = left.values()
+            if all(other == first for other in more):
                 if isinstance(first, LoraToolsError):
                     raise first
-                return first, self._guess(left, before) if narrowed is usual else ""
+                others = [candidate for candidate, other in before.items() if other != first]
+                return first, self._guess(left, others) if narrowed is usual else ""
         raise UnsupportedError(
             f"{some(self.names, 2)}: these names are those of {' and of '.join(_families(left))},"
             " which lay them out differently"
         ).hint("Give the base model, whose config.json says which it is: --base MODEL.")
 
-    def _guess(self, taken: Collection[Candidate], before: Collection[Candidate]) -> str:
-        """Return which family was taken, and which others were not for being like it."""
-        families = _families(taken)
-        others = [name for name in _families(before) if name not in families]
+    def _guess(self, taken: Collection[Candidate], others: Collection[Candidate]) -> str:
+        """Say which family was taken, and which others were not, being like it and rarer."""
         return (
-            f"{len(self.names)} modules are taken for those of {' or '.join(families)}:"
-            f" {' and '.join(others)} would lay them out otherwise, and neither the number of"
-            " blocks nor a base model says which it is. --base MODEL does."
+            f"{len(self.names)} modules are taken for those of {' or '.join(_families(taken))}:"
+            f" {' and '.join(_families(others))} would lay them out otherwise, and neither the"
+            " number of blocks nor a base model says which it is. --base MODEL does."
         )
 
 

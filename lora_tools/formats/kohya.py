@@ -138,12 +138,25 @@ def _names(
     }
     for component in components:
         try:
+            component = _trained(component)
             own, guess = component.decision(partial(_named, component, encoders), hints)
         except UnsupportedError:  # families that put the dots elsewhere
             continue
         names |= own
         guesses += [guess] if guess else []
     return names, guesses
+
+
+def _trained(component: Component) -> Component:
+    """Return the component with a family's own dialects behind this prefix, where it has some."""
+    own = {
+        candidate
+        for candidate in component.candidates
+        for container in candidate.family.containers.values()
+        if container.prefix == component.prefix and candidate.dialect in container.dialects
+    }
+    families = {candidate.family for candidate in own}
+    return component.among(lambda each: each in own or each.family not in families)
 
 
 def _named(
