@@ -46,8 +46,8 @@ def _peft_names(subject: Subject) -> Breach | None:
     if not strange:
         return None
     return Breach(
-        f"{len(prefixed)} names begin with {PREFIX!r}, which only {' and '.join(models)} have in the"
-        f" table, and these are not theirs",
+        f"{len(prefixed)} names begin with {PREFIX!r}, which only {' and '.join(models)} have in"
+        " the table, and these are not theirs",
         [pair.key_prefix for pair in prefixed],
     )
 
