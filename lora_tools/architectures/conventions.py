@@ -7,12 +7,19 @@ Ways: TypeAlias = tuple[tuple[str, ...], ...]
 
 GATE_UP: Ways = (("gate_proj", "up_proj"), ("w1", "w3"), ("fc1", "fc3"))
 DOWN: Ways = (("down_proj",), ("w2",), ("fc2",))
+QUERY, KEY, VALUE = "q_proj", "k_proj", "v_proj"
+PACKED = "qkv_proj"
 FUSED: Mapping[str, Ways] = {
-    "qkv_proj": (("q_proj", "k_proj", "v_proj"),),
+    PACKED: ((QUERY, KEY, VALUE),),
     "gate_up_proj": GATE_UP[:2],
-    "in_proj_weight": (("q_proj", "k_proj", "v_proj"),),
+    "in_proj_weight": ((QUERY, KEY, VALUE),),
 }
 """A fused projection, and the names of its parts in the order of their rows."""
+
+STACKS: Mapping[str, Ways] = {"gate_up_proj": GATE_UP, "down_proj": DOWN}
+"""Parameters that stack experts' matrices, and what the layers are called one by one."""
+EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Parameters of stacked experts in the order in which models define them."""
 
 RENAMED = ((".mlp.", ".block_sparse_moe."), (".mlp.", ".feed_forward."))
 """What transformers 5 calls a layer, and what the files of older models call it."""
@@ -37,14 +44,23 @@ EMBEDDINGS = frozenset(
     }
 )
 """Modules whose rows are looked up."""
-TOKENS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings", "shared")
-"""Those whose rows are the tokens of a vocabulary."""
+ONLY_TOKENS = ("embed_tokens", "word_embeddings", "wte", "tok_embeddings")
+TOKENS = (*ONLY_TOKENS, "embed_in", "shared")
+"""Those whose rows are the tokens of a vocabulary; the first names mean nothing else anywhere."""
 HEADS = ("lm_head", "embed_out", "cls.predictions.decoder", "output")
 """Modules whose rows score tokens."""
+EMBEDDING, HEAD = TOKENS[0], HEADS[0]
+"""What most models call them."""
+MASKED = "word_embeddings"
+"""What the embedding is called in models that fill masks."""
 
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+CONV1D = ("c_attn", "c_proj", "c_fc")
+CONV1D_LAYERS = frozenset({*CONV1D, "q_attn"})
 """Layers of these models that are stored as (in, out)."""
+
+QKV = frozenset({"c_attn", "in_proj", "qkv", PACKED, "query_key_value", "Wqkv"})
+"""Layers that compute queries, keys and values in one."""
 
 MODALITIES: Mapping[str, str] = {
     **dict.fromkeys(("vision", "visual", "image", "vit", "siglip"), "vision"),
@@ -68,6 +84,15 @@ def modalities(path: str) -> frozenset[str]:
     """
     words = path.lower().replace("_", ".").replace("-", ".").split(".")
     return frozenset(MODALITIES[word] for word in words if word in MODALITIES)
+
+
+def is_embedding(path: str) -> bool:
+    """Whether a module is an embedding by its name, where its tensors do not tell.
+
+    >>> is_embedding("model.embed_tokens"), is_embedding("model.shared")
+    (True, False)
+    """
+    return path.rpartition(".")[2] in ONLY_TOKENS
 
 
 def ends(key: str, endings: tuple[str, ...]) -> bool:

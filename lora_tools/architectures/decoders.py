@@ -1,5 +1,9 @@
 """Decoders like Llama, in the names of every tool. Fine: transformers', with everything apart."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from lora_tools.architectures.family import MODEL, Family, Tie
 from lora_tools.architectures.layout import Interleaved, RowLayout
 from lora_tools.architectures.tables import Table, being, norm, one, rows, same
 
@@ -145,3 +149,31 @@ MEGATRON: Table = {
         },
     ),
 }
+
+TOOLS: Mapping[str, Table] = {"litgpt": LITGPT, "megatron": MEGATRON}
+TIE = Tie("model.embed_tokens", "lm_head")
+
+
+def stack(paths: str, tensor: str = "weight", **options: Any) -> RowLayout:
+    """Return the layout of a layer of every expert, in one tensor that is a parameter."""
+    return rows(paths, stacked=True, tensors=(("", tensor),), **options)
+
+
+def like_llama(
+    name: str, types: tuple[str, ...], dialects: Mapping[str, Table], layer: Table = PLAIN
+) -> Family:
+    """Return a family named as Llama, with these modules in a layer, in these further dialects.
+
+    llama.cpp calls it by the first of its types.
+    """
+    return Family(
+        name,
+        hub="transformers",
+        containers=MODEL,
+        dialects={"bare": bare(layer), "fused": FUSED, **dialects},
+        modules=decoder(layer),
+        named=name.lower().replace(" ", "[-_]?"),
+        types=types,
+        ids={"gguf": types[0]},
+        tie=TIE,
+    )

@@ -70,28 +70,48 @@ class Component:
     def decide(self, question: Callable[[Candidate], T], hints: Hints = NO_HINTS) -> T:
         """Return the answer that all candidates give, or those that the base model leaves.
 
-        A candidate for which the question raises a `FormatError` is none. Raises what it raises
-        otherwise, and `UnsupportedError`, naming families, where those that are left contradict
-        each other.
+        Raises as `decision` does.
+        """
+        return self.decision(question, hints)[0]
+
+    def decision(
+        self, question: Callable[[Candidate], T], hints: Hints = NO_HINTS
+    ) -> tuple[T, str]:
+        """Return the answer that all candidates give, or those that the base model leaves.
+
+        With it comes a sentence where the answer is a family's that is only the most usual of
+        several, else "". A candidate for which the question raises a `FormatError` is none. Raises
+        what it raises otherwise, and `UnsupportedError`, naming families, where those that are
+        left contradict each other.
         """
         if not self.paths:
             raise UnsupportedError(f"{some(self.unmatched, 2)}: names that no known model has")
         named = _named(self.likely, hints) or _named(self.candidates, hints)
         left: dict[Candidate, T | LoraToolsError] = {}
-        for narrowed in (self.candidates, self.likely, named, _usual(named or self.candidates)):
+        usual = _usual(named or self.candidates)
+        for narrowed in (self.candidates, self.likely, named, usual):
+            before = left
             answers = {candidate: _answer(question, candidate) for candidate in narrowed}
             fitting = {c: a for c, a in answers.items() if not isinstance(a, FormatError)}
             left = fitting or answers or left
-            first, *others = left.values()
-            if all(other == first for other in others):
+            first, *more = left.values()
+            if all(other == first for other in more):
                 if isinstance(first, LoraToolsError):
                     raise first
-                return first
-        names = dict.fromkeys(candidate.family.name for candidate in left)
+                others = [candidate for candidate, other in before.items() if other != first]
+                return first, self._guess(left, others) if narrowed is usual else ""
         raise UnsupportedError(
-            f"{some(self.names, 2)}: these names are those of {' and of '.join(names)}, which"
-            " lay them out differently"
+            f"{some(self.names, 2)}: these names are those of {' and of '.join(_families(left))},"
+            " which lay them out differently"
         ).hint("Give the base model, whose config.json says which it is: --base MODEL.")
+
+    def _guess(self, taken: Collection[Candidate], others: Collection[Candidate]) -> str:
+        """Say which family was taken, and which others were not, being like it and rarer."""
+        return (
+            f"{len(self.names)} modules are taken for those of {' or '.join(_families(taken))}:"
+            f" {' and '.join(_families(others))} would lay them out otherwise, and neither the"
+            " number of blocks nor a base model says which it is. --base MODEL does."
+        )
 
 
 def _answer(question: Callable[[Candidate], T], candidate: Candidate) -> T | LoraToolsError:
@@ -99,6 +119,10 @@ def _answer(question: Callable[[Candidate], T], candidate: Candidate) -> T | Lor
         return question(candidate)
     except LoraToolsError as error:
         return error
+
+
+def _families(candidates: Collection[Candidate]) -> list[str]:
+    return list(dict.fromkeys(candidate.family.name for candidate in candidates))
 
 
 def _usual(candidates: Collection[Candidate]) -> tuple[Candidate, ...]:

@@ -41,7 +41,7 @@ DIT: Containers = MappingProxyType(
 )
 UNET: Containers = MappingProxyType(
     {
-        **DIT,
+        **{name: way for name, way in DIT.items() if name != "onetrainer"},
         "diffusers": ContainerPrefix("unet.", HUB),
         "kohya": ContainerPrefix("lora_unet_", ("diffusers", "original")),
     }
@@ -61,10 +61,14 @@ class Encoder(NamedTuple):
     """What stands before its paths in a single file, where that is not ComfyUI's name."""
 
     @property
+    def native(self) -> str:
+        """What stands before its paths in ComfyUI's files."""
+        return f"text_encoders.{self.comfyui}.transformer."
+
+    @property
     def prefixes(self) -> tuple[str, ...]:
         """What may stand before its paths in any file."""
-        comfyui = f"text_encoders.{self.comfyui}.transformer."
-        found = (f"{self.folder}.", comfyui, self.kohya, self.checkpoint)
+        found = (f"{self.folder}.", self.native, self.kohya, self.checkpoint)
         return tuple(prefix for prefix in found if prefix)
 
 
@@ -102,6 +106,8 @@ class Family:
     """The family that it is taken for where nothing tells them apart. All of its modules do."""
     ids: Mapping[str, str] = field(default_factory=dict)
     """What a dialect's files call the family, as GGUF's ``general.architecture``."""
+    loaders: Containers = field(default_factory=dict)
+    """What else a runtime loads it by, which no file has as a rule: by runtime."""
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Tensors of a dialect that the hub does without."""
     encoders: tuple[Encoder, ...] = ()

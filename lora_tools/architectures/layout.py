@@ -113,6 +113,8 @@ class RowLayout:
         turns = self._turns(out, numbers)
         if any(cut % turns for cut in cuts):
             raise FormatError(f"{self._names()}: {cuts} rows do not divide into {turns} groups")
+        if self.groups in numbers and any(numbers.get(name, 0) % turns for name in self._named()):
+            raise FormatError(f"{out} rows are not those of {self._names()} in {turns} groups")
         rows, period, start = [], out // turns, 0
         for part, cut in zip(self.parts, cuts, strict=True):
             size = cut // turns

@@ -1,11 +1,12 @@
 """Which model of a pipeline modules are of: by what stands before their paths, or by the paths."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
 from lora_tools.architectures.detection import detect
-from lora_tools.architectures.family import NATIVE, Family
+from lora_tools.architectures.family import NATIVE, Encoder, Family
 from lora_tools.architectures.index import Candidate, everywhere
 from lora_tools.architectures.layout import Dimensions
 from lora_tools.errors import UnsupportedError
@@ -17,8 +18,10 @@ class Known(NamedTuple):
     families: tuple[Family, ...]
     words: frozenset[str]
     """Models of a pipeline, by their folders."""
-    flat: tuple[str, ...]
-    """What stands before paths whose dots were lost."""
+    flat: Mapping[str, str]
+    """What stands before paths whose dots were lost, and the component, if it means one."""
+    encoders: tuple[Encoder, ...]
+    """Those of the pipeline that has the most, after which tools call the others' alike."""
 
 
 def split(name: str) -> tuple[str, str]:
@@ -46,7 +49,7 @@ def components(
     >>> components(["double_blocks.0.img_attn.qkv", "somebodys.own"])
     {'double_blocks.0.img_attn.qkv': 'diffusion_model'}
     """
-    flat = known().flat
+    flat = tuple(known().flat)
     left = {path: None for path in paths if "." in path or not path.startswith(flat)}
     found: dict[str, str] = {}
     while left:
@@ -84,9 +87,97 @@ def known() -> Known:
 
     words = {family.before(family.hub)[:-1] for family in FAMILIES} - {""}
     words |= {encoder.folder for family in FAMILIES for encoder in family.encoders}
-    flat = {c.prefix for family in FAMILIES for c in family.containers.values() if c.is_flat}
-    flat |= {encoder.kohya for family in FAMILIES for encoder in family.encoders}
-    return Known(FAMILIES, frozenset({*words, NATIVE[:-1]}), tuple(flat))
+    encoders = max((family.encoders for family in FAMILIES), key=len)
+    flat = _flat(FAMILIES)
+    flat |= {e.kohya: e.folder for family in FAMILIES for e in (*family.encoders, *encoders)}
+    return Known(FAMILIES, frozenset({*words, NATIVE[:-1]}), flat, encoders)
+
+
+def _flat(families: tuple[Family, ...]) -> dict[str, str]:
+    """Return the components of diffusion models; "" for a prefix that several families have."""
+    found: dict[str, set[str]] = {}
+    for family in families:
+        for container in family.containers.values():
+            if container.is_flat:
+                words = (family.before(dialect)[:-1] for dialect in container.dialects)
+                found.setdefault(container.prefix, set()).update(words)
+    return {prefix: words.pop() if len(words) == 1 else "" for prefix, words in found.items()}
+
+
+def trainers(*, several: bool) -> dict[str, str]:
+    """Return what trainers put before flattened paths, by component, as the most pipelines have it.
+
+    ``several``: the pipeline has several text encoders, which are numbered.
+
+    >>> trainers(several=False)["text_encoder"], trainers(several=True)["text_encoder"]
+    ('lora_te_', 'lora_te1_')
+    """
+    counts = Counter(
+        (encoder.folder, encoder.kohya)
+        for family in known().families
+        if (len(family.encoders) > 1) is several
+        for encoder in family.encoders
+    )
+    models = {family.before(family.hub)[:-1] for family in known().families} - {""}
+    usual = {word: prefix for prefix, word in known().flat.items() if word in models}
+    return usual | {folder: prefix for (folder, prefix), _ in reversed(counts.most_common())}
+
+
+def encoder_of(component: str, path: str) -> Encoder | None:
+    """Return which text encoder a path of a component is of, as tools call it for most pipelines.
+
+    Its family says it, whichever place it has in its own pipeline, and of several of one family
+    the place. None for paths that no such tool has.
+
+    >>> encoder_of("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.q").comfyui
+    't5xxl'
+    """
+    if component not in {encoder.folder for encoder in known().encoders}:
+        return None
+    whole = {candidate.family.name for candidate, _ in everywhere(path, known().families)}
+    fitting = [
+        encoder
+        for encoder in known().encoders
+        if path.partition(".")[0] in first_words(*_hub(encoder))
+        and (not whole or encoder.family in whole)
+    ]
+    own = (encoder for encoder in fitting if encoder.folder == component)
+    return next(own, fitting[0] if len(fitting) == 1 else None)
+
+
+def _hub(encoder: Encoder) -> tuple[Family, str]:
+    (family,) = (family for family in known().families if family.name == encoder.family)
+    return family, family.hub
+
+
+@cache
+def beginnings(component: str) -> tuple[str, ...]:
+    """Return how paths begin of diffusion models that are this component, in diffusers' names.
+
+    >>> "down_blocks." in beginnings("unet"), "down_blocks." in beginnings("transformer")
+    (True, False)
+    """
+    own = (family for family in known().families if family.before(family.hub) == f"{component}.")
+    return tuple({f"{word}." for family in own for word in first_words(family, family.hub)})
+
+
+def loaded(runtime: str) -> Mapping[str, frozenset[str]]:
+    """Return the families that a runtime loads by further names, and how their paths begin."""
+    return {
+        family.name: frozenset(
+            word for dialect in way.dialects for word in first_words(family, dialect)
+        )
+        for family in known().families
+        if (way := family.loaders.get(runtime))
+    }
+
+
+@cache
+def first_words(family: Family, dialect: str) -> frozenset[str]:
+    """Return how the paths of a dialect begin."""
+    hub = dialect == family.hub
+    paths = (path for s in family.sections(dialect) for path in (s.fine if hub else s.paths))
+    return frozenset(path.partition(".")[0] for path in paths)
 
 
 @cache

@@ -72,7 +72,7 @@ SIGNS = (
         frozenset({"F8_E8M0"}),
     ),
     Sign("float8 whose scale is DeepSeek-V4's", "weight", FLOAT8, ("scale",)),
-    Sign("float8 whose scale is Mistral's", "weight", FLOAT8, ("qscale_weight",)),
+    Sign("float8 with a qscale_weight", "weight", FLOAT8, ("qscale_weight",)),
     Sign("DeepSeek-V4's MXFP4", "weight", frozenset({"I8"}), ("scale",)),
     Sign(
         "int8 with a scale, by compressed-tensors or ComfyUI",

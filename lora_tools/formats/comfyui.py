@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_tools.architectures.family import NATIVE
-from lora_tools.architectures.pipelines import components, split
+from lora_tools.architectures.pipelines import components, encoder_of, known, split
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -18,11 +18,6 @@ from lora_tools.formats.suffixes import collect, suffix_of
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-ENCODERS = {
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "text_encoders.t5xxl.transformer.": "text_encoder_3",
-}
 SUFFIX: dict[Role, str] = {
     "a": ".lora_A.weight",
     "b": ".lora_B.weight",
@@ -87,11 +82,11 @@ def _names(key_prefixes: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     bare: list[str] = []
     for key_prefix in key_prefixes:
-        prefix = next((prefix for prefix in ENCODERS if key_prefix.startswith(prefix)), None)
+        encoder = next((e for e in known().encoders if key_prefix.startswith(e.native)), None)
         if key_prefix.startswith(NATIVE):
             found[key_prefix] = key_prefix
-        elif prefix is not None:
-            found[key_prefix] = f"{ENCODERS[prefix]}.{key_prefix.removeprefix(prefix)}"
+        elif encoder is not None:
+            found[key_prefix] = f"{encoder.folder}.{key_prefix.removeprefix(encoder.native)}"
         else:
             bare.append(key_prefix)
     own = components(bare)
@@ -105,11 +100,8 @@ def _key_prefix(name: str, own: Mapping[str, str]) -> str | None:
     component, path = split(name)
     if NATIVE[:-1] in (component, own.get(name)):
         return NATIVE + path
-    if path.startswith("encoder.") and component.startswith("text_encoder"):
-        component = "text_encoder_3"  # T5, whichever place it has in the pipeline
-    elif not path.startswith(("text_model.", "text_projection")):
-        return None
-    return next((prefix + path for prefix, of in ENCODERS.items() if of == component), None)
+    encoder = encoder_of(component, path)
+    return encoder.native + path if encoder else None
 
 
 def _notes(modules: Sequence[Module]) -> Iterator[str]:

@@ -7,27 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lora_tools.architectures.rows import Rows, count
+
 if TYPE_CHECKING:
     from lora_tools.update import Array
-
-Range: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class FusedPart:
     """A module's part of a fused layer's factors: rows of A, and rows of B in its own order."""
 
-    a: Range
-    b: tuple[Range, ...]
+    a: range
+    b: Rows
 
     @property
     def out(self) -> int:
         """How many rows of B are its own."""
-        return sum(stop - start for start, stop in self.b)
+        return count(self.b)
 
     def factors(self, b: "Array", a: "Array") -> tuple["Array", "Array"]:
         """Return its own B and A."""
-        return joined([b[start:stop] for start, stop in self.b]), a[slice(*self.a)]
+        rows = [b[run.start : run.stop : run.step] for run in self.b]
+        return joined(rows), a[self.a.start : self.a.stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,6 @@ class Diagonal:
 
 
 Fused: TypeAlias = FusedPart | Diagonal
-
-
-def blocks(sizes: Sequence[int]) -> list[Range]:
-    """Return the ranges of blocks of these sizes, one behind the other.
-
-    >>> blocks([4, 2, 2])
-    [(0, 4), (4, 6), (6, 8)]
-    """
-    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
 
 
 def joined(pieces: Sequence["Array"]) -> "Array":

@@ -12,7 +12,7 @@ from lora_tools.architectures.detection import NO_HINTS, Component, Hints, detec
 from lora_tools.architectures.family import NATIVE, Encoder
 from lora_tools.architectures.index import Candidate
 from lora_tools.architectures.layout import Dimensions
-from lora_tools.architectures.pipelines import components, split
+from lora_tools.architectures.pipelines import components, encoder_of, known, split, trainers
 from lora_tools.errors import CheckpointError, FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
@@ -29,18 +29,8 @@ from lora_tools.formats.suffixes import collect, suffix_of
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-PREFIXES = {
-    "lora_prior_unet_": "prior",
-    "lora_prior_te_": "text_encoder",
-    "lora_transformer_": "transformer",
-    "lora_unet_": "",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-    "lora_te3_": "text_encoder_3",
-    "lora_te_": "text_encoder",
-    "lycoris_": "",
-}
-"""What stands before a flattened path, and the component that it means, if it means one."""
+UNET, LYCORIS = "lora_unet_", "lycoris_"
+"""What stands before the flattened paths of a UNet or DiT: sd-scripts', and LyCORIS' own."""
 
 SUFFIX: dict[Role, str] = {
     "a": ".lora_down.weight",
@@ -73,9 +63,7 @@ class Kohya:
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Recognise kohya by its prefixes before a path without dots."""
         return any(
-            key.startswith(tuple(PREFIXES)) and "." not in key.removesuffix(suffix)
-            for key in specs
-            if (suffix := suffix_of(key))
+            _is_flat(key.removesuffix(suffix)) for key in specs if (suffix := suffix_of(key))
         )
 
     def read(self, contents: Contents) -> Manifest:
@@ -87,7 +75,7 @@ class Kohya:
         found = collect(contents.specs)
         stated = _stated(contents.metadata)
         stated_base = (contents.metadata.get(field) for field in BASES)
-        names = _names(found.modules, Hints.of(contents.base, *stated_base))
+        names, guesses = _names(found.modules, Hints.of(contents.base, *stated_base))
         modules = described(
             found.modules,
             lambda key_prefix: stated.get(key_prefix) or names.get(key_prefix),
@@ -97,7 +85,13 @@ class Kohya:
             "ss_base_model_version"
         )
         return Manifest(
-            self.name, modules, found.extras, {}, contents.metadata, base, tuple(_notes(modules))
+            self.name,
+            modules,
+            found.extras,
+            {},
+            contents.metadata,
+            base,
+            (*_notes(modules), *guesses),
         )
 
     def write(self, manifest: Manifest) -> Manifest:
@@ -125,14 +119,15 @@ class Kohya:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
-def _names(key_prefixes: Collection[str], hints: Hints = NO_HINTS) -> dict[str, str]:
-    """Return the names of modules, decided for all at once; what no known model has stays."""
-    flat = [
-        key_prefix
-        for key_prefix in key_prefixes
-        if key_prefix.startswith(tuple(PREFIXES)) and "." not in key_prefix
-    ]
-    names = {key_prefix: key_prefix for key_prefix in flat}
+def _names(
+    key_prefixes: Collection[str], hints: Hints = NO_HINTS
+) -> tuple[dict[str, str], list[str]]:
+    """Return the names of modules, decided for all at once, and which models are only guessed.
+
+    What no known model has stays as it is.
+    """
+    flat = [key_prefix for key_prefix in key_prefixes if _is_flat(key_prefix)]
+    names, guesses = {key_prefix: key_prefix for key_prefix in flat}, list[str]()
     components = list(detect(dict.fromkeys(flat)))
     # Dots are not rows: what is no module of the model that the others are of may have its own.
     for component in components:
@@ -143,10 +138,25 @@ def _names(key_prefixes: Collection[str], hints: Hints = NO_HINTS) -> dict[str, 
     }
     for component in components:
         try:
-            names |= component.decide(partial(_named, component, encoders), hints)
+            component = _trained(component)
+            own, guess = component.decision(partial(_named, component, encoders), hints)
         except UnsupportedError:  # families that put the dots elsewhere
             continue
-    return names
+        names |= own
+        guesses += [guess] if guess else []
+    return names, guesses
+
+
+def _trained(component: Component) -> Component:
+    """Return the component with a family's own dialects behind this prefix, where it has some."""
+    own = {
+        candidate
+        for candidate in component.candidates
+        for container in candidate.family.containers.values()
+        if container.prefix == component.prefix and candidate.dialect in container.dialects
+    }
+    families = {candidate.family for candidate in own}
+    return component.among(lambda each: each in own or each.family not in families)
 
 
 def _named(
@@ -154,7 +164,7 @@ def _named(
 ) -> dict[str, str]:
     """Return the names behind a prefix, if they are of this family."""
     family, prefix = candidate.family, component.prefix
-    word = PREFIXES.get(prefix) or (family.before(candidate.dialect) or NATIVE)[:-1]
+    word = known().flat.get(prefix) or (family.before(candidate.dialect) or NATIVE)[:-1]
     # Which encoder it is, the pipeline says: T5 is sd-scripts' third in every one.
     folders = {e.folder for e in encoders if e.kohya == prefix and e.family == family.name}
     if len(folders) == 1:
@@ -164,7 +174,7 @@ def _named(
 
 def _rekeyed(module: Module, prefix: str) -> Module:
     key_prefix = module.key_prefix
-    if not key_prefix.startswith(tuple(PREFIXES)) or "." in key_prefix:
+    if not _is_flat(key_prefix):
         key_prefix = prefix + _flat(split(module.name)[1])
     return rekeyed(module, key_prefix, SUFFIX)
 
@@ -173,25 +183,30 @@ def _flat(path: str) -> str:
     return path.replace(".", "_")
 
 
+def _is_flat(key_prefix: str) -> bool:
+    """Whether a path without dots stands behind one of the trainers' prefixes."""
+    return "." not in key_prefix and key_prefix.startswith(tuple(known().flat))
+
+
 def unflattened(manifest: Manifest, paths: Collection[str]) -> Manifest:
     """Return a manifest with the dotted module paths that kohya flattened, from the base model.
 
     Raises `FormatError` where two paths of the model read the same without dots.
     """
-    known: dict[str, set[str]] = {}
+    components, dotted = known().flat, dict[str, set[str]]()
     for path in paths:
         short = re.sub(r"^(model\.)?(diffusion_model\.)?", "", path)
         for each in {path, short}:
-            known.setdefault(_flat(each), set()).add(each)
+            dotted.setdefault(_flat(each), set()).add(each)
     modules = []
     for module in manifest.modules:
-        prefix = next((p for p in PREFIXES if module.name.startswith(p)), None)
-        found = known.get(module.name.removeprefix(prefix), set()) if prefix else set()
+        prefix = next((p for p in components if module.name.startswith(p)), None)
+        found = dotted.get(module.name.removeprefix(prefix), set()) if prefix else set()
         if len(found) > 1:
             raise FormatError(f"{module.name} may be {' or '.join(sorted(found))}")
         name = module.name
         for path in found:
-            component = PREFIXES[str(prefix)] or ("" if prefix == "lycoris_" else "diffusion_model")
+            component = components[str(prefix)] or ("" if prefix == LYCORIS else NATIVE[:-1])
             name = f"{component}.{path}" if component else path
         modules.append(replace(module, name=name))
     return replace(manifest, modules=tuple(modules))
@@ -212,15 +227,7 @@ def _prefixes(sizes: Mapping[str, Dimensions]) -> dict[str, str]:
             continue
         prefixes |= dict.fromkeys(component.names, prefix) if prefix else {}
         folders |= encoders
-    usual = {
-        "": "lycoris_",
-        "prior": "lora_prior_unet_",
-        "transformer": "lora_transformer_",
-        "text_encoder": "lora_te1_" if several else "lora_te_",
-        "text_encoder_2": "lora_te2_",
-        "text_encoder_3": "lora_te3_",
-        **folders,
-    }
+    usual = {"": LYCORIS, **trainers(several=several), **folders}
     return {
         name: prefixes.get(name) or _place(component, split(name)[1], usual)
         for name, component in found.items()
@@ -228,9 +235,10 @@ def _prefixes(sizes: Mapping[str, Dimensions]) -> dict[str, str]:
 
 
 def _place(component: str, path: str, usual: Mapping[str, str]) -> str:
-    if component.startswith("text_encoder") and path.startswith("encoder."):
-        return "lora_te3_"  # T5, whichever place it has in the pipeline
-    return usual.get(component, "lora_unet_")
+    encoder = encoder_of(component, path)
+    if encoder and encoder.folder != component:  # its number is the same in every pipeline
+        return encoder.kohya
+    return usual.get(component, UNET)
 
 
 def _trainers(candidate: Candidate) -> tuple[str, dict[str, str]]:
@@ -269,7 +277,7 @@ def _metadata(metadata: Mapping[str, str], modules: tuple[Module, ...]) -> dict[
         kept["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
     if "ss_network_args" in kept:
         kept["ss_network_args"] = _arguments(kept["ss_network_args"])
-    names = _names([module.key_prefix for module in modules])
+    names, _ = _names([module.key_prefix for module in modules])
     lost = {
         m.key_prefix: m.name
         for m in modules

@@ -3,23 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lora_tools.architectures.conventions import (
+    CONV1D_LAYERS,
+    CONV1D_MODELS,
+    QKV,
+    is_embedding,
+)
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
 from lora_tools.formats.fused import Diagonal
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module
-from lora_tools.formats.plain import LITGPT, FactorPair, pairs
+from lora_tools.formats.plain import FactorPair, is_litgpt, pairs
 from lora_tools.formats.readonly import ReadOnly
 from lora_tools.formats.sites import Embedding, Linear, Site
 from lora_tools.formats.stated import stated_alpha
-from lora_tools.formats.tables import is_table
 
 PREFIX = "base_model."
 """What PEFT puts before every path."""
-FUSED = ("c_attn", "in_proj", "qkv", "qkv_proj", "query_key_value", "Wqkv")
-"""What layers are called that compute queries, keys and values in one."""
-GPT2 = ("c_attn", "c_proj", "c_fc")
-"""Layers of GPT-2, whose weights transformers stores as (in, out)."""
 
 
 class Loralib(ReadOnly):
@@ -36,7 +37,7 @@ class Loralib(ReadOnly):
         return (
             any(key.endswith(".lora_A") for key in specs)
             and not any(key.startswith(PREFIX) or key.endswith(".lora_E") for key in specs)
-            and not any(LITGPT.fullmatch(key) for key in specs)
+            and not any(is_litgpt(key) for key in specs)
         )
 
     def read(self, contents: Contents) -> Manifest:
@@ -46,9 +47,9 @@ class Loralib(ReadOnly):
         """
         alpha = stated_alpha(contents, None, "none in loralib's files")
         found, rest = pairs(contents.specs, ".lora_A", ".lora_B")
-        gpt2 = (contents.base or {}).get("model_type") == "gpt2"
+        conv1d = (contents.base or {}).get("model_type") in CONV1D_MODELS
         modules = tuple(
-            _module(key_prefix, pair, alpha, gpt2) for key_prefix, pair in found.items()
+            _module(key_prefix, pair, alpha, conv1d) for key_prefix, pair in found.items()
         )
         extras = tuple(_extra(key, contents.specs[key]) for key in rest)
         problems = tuple(
@@ -60,14 +61,15 @@ class Loralib(ReadOnly):
         )
 
 
-def _module(key_prefix: str, pair: FactorPair, alpha: float, gpt2: bool) -> Module:
+def _module(key_prefix: str, pair: FactorPair, alpha: float, conv1d: bool) -> Module:
     leaf = key_prefix.rpartition(".")[2]
     if "conv" in leaf.lower():
         raise _unclear(key_prefix, "a convolution, whose kernel it is reshaped to")
-    site: Site = Embedding() if is_table(key_prefix) else Linear(gpt2 and leaf in GPT2)
+    transposed = conv1d and leaf in CONV1D_LAYERS
+    site: Site = Embedding() if is_embedding(key_prefix) else Linear(transposed)
     parts = pair.parts
     if pair.products == 1:
-        if leaf in FUSED and pair.out == pair.inp:
+        if leaf in QKV and pair.out == pair.inp:
             raise _unclear(key_prefix, "a fused layer of which one part is adapted, and which one")
         return Module(
             key_prefix,
@@ -81,7 +83,7 @@ def _module(key_prefix: str, pair: FactorPair, alpha: float, gpt2: bool) -> Modu
             key_prefix,
             key_prefix,
         )
-    if pair.products != 3 or leaf not in FUSED:
+    if pair.products != 3 or leaf not in QKV:
         raise _unclear(
             key_prefix, f"a fused layer of which {pair.products} parts are adapted, and which"
         )

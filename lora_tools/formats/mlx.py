@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.conventions import is_embedding
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.dtypes import FLOATS
@@ -15,7 +16,6 @@ from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.features import check_uniform
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Embedding, Experts, Linear, Site
-from lora_tools.formats.tables import is_table
 from lora_tools.formats.uniform import at_one_rank, common_scale, scaled
 from lora_tools.scaling import alpha_for
 
@@ -89,8 +89,10 @@ class MLX:
         """
         modules = at_one_rank(manifest.modules)
         odd = [m.name for m in modules if isinstance(m.site, Experts) and not _is_switch(m)]
-        odd += [m.name for m in modules if isinstance(m.site, Embedding) and not is_table(m.name)]
-        odd += [m.name for m in modules if isinstance(m.site, Linear) and is_table(m.name)]
+        odd += [
+            m.name for m in modules if isinstance(m.site, Embedding) and not is_embedding(m.name)
+        ]
+        odd += [m.name for m in modules if isinstance(m.site, Linear) and is_embedding(m.name)]
         if odd:
             raise UnsupportedError(f"MLX-LM has other layers in the place of {some(odd)}")
         check_uniform(modules, "MLX-LM")
@@ -148,7 +150,7 @@ def _module(key_prefix: str, parts: dict[Role, Part], scale: float) -> Module:
     if not {"a", "b"} <= parts.keys():
         raise FormatError(f"{key_prefix} has no lora_{'b' if 'a' in parts else 'a'}")
     a, b = parts["a"].spec.shape, parts["b"].spec.shape
-    site: Site = Embedding() if is_table(key_prefix) else Linear()
+    site: Site = Embedding() if is_embedding(key_prefix) else Linear()
     if len(a) == 3 and len(b) == 3 and (a[0], a[1]) == (b[0], b[2]):
         site = Experts(EXPERT.removeprefix("."), a[0])
         name, rank, out, inp = key_prefix + EXPERT, a[1], b[1], a[2]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_tools.architectures.dialects import is_named
 from lora_tools.errors import FormatError
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
@@ -16,10 +17,17 @@ if TYPE_CHECKING:
     from lora_tools.update import Array, LowRank
 
 
-LITGPT = re.compile(
-    r"transformer\.h\.\d+\.(attn\.(attn|qkv|proj)|mlp\.(fc|fc_1|fc_2|proj))\.lora_[AB]"
-)
-"""Names of LitGPT's, which tell it from loralib: it began as a copy of that."""
+LITGPT = re.compile(r"(?P<path>transformer\.h\.\d+\.(?P<layer>[^\d].*))\.lora_[AB]")
+ELSEWHERE = ("attn.attn", "mlp.fc")
+"""What LitGPT calls layers of models that are in no table."""
+
+
+def is_litgpt(key: str) -> bool:
+    """Whether a name is LitGPT's, and not loralib's, of which LitGPT began as a copy."""
+    match = LITGPT.fullmatch(key)
+    if match is None:
+        return False
+    return match["layer"] in ELSEWHERE or is_named(match["path"], "litgpt")
 
 
 @dataclass(frozen=True, slots=True)

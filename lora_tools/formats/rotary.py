@@ -5,9 +5,8 @@ A head of size d turns d / 2 pairs of rows. transformers keeps the two rows of a
 (heads, d / 2, 2). Arrays pass through as values: numpy's and torch's alike.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from lora_tools.errors import FormatError
 
@@ -21,29 +20,6 @@ class Paired:
 
     heads: int | None
     """How many heads share the rows out; None: nothing says, so the file's order is kept."""
-
-
-class Heads(NamedTuple):
-    """How many heads a model's attention has: for queries, and for keys and values."""
-
-    queries: int
-    keys: int
-
-
-def heads_of(config: Mapping[str, Any] | None) -> Heads | None:
-    """Return the head counts of a base model's configuration, or None if it does not say.
-
-    >>> heads_of({"num_attention_heads": 32, "num_key_value_heads": 8})
-    Heads(queries=32, keys=8)
-    """
-    config = config or {}
-    text = config.get("text_config")
-    found = text if isinstance(text, Mapping) else config
-    queries = found.get("num_attention_heads")
-    keys = found.get("num_key_value_heads") or queries
-    if type(queries) is not int or type(keys) is not int or min(queries, keys) < 1:
-        return None
-    return Heads(queries, keys)
 
 
 def paired(name: str, out: int, heads: int | None) -> Paired:

@@ -5,15 +5,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.architectures.index import matches, positions
-from lora_tools.architectures.layout import Interleaved, fill
+from lora_tools.architectures.dialects import (
+    Counterpart,
+    candidate_of,
+    candidates,
+    in_tool,
+    in_transformers,
+    stated_heads,
+)
+from lora_tools.architectures.layout import Interleaved
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
 from lora_tools.files.typed import Fields
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.family import candidate_of, candidates, stated_heads
 from lora_tools.formats.features import check_uniform
 from lora_tools.formats.folding import factor_shapes
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
@@ -140,24 +146,16 @@ def _path(key_prefix: str) -> str | None:
     >>> _path("layers.3.mlp.w2"), _path("output"), _path("layers.3.sa_norm")
     ('model.layers.3.mlp.down_proj', 'lm_head', None)
     """
-    found = (
-        fill(match.layout.parts[0].path, match.numbers)
-        for candidate in candidates(DIALECT)
-        for match in matches(key_prefix, candidate)
-        if candidate.family.role(match.layout.parts[0].path) in ADAPTED
-    )
-    return next(found, None)
+    return _adapted(in_transformers(key_prefix, candidates(DIALECT)))
 
 
 def _key_prefix(path: str) -> str | None:
     """Return what torchtune calls a module, or None if it has none there: `_path`'s inverse."""
-    found = (
-        position.path
-        for candidate in candidates(DIALECT)
-        for position in positions(path, None, candidate)
-        if candidate.family.role(position.rule.layout.parts[0].path) in ADAPTED
-    )
-    return next(found, None)
+    return _adapted(in_tool(path, candidates(DIALECT)))
+
+
+def _adapted(found: Counterpart | None) -> str | None:
+    return found.path if found and found.role in ADAPTED else None
 
 
 def _module(
@@ -185,18 +183,14 @@ def _module(
 def _order(name: str, out: int, base: Mapping[str, Any] | None) -> Paired | None:
     """Return how a module's rows are ordered in torchtune's model of this base."""
     among = (candidate_of(base, "torchtune", DIALECT),) if base else candidates(DIALECT)
-    orders = {
-        position.rule.layout.parts[0].order
-        for candidate in among
-        for position in positions(name, None, candidate)
-    }
+    places = (in_tool(name, (candidate,)) for candidate in among)
+    orders = (place.order for place in places if place)
     order = next((order for order in orders if isinstance(order, Interleaved)), None)
     if order is None:
         return None
     if not base:
         return Paired(None)
-    heads = stated_heads(base)
-    return paired(name, out, heads.queries if order.heads == "heads" else heads.keys)
+    return paired(name, out, stated_heads(base)[order.heads])
 
 
 def _ordered(module: Module, base: Mapping[str, Any] | None) -> Module:

@@ -5,13 +5,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.dialects import candidates, is_named
 from lora_tools.architectures.family import NATIVE
+from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.layout import Dimensions
+from lora_tools.architectures.translation import Translated, translate
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.algorithms import describe, update, values_of
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.fused import FusedPart, blocks
+from lora_tools.formats.fused import FusedPart
 from lora_tools.formats.keyed import rekeyed
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.plain import low_rank
@@ -19,12 +23,11 @@ from lora_tools.formats.plain import low_rank
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
-KEY_PREFIX = re.compile(
-    r"(?:diffusion_model\.)?(?:(double)|single)_blocks\.(\d+)\.processor\.(qkv|proj)_lora(?(1)([12]))"
+DIALECT = "xlabs"
+KEY = re.compile(
+    r"(?P<key_prefix>(?:diffusion_model\.)?(?P<path>.+\.processor\.\w+))\.(?P<part>down|up)\.weight"
 )
-KEY = re.compile(rf"{KEY_PREFIX.pattern}\.(?P<part>down|up)\.weight")
 SUFFIX: dict[Role, str] = {"a": ".down.weight", "b": ".up.weight"}
-STREAMS = {"1": "img_attn", "2": "txt_attn"}
 
 
 class XLabs:
@@ -39,11 +42,11 @@ class XLabs:
     config_file: str | None = None
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
-        """Recognise the processors of Flux's blocks."""
-        return any(KEY.fullmatch(key) for key in specs)
+        """Recognise the processors of a block by their names in the tables."""
+        return any(map(_ours, specs))
 
     def read(self, contents: Contents) -> Manifest:
-        """Describe the adapter: stream 1 is the image's, stream 2 the text's.
+        """Describe the adapter by the original names of the modules that a processor updates.
 
         The queries, keys and values of a single block are part of a weight there, so that they go
         by the names of diffusers, which has them apart.
@@ -51,12 +54,12 @@ class XLabs:
         found: dict[str, dict[Role, Part]] = {}
         strange = []
         for key, spec in contents.specs.items():
-            match = KEY.fullmatch(key)
+            match = _ours(key)
             if match is None:
                 strange.append(key)
             else:
                 role: Role = "a" if match["part"] == "down" else "b"
-                found.setdefault(key.removesuffix(SUFFIX[role]), {})[role] = Part(key, spec)
+                found.setdefault(match["key_prefix"], {})[role] = Part(key, spec)
         if strange:
             raise FormatError(f"names that are not understood: {some(strange)}")
         modules = [
@@ -66,7 +69,7 @@ class XLabs:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Name the keys of modules as x-flux does, with a scale of 1."""
-        key_prefixes = [(module, _key_prefix(module.name)) for module in manifest.modules]
+        key_prefixes = [(module, _key_prefix(module)) for module in manifest.modules]
         if unmatched := [module.name for module, key_prefix in key_prefixes if not key_prefix]:
             raise UnsupportedError(f"XLabs has no processors for {some(unmatched)}").hint(
                 "Convert it to another format first: lora-tools convert --to diffusers."
@@ -86,33 +89,41 @@ class XLabs:
         return {module.parts[role].key: value for role, value in values_of(module, update).items()}
 
 
+def _ours(key: str) -> re.Match[str] | None:
+    match = KEY.fullmatch(key)
+    return match if match and is_named(match["path"], DIALECT) else None
+
+
 def _modules(key_prefix: str, parts: Mapping[Role, Part]) -> Iterator[Module]:
     """Yield the modules that a processor's pair of factors updates."""
-    match = KEY_PREFIX.fullmatch(key_prefix)
-    assert match is not None
-    kind, number, what, stream = match.groups("")
-    block = f"{NATIVE}{kind or 'single'}_blocks.{number}."
-    if stream:
-        yield describe(f"{block}{STREAMS[stream]}.{what}", key_prefix, parts, None)
-    elif what == "proj":
-        yield describe(f"{block}linear2", key_prefix, parts, None)
-    else:
-        whole = describe(f"{block}linear1", key_prefix, parts, None)
-        if whole.out % 3:
-            raise FormatError(
-                f"{key_prefix}: {whole.out} rows are not those of queries, keys and values"
-            )
-        for part, rows in zip("qkv", blocks([whole.out // 3] * 3), strict=True):
-            name = f"transformer.single_transformer_blocks.{number}.attn.to_{part}"
-            share = FusedPart((0, whole.rank), (rows,))
-            yield replace(whole, name=name, owner=name, out=share.out, fused=share)
+    pair = describe(key_prefix, key_prefix, parts, None)
+    path, size = key_prefix.removeprefix(NATIVE), Dimensions(pair.out, pair.inp)
+    for here in candidates(DIALECT):
+        family = here.family
+        whole = _targets(path, size, here, "original")
+        if len(whole) == 1 and whole[0].source:
+            name = family.before("original") + whole[0].path
+            yield replace(pair, name=name, owner=name)
+            return
+        for target in _targets(path, size, here, family.hub):
+            name = family.before(family.hub) + target.path
+            share = FusedPart(range(pair.rank), target.pieces[0].rows)
+            yield replace(pair, name=name, owner=name, out=share.out, fused=share)
+        if whole:
+            return
+    raise FormatError(f"{key_prefix}: {size.out} rows are not those of such a processor")
 
 
-def _key_prefix(name: str) -> str | None:
-    path = name.removeprefix(NATIVE)
-    if single := re.fullmatch(r"(single_blocks\.\d+)\.linear2", path):
-        return f"{single[1]}.processor.proj_lora"
-    match = re.fullmatch(r"(double_blocks\.\d+)\.(img|txt)_attn\.(qkv|proj)", path)
-    if match is None:
-        return None
-    return f"{match[1]}.processor.{match[3]}_lora{1 if match[2] == 'img' else 2}"
+def _key_prefix(module: Module) -> str | None:
+    """Return what x-flux calls a module of which it has all rows, or None."""
+    path, size = module.name.removeprefix(NATIVE), Dimensions(module.out, module.inp)
+    for here in candidates(DIALECT):
+        for target in _targets(path, size, here._replace(dialect="original"), DIALECT):
+            return target.path if target.source else None
+    return None
+
+
+def _targets(path: str, size: Dimensions, here: Candidate, dialect: str) -> tuple[Translated, ...]:
+    """Return a module in another dialect, or nothing where that lacks a part of it."""
+    found = translate({path: size}, here, dialect, {})
+    return () if found.unmatched else found.targets

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lora_tools.architectures.conventions import DOWN, FUSED, GATE_UP, RENAMED, Ways
+from lora_tools.architectures.conventions import DOWN, FUSED, GATE_UP, RENAMED, STACKS
 from lora_tools.architectures.conventions import TRANSPOSED_EXPERTS as TRANSPOSED
 from lora_tools.architectures.rows import Rows
 from lora_tools.errors import FormatError
@@ -65,8 +65,7 @@ def names(module: Module) -> Iterator[str]:
             if any(leaf in parts for parts in ways):
                 yield f"{parent}.{fused}" + ("" if fused.endswith("weight") else ".weight")
         if match := EXPERT.fullmatch(name):
-            yield f"{match[1]}.gate_up_proj"
-            yield f"{match[1]}.down_proj"
+            yield from (f"{match[1]}.{stack}" for stack in STACKS)
 
 
 def find(module: Module, prefix: Prefix, specs: Specs, config: Mapping[str, Any]) -> Site | None:
@@ -176,8 +175,7 @@ def _square(key: str, config: Mapping[str, Any]) -> bool:
 
 def _per_expert(module: Module, name: str, specs: Specs) -> Site | None:
     parent, _, leaf = name.rpartition(".")
-    ways: Ways = {"gate_up_proj": GATE_UP, "down_proj": DOWN}.get(leaf, ())
-    for parts in ways:
+    for parts in STACKS.get(leaf, ()):
         if f"{parent}.0.{parts[0]}.weight" not in specs:
             continue
         pieces: list[Piece] = []
@@ -247,7 +245,7 @@ def _expert_of_stack(
     if match is None or _turned(module):
         return None
     parent, expert, leaf = match[1], int(match[2]), match[3]
-    for fused, ways in (("gate_up_proj", GATE_UP), ("down_proj", DOWN)):
+    for fused, ways in STACKS.items():
         parts = next((parts for parts in ways if leaf in parts), None)
         key = f"{parent}.{fused}"
         if parts is None or key not in specs:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from lora_tools.architectures import families
-from lora_tools.architectures.conventions import HEADS, TOKENS, ends
+from lora_tools.architectures.conventions import HEADS, MASKED, TOKENS, ends
 from lora_tools.architectures.family import Family
 from lora_tools.architectures.index import Candidate, positions
 from lora_tools.model import Model
@@ -42,7 +42,7 @@ def tie_of(base: Model) -> TiedWeights | None:
         if by_name is None:
             return None
         embedding = by_name
-        masked = architecture.endswith("ForMaskedLM") and "word_embeddings" in embedding
+        masked = architecture.endswith("ForMaskedLM") and MASKED in embedding
         name = head or f"{HEADS[2] if masked else HEADS[0]}.weight"
     if not (head or scores):
         return None

@@ -1,5 +1,6 @@
 """ComfyUI: an alpha beside each pair, or scale 1; names that map to nothing do nothing."""
 
+from lora_tools.architectures.pipelines import loaded
 from lora_tools.errors import some
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
 from lora_tools.runtimes.checks import breach
@@ -10,27 +11,6 @@ from lora_tools.runtimes.scales import read_at
 OTHERS = (".lokr_", ".hada_", ".oft_", ".diff", ".set_weight", "_norm", ".a1.weight", ".b1.weight")
 """Marks of what it loads beside pairs of factors."""
 NAMINGS = ("peft", "loralib", "kohya", "processor", "diffusers", "text encoder")
-# The first names within the models that take PEFT's prefix: SD3, PixArt and HunyuanDiT.
-TOPS = frozenset(
-    {
-        "transformer_blocks",
-        "pos_embed",
-        "context_embedder",
-        "time_text_embed",
-        "norm_out",
-        "proj_out",
-        "adaln_single",
-        "caption_projection",
-        "blocks",
-        "x_embedder",
-        "t_embedder",
-        "mlp_t5",
-        "extra_embedder",
-        "final_layer",
-        "pooler",
-        "style_embedder",
-    }
-)
 
 
 def _nothing_known(subject: Subject) -> Breach | None:
@@ -58,14 +38,16 @@ def _reads(pair: Pair) -> bool:
 def _peft_names(subject: Subject) -> Breach | None:
     """Find names with PEFT's prefix, unless all are of models for which it is in the table."""
     prefixed = [pair for pair in subject.pairs if pair.key_prefix.startswith(PREFIX)]
+    models = loaded("comfyui")
+    tops = frozenset[str]().union(*models.values())
     strange = [
-        p for p in prefixed if p.key_prefix.removeprefix(PREFIX).partition(".")[0] not in TOPS
+        p for p in prefixed if p.key_prefix.removeprefix(PREFIX).partition(".")[0] not in tops
     ]
     if not strange:
         return None
     return Breach(
-        f"{len(prefixed)} names begin with {PREFIX!r}, which only SD3, PixArt and HunyuanDiT have"
-        f" in the table, and these are not theirs",
+        f"{len(prefixed)} names begin with {PREFIX!r}, which only {' and '.join(models)} have in"
+        " the table, and these are not theirs",
         [pair.key_prefix for pair in prefixed],
     )
 
@@ -137,7 +119,7 @@ COMFYUI = Runtime(
         Rule(
             "peft-names",
             Verdict.WRONG,
-            "PEFT's prefix is known for SD3, PixArt and HunyuanDiT alone; other names with it map"
+            "PEFT's prefix is known for the modules of a few models alone; other names with it map"
             " to nothing.",
             _peft_names,
             whole=Verdict.NOTHING,

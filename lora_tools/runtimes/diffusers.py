@@ -1,5 +1,7 @@
 """diffusers: names begin with a component; alphas or metadata say the scale, else it is 1."""
 
+from lora_tools.architectures.family import NATIVE
+from lora_tools.architectures.pipelines import beginnings, loaded
 from lora_tools.errors import CheckpointError, some
 from lora_tools.files.objects import json_value
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
@@ -18,8 +20,8 @@ COMPONENTS = (
     "prior.",
 )
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_")
-OTHERS = ("diffusion_model.", "double_blocks.", "single_blocks.", "transformer_blocks.", "lycoris_")
-UNET = ("down_blocks.", "mid_block.", "up_blocks.")
+OTHERS = (NATIVE, "transformer_", "lycoris_")
+"""What else is converted: the second is looked for within names."""
 METADATA = "lora_adapter_metadata"
 
 
@@ -34,10 +36,11 @@ def _is_language(subject: Subject, pair: Pair) -> bool:
 
 def _elsewhere(subject: Subject) -> Breach | None:
     """Find names that no pipeline's loader maps to a component."""
+    own = tuple(f"{word}." for words in loaded("diffusers").values() for word in words)
     lost = [
         pair.key_prefix
         for pair in subject.pairs
-        if not pair.key_prefix.startswith((*COMPONENTS, *KOHYA, *OTHERS))
+        if not f"{pair.key_prefix}.".startswith((*COMPONENTS, *KOHYA, *OTHERS, *own))
         and (_is_language(subject, pair) or not _is_unet_or_dit(pair))
     ]
     return breach(
@@ -50,15 +53,14 @@ def _elsewhere(subject: Subject) -> Breach | None:
 def _is_unet_or_dit(pair: Pair) -> bool:
     """Whether a name is one of a diffusion model saved by itself, which some pipelines convert."""
     path = pair.key_prefix.removeprefix(PREFIX)
-    blocks = ("transformer_blocks.", "single_transformer_blocks.", "blocks.", "layers.", "proj_out")
-    return pair.key_prefix.startswith(PREFIX) and path.startswith(blocks)
+    return pair.key_prefix.startswith(PREFIX) and f"{path}.".startswith(beginnings("transformer"))
 
 
 def _bare_processors(subject: Subject) -> Breach | None:
     bare = [
         pair.key_prefix
         for pair in subject.pairs
-        if pair.naming == "processor" and pair.key_prefix.startswith(UNET)
+        if pair.naming == "processor" and pair.key_prefix.startswith(beginnings("unet"))
     ]
     return breach(
         bare,
@@ -88,7 +90,7 @@ def _incomplete(subject: Subject) -> Breach | None:
 
 def _without_lora(subject: Subject) -> Breach | None:
     strange = [key for key in subject.specs if "lora" not in key and "dora_scale" not in key]
-    if not any(key.startswith(("unet.", *UNET)) for key in subject.specs):
+    if not any(key.startswith(("unet.", *beginnings("unet"))) for key in subject.specs):
         return None  # only the loaders of UNets demand it of every name
     return breach(strange, f"{len(strange)} names have no 'lora' in them")
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from lora_tools.architectures.conventions import EMBEDDING, HEAD, PACKED, QUERY, VALUE
 from lora_tools.errors import some
 from lora_tools.files.typed import shown
 from lora_tools.runtimes.base import Breach, Rule, Runtime, Subject, Verdict
@@ -13,7 +14,7 @@ from lora_tools.runtimes.rules import CONFIG, DORA, fields, types
 from lora_tools.runtimes.scales import config_scale, read_at
 
 LAYER = re.compile(r"layers\.\d+\.")
-EMBEDDINGS = ("embed_tokens", "lm_head", "unembed_tokens")
+EMBEDDINGS = (EMBEDDING, HEAD, "unembed_tokens")
 ALL = ("all", "all-linear")
 TENSORS = (".safetensors", ".bin", ".pt")
 
@@ -80,9 +81,9 @@ def _query_alone(subject: Subject) -> Breach | None:
     lone = [
         s
         for s in key_prefixes
-        if s.endswith("q_proj") and s.removesuffix("q_proj") + "v_proj" not in key_prefixes
+        if s.endswith(QUERY) and s.removesuffix(QUERY) + VALUE not in key_prefixes
     ]
-    lone = [key_prefix for key_prefix in lone if not key_prefix.endswith("qkv_proj")]
+    lone = [key_prefix for key_prefix in lone if not key_prefix.endswith(PACKED)]
     return breach(sorted(lone), f"{len(lone)} q_proj have no v_proj beside them to be packed with")
 
 

@@ -80,10 +80,11 @@ def test_a_real_file_of_three_layers_leaves_its_family_open():
     assert fused == ["double_blocks.0.img_attn.qkv", "double_blocks.1.img_attn.qkv"]
 
 
-def test_xlabs_own_names_are_of_no_family():
+def test_xlabs_own_names_are_a_dialect():
     keys = json.loads((real("invokeai-keyshapes") / "flux_lora_xlabs_format.json").read_text())
     (found,) = detect({re.sub(r"\.(up|down)\.weight$", "", key): None for key in keys})
-    assert (found.candidates, len(found.unmatched)) == ((), 12)
+    assert [str(candidate) for candidate in found.candidates] == ["Flux.1 (xlabs)"]
+    assert (found.is_whole, len(found.names)) == (True, 12)
 
 
 def test_every_list_is_looked_at():
@@ -147,6 +148,33 @@ def test_a_whole_number_of_blocks_makes_a_family_likely():
     assert not few.likely
     assert few.decide(lambda c: "alike") == "alike"
     assert flux.decide(lambda c: c.family.name == "HunyuanVideo") is False
+
+
+def flattened(double, single):
+    names = [f"lora_unet_double_blocks_{i}_img_attn_qkv" for i in range(double)]
+    return dict.fromkeys([*names, *(f"lora_unet_single_blocks_{i}_linear1" for i in range(single))])
+
+
+def test_a_family_that_is_only_the_most_usual_is_said_and_so_are_the_others():
+    (few,) = detect(flattened(2, 1))
+    paths, note = few.decision(lambda candidate: few.paths[candidate])
+    assert paths["lora_unet_double_blocks_0_img_attn_qkv"] == "double_blocks.0.img_attn.qkv"
+    assert note.startswith("3 modules are taken for those of Flux.1 or Flux.2: HunyuanVideo would")
+    assert "--base MODEL" in note
+    name, note = few.decision(lambda c: c.family.name, Hints("tencent/HunyuanVideo"))
+    assert (name, note) == ("HunyuanVideo", "")
+
+
+@pytest.mark.parametrize(("double", "single", "video"), [(19, 38, False), (20, 40, True)])
+def test_a_family_that_blocks_tell_needs_no_word(double, single, video):
+    (whole,) = detect(flattened(double, single))
+    answer, note = whole.decision(lambda candidate: candidate.family.name == "HunyuanVideo")
+    assert (answer, note) == (video, "")
+
+
+def test_alike_needs_no_word():
+    (few,) = detect(flattened(2, 1))
+    assert few.decision(lambda candidate: 1) == (1, "")
 
 
 @pytest.mark.parametrize(("context", "name"), [(768, "1 and 2"), (2048, "XL"), (1280, "refiner")])
@@ -310,6 +338,10 @@ def test_a_table_is_sound(known):
         assert known.dialect(container) in (known.hub, *known.dialects)
     assert not {*known.drops} - {*known.dialects}
     assert not {*known.ids} - {*known.dialects}
+    for way in known.loaders.values():
+        assert {*way.dialects} <= {known.hub, *known.dialects}
+    assert {encoder.family for encoder in known.encoders} <= {each.name for each in FAMILIES}
+    assert known.like in {"", *(each.name for each in FAMILIES)}
     for dialect in known.dialects:
         for rule in known.rules(dialect):
             numbers = rule.path.count("#")

@@ -144,7 +144,7 @@ def test_the_base_is_needed_and_has_to_be_known(tmp_path):
     assert isinstance(read_or_list(folder / "lit_model.pth.lora"), Listing)
     with pytest.raises(UnsupportedError, match="of type gpt_neox"):
         read(folder, base={"model_type": "gpt_neox"})
-    with pytest.raises(FormatError, match="18 rows are not those of 7 heads"):
+    with pytest.raises(FormatError, match=r"18 rows are not those of .*q_proj.*v_proj"):
         read(folder, base=BASE | {"num_attention_heads": 5})
     with pytest.raises(FormatError, match="how many heads"):
         read(folder, base={"model_type": "llama"})

@@ -13,10 +13,8 @@ from lora_tools.adapter import read
 from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.formats.registry import format_named
 from lora_tools.formats.rotary import (
-    Heads,
     Paired,
     from_file,
-    heads_of,
     paired,
     to_file,
     to_halves,
@@ -55,14 +53,6 @@ def test_an_order_that_is_not_known_is_kept():
     assert from_file(Paired(None), b) is to_file(Paired(None), b) is b
     assert list(to_file(Paired(2), b)) == [0, 2, 1, 3, 4, 6, 5, 7]
     assert list(from_file(Paired(2), to_file(Paired(2), b))) == list(b)
-
-
-def test_heads_are_those_of_the_language_model():
-    text = {"num_attention_heads": 8, "num_key_value_heads": 2}
-    assert heads_of(text) == heads_of({"num_attention_heads": 3, "text_config": text}) == (8, 2)
-    assert heads_of({"num_attention_heads": 8}) == Heads(8, 8)
-    for silent in (None, {}, {"num_attention_heads": "many"}, {"num_attention_heads": 0}):
-        assert heads_of(silent) is None
 
 
 def test_rows_that_no_heads_share_are_refused():

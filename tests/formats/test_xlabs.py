@@ -88,7 +88,7 @@ def test_rows_that_are_not_three_layers_are_refused(tmp_path):
     key = f"{SINGLE}.qkv_lora"
     tensors = {f"{key}.down.weight": torch.ones(2, 8), f"{key}.up.weight": torch.ones(25, 2)}
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(FormatError, match="25 rows are not those of queries, keys and values"):
+    with pytest.raises(FormatError, match="qkv_lora: 25 rows are not those of such a processor"):
         read(tmp_path / "x.safetensors")
 
 

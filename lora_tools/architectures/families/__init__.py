@@ -20,6 +20,7 @@ FILES = (
     "ltx",
     "auraflow",
     "pixart",
+    "hunyuan_dit",
     "cogvideox",
     "cosmos",
     "krea2",

@@ -47,5 +47,5 @@ FLUX2 = Family(
     blocks={"transformer_blocks": (5, 8), "single_transformer_blocks": (20, 24, 48)},
     named=r"flux[-_. ]?2|klein",
     types=("Flux2Transformer2DModel",),
-    encoders=(Encoder("llama", "text_encoder", "mistral3_24b", "lora_te_"),),
+    encoders=(Encoder("Llama", "text_encoder", "mistral3_24b", "lora_te_"),),
 )

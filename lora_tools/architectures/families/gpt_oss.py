@@ -1,18 +1,10 @@
 """gpt-oss: experts stored as (expert, in, out), gate in even columns and up in odd ones."""
 
-from typing import Any
+from lora_tools.architectures.decoders import ATTENTION, TIE, decoder, stack
+from lora_tools.architectures.family import MODEL, Family
+from lora_tools.architectures.tables import being, same
 
-from lora_tools.architectures.decoders import ATTENTION, decoder
-from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.layout import RowLayout
-from lora_tools.architectures.tables import being, rows, same
-
-
-def stack(path: str, tensor: str = "weight", **options: Any) -> RowLayout:
-    """Return the layout of a layer of every expert, in one tensor that is a parameter."""
-    paths = f"mlp.experts.*.{path}_proj"
-    return rows(paths, stacked=True, tensors=(("", tensor),), **options)
-
+GATE_UP, DOWN = "mlp.experts.*.{gate,up}_proj", "mlp.experts.*.down_proj"
 
 GPT_OSS = Family(
     "gpt-oss",
@@ -24,14 +16,14 @@ GPT_OSS = Family(
                 **same(ATTENTION),
                 **being("router", "mlp.router"),
                 **being("parameter", "self_attn.sinks"),
-                "mlp.experts.gate_up_proj": stack("{gate,up}", groups="rows", transposed=True),
-                "mlp.experts.gate_up_proj_bias": stack("{gate,up}", "bias", groups="rows"),
-                "mlp.experts.down_proj": stack("down", transposed=True),
-                "mlp.experts.down_proj_bias": stack("down", "bias"),
+                "mlp.experts.gate_up_proj": stack(GATE_UP, groups="rows", transposed=True),
+                "mlp.experts.gate_up_proj_bias": stack(GATE_UP, "bias", groups="rows"),
+                "mlp.experts.down_proj": stack(DOWN, transposed=True),
+                "mlp.experts.down_proj_bias": stack(DOWN, "bias"),
             }
         )
     },
     named="gpt[-_]?oss",
     types=("gpt_oss",),
-    tie=Tie("model.embed_tokens", "lm_head"),
+    tie=TIE,
 )

@@ -1,54 +1,19 @@
 """Llama and Mistral, and Granite and SmolLM3, whose rows llama.cpp pairs as it does theirs."""
 
-from lora_tools.architectures import decoders
-from lora_tools.architectures.decoders import (
-    FUSED,
-    LITGPT,
-    MEGATRON,
-    META,
-    bare,
-    decoder,
-    gguf,
-    gguf_layer,
-)
-from lora_tools.architectures.family import MODEL, Family, Tie
+from dataclasses import replace
 
-TIE = Tie("model.embed_tokens", "lm_head")
+from lora_tools.architectures.decoders import META, TOOLS, gguf, gguf_layer, like_llama, torchtune
+from lora_tools.architectures.tables import Table
 
-LLAMA = Family(
-    "Llama",
-    hub="transformers",
-    containers=MODEL,
-    dialects={
-        "bare": bare(),
-        "fused": FUSED,
-        "meta": META,
-        "torchtune": decoders.torchtune(pairs=True),
-        "gguf": gguf(gguf_layer(pairs=True)),
-        "litgpt": LITGPT,
-        "megatron": MEGATRON,
-    },
-    modules=decoder(decoders.PLAIN),
+PAIRED: Table = gguf(gguf_layer(pairs=True))
+
+LLAMA = replace(
+    like_llama(
+        "Llama",
+        ("llama", "mistral"),
+        {"meta": META, "torchtune": torchtune(pairs=True), "gguf": PAIRED, **TOOLS},
+    ),
     named="llama|mistral",
-    types=("llama", "mistral"),
-    ids={"gguf": "llama"},
-    tie=TIE,
 )
-
-
-def alike(name: str) -> Family:
-    """Return a family with Llama's names, which only llama.cpp and vLLM are known to have."""
-    return Family(
-        name,
-        hub="transformers",
-        containers=MODEL,
-        dialects={"bare": bare(), "fused": FUSED, "gguf": gguf(gguf_layer(pairs=True))},
-        modules=decoder(decoders.PLAIN),
-        named=name.lower(),
-        types=(name.lower(),),
-        ids={"gguf": name.lower()},
-        tie=TIE,
-    )
-
-
-GRANITE, SMOLLM3 = alike("Granite"), alike("SmolLM3")
+GRANITE = like_llama("Granite", ("granite",), {"gguf": PAIRED})
+SMOLLM3 = like_llama("SmolLM3", ("smollm3",), {"gguf": PAIRED})

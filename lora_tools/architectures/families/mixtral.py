@@ -1,18 +1,11 @@
 """Mixtral: experts one by one on disk, stacked in transformers 5's memory and in GGUF."""
 
-from lora_tools.architectures.decoders import ATTENTION, decoder, gguf, rotated
-from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.layout import RowLayout
-from lora_tools.architectures.tables import being, norm, one, rows, same
+from lora_tools.architectures.decoders import ATTENTION, TIE, decoder, gguf, rotated, stack
+from lora_tools.architectures.family import MODEL, Family
+from lora_tools.architectures.tables import being, norm, one, same
 
 MOE = "block_sparse_moe."
 EXPERT = f"{MOE}experts.*."
-
-
-def stack(path: str) -> RowLayout:
-    """Return the layout of a layer of every expert, in one tensor that is a parameter."""
-    return rows(f"{EXPERT}{path}", stacked=True, tensors=(("", "weight"),))
-
 
 MIXTRAL = Family(
     "Mixtral",
@@ -23,8 +16,8 @@ MIXTRAL = Family(
             {
                 **same(ATTENTION),
                 "mlp.gate": one(f"{MOE}gate", role="router"),
-                "mlp.experts.gate_up_proj": stack("w{1,3}"),
-                "mlp.experts.down_proj": stack("w2"),
+                "mlp.experts.gate_up_proj": stack(EXPERT + "w{1,3}"),
+                "mlp.experts.down_proj": stack(EXPERT + "w2"),
             }
         ),
         "gguf": gguf(
@@ -41,5 +34,5 @@ MIXTRAL = Family(
     named="mixtral",
     types=("mixtral",),
     ids={"gguf": "llama"},
-    tie=Tie("model.embed_tokens", "lm_head"),
+    tie=TIE,
 )

@@ -1,7 +1,7 @@
 """Phi-3 and Phi-4: Llama with fused projections, everywhere."""
 
-from lora_tools.architectures.decoders import FUSED, GATE_UP, QKV, gguf
-from lora_tools.architectures.family import MODEL, Family, Tie
+from lora_tools.architectures.decoders import FUSED, GATE_UP, QKV, TIE, gguf
+from lora_tools.architectures.family import MODEL, Family
 from lora_tools.architectures.tables import norm
 
 PHI3 = Family(
@@ -23,5 +23,5 @@ PHI3 = Family(
     named=r"phi-?[34]",
     types=("phi3",),
     ids={"gguf": "phi3"},
-    tie=Tie("model.embed_tokens", "lm_head"),
+    tie=TIE,
 )

@@ -1,6 +1,6 @@
 """PixArt-α, PixArt-Σ and Sana, whose attention is laid out alike."""
 
-from lora_tools.architectures.family import DIT, Encoder, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
 from lora_tools.architectures.tables import Table, norm, one, rows
 
 ATTENTION: Table = {
@@ -44,6 +44,7 @@ PIXART = Family(
     blocks={"transformer_blocks": (28,)},
     named="pixart",
     types=("PixArtTransformer2DModel",),
+    loaders={"comfyui": ContainerPrefix("base_model.model.", ("diffusers",))},
     drops=DROPS,
     encoders=(Encoder("T5", "text_encoder", "t5xxl", "lora_te_"),),
 )

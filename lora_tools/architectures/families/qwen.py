@@ -1,55 +1,32 @@
 """Qwen 2 and 2.5, and Qwen 3, which norms its queries and keys."""
 
-from lora_tools.architectures import decoders
+from dataclasses import replace
+
 from lora_tools.architectures.decoders import (
-    FUSED,
     GGUF_QK_NORMS,
-    LITGPT,
-    MEGATRON,
-    bare,
-    decoder,
+    PLAIN,
+    QK_NORMS,
+    TOOLS,
     gguf,
     gguf_layer,
+    like_llama,
+    torchtune,
 )
-from lora_tools.architectures.family import MODEL, Family, Tie
-from lora_tools.architectures.tables import Table
 
-TIE = Tie("model.embed_tokens", "lm_head")
-
-QWEN2 = Family(
-    "Qwen2",
-    hub="transformers",
-    containers=MODEL,
-    dialects={
-        "bare": bare(),
-        "fused": FUSED,
-        "torchtune": decoders.torchtune(pairs=False),
-        "gguf": gguf(gguf_layer()),
-        "litgpt": LITGPT,
-        "megatron": MEGATRON,
-    },
-    modules=decoder(decoders.PLAIN),
+QWEN2 = replace(
+    like_llama(
+        "Qwen2",
+        ("qwen2",),
+        {"torchtune": torchtune(pairs=False), "gguf": gguf(gguf_layer()), **TOOLS},
+    ),
     named=r"qwen-?2(?!.*(vl|moe))",
-    types=("qwen2",),
-    ids={"gguf": "qwen2"},
-    tie=TIE,
 )
-LAYER: Table = {**decoders.PLAIN, **decoders.QK_NORMS}
-
-QWEN3 = Family(
-    "Qwen3",
-    hub="transformers",
-    containers=MODEL,
-    dialects={
-        "bare": bare(LAYER),
-        "fused": FUSED,
-        "gguf": gguf({**gguf_layer(), **GGUF_QK_NORMS}),
-        "litgpt": LITGPT,
-        "megatron": MEGATRON,
-    },
-    modules=decoder(LAYER),
+QWEN3 = replace(
+    like_llama(
+        "Qwen3",
+        ("qwen3",),
+        {"gguf": gguf({**gguf_layer(), **GGUF_QK_NORMS}), **TOOLS},
+        {**PLAIN, **QK_NORMS},
+    ),
     named=r"qwen-?3(?!.*(vl|moe))",
-    types=("qwen3",),
-    ids={"gguf": "qwen3"},
-    tie=TIE,
 )

@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5."""
 
 from lora_tools.architectures.blocks import ADDED, QKV
-from lora_tools.architectures.family import DIT, Encoder, Family
+from lora_tools.architectures.family import DIT, ContainerPrefix, Encoder, Family
 from lora_tools.architectures.tables import Table, halves, norm, one, rows, same
 
 BLOCK: Table = {
@@ -42,6 +42,7 @@ SD3 = Family(
     blocks={"transformer_blocks": (24, 38)},
     named=r"stable-diffusion-3|sd[-_]?3",
     types=("SD3Transformer2DModel",),
+    loaders={"comfyui": ContainerPrefix("base_model.model.", ("diffusers",))},
     encoders=(
         Encoder("CLIP", "text_encoder", "clip_l", "lora_te1_"),
         Encoder("CLIP", "text_encoder_2", "clip_g", "lora_te2_"),

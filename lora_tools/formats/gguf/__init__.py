@@ -4,23 +4,26 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lora_tools.architectures.dialects import (
+    Counterpart,
+    candidate_of,
+    candidates,
+    in_tool,
+    in_transformers,
+    whole,
+)
+from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.layout import Interleaved, Numbers
+from lora_tools.architectures.numbers import language_model, numbers_of
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import GGUF, Container
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.fields import Field, text_of
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.gguf.architectures import (
-    HEAD,
-    Architecture,
-    architecture_of,
-    key_prefix_of,
-    named,
-    path_of,
-    text_config,
-)
 from lora_tools.formats.gguf.header import (
     ARCHITECTURE,
     alpha_of,
@@ -30,7 +33,7 @@ from lora_tools.formats.gguf.header import (
     header,
 )
 from lora_tools.formats.manifest import Extra, Manifest, Module, Part, Role
-from lora_tools.formats.rotary import Heads, Paired, from_file, heads_of, paired, to_file
+from lora_tools.formats.rotary import Paired, from_file, paired, to_file
 from lora_tools.formats.sites import Embedding, Linear
 
 if TYPE_CHECKING:
@@ -43,8 +46,9 @@ NORM = "_norm.weight"
 ROLES = {"a", "b", "alpha"}
 """The parts of a module that a GGUF file says: its alpha, if it is a tensor, in the header."""
 
-OWN = ("blk.", "token_embd.", "output.")
-TABLE = "token_embd"
+DIALECT = "gguf"
+ADAPTED = ("linear", "head", "embedding")
+"""The roles of modules that it puts a LoRA into."""
 
 
 class LlamaCpp:
@@ -60,7 +64,7 @@ class LlamaCpp:
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Recognise GGUF by llama.cpp's names of weights before its suffixes."""
-        return any(KEY.fullmatch(key) and key.startswith(OWN) for key in specs)
+        return any(KEY.fullmatch(key) and key.startswith(_own()) for key in specs)
 
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter, its modules under transformers' names.
@@ -71,11 +75,14 @@ class LlamaCpp:
         """
         metadata = contents.metadata
         check_kind(metadata)
-        architecture = named(metadata.get(ARCHITECTURE, ""))
-        if contents.base and (own := architecture_of(contents.base)) != architecture:
-            raise FormatError(
-                f"the adapter is for the architecture {architecture.name}, the base is {own.name}"
-            ).hint("Give the base model that the adapter was trained on.")
+        name = metadata.get(ARCHITECTURE, "")
+        models = _named(name)
+        if contents.base:
+            models = (candidate_of(contents.base, "llama.cpp", DIALECT),)
+            if (own := models[0].family.ids[DIALECT]) != name:
+                raise FormatError(
+                    f"the adapter is for the architecture {name}, the base is {own}"
+                ).hint("Give the base model that the adapter was trained on.")
         found: dict[str, dict[Role, Part]] = {}
         extras: list[Extra] = []
         for key, spec in contents.specs.items():
@@ -87,9 +94,9 @@ class LlamaCpp:
                 extras.append(Extra(key, spec, "full weight"))
             else:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
-        alpha, heads = alpha_of(metadata), heads_of(contents.base)
+        alpha, heads = alpha_of(metadata), numbers_of(contents.base)
         modules = tuple(
-            _module(key_prefix, parts, alpha, architecture, heads)
+            _module(key_prefix, parts, alpha, _path(key_prefix, models, name), heads)
             for key_prefix, parts in found.items()
         )
         return Manifest(
@@ -109,10 +116,15 @@ class LlamaCpp:
         for modules that llama.cpp has no name for, and without a base.
         """
         own = manifest.format == self.name
-        architecture, heads = _target(manifest, own=own)
-        _check(manifest, architecture, own=own)
+        name, models = _target(manifest, own=own)
+        places = {m.name: place for m in manifest.modules if (place := _place(m, models))}
+        _check(manifest, places, name, own=own)
+        _check_head(manifest.base or {}, places, models)
+        heads = numbers_of(manifest.base)
+        if not own and not heads and any(place.order for place in places.values()):
+            raise FormatError("the base model's config.json has no num_attention_heads")
         modules = tuple(
-            _rekeyed(module, architecture, heads, own=own) for module in manifest.modules
+            _rekeyed(module, places[module.name], heads, own=own) for module in manifest.modules
         )
         key_prefixes = Counter(module.key_prefix for module in modules)
         if twice := [module.name for module in modules if key_prefixes[module.key_prefix] > 1]:
@@ -129,7 +141,7 @@ class LlamaCpp:
             config={},
             metadata=header(
                 metadata,
-                architecture.name,
+                name,
                 alpha,
                 [part.spec.dtype for module in modules for part in module.parts.values()],
                 manifest.base_model,
@@ -154,83 +166,115 @@ class LlamaCpp:
         return {module.parts["a"].key: a, module.parts["b"].key: to_file(module.rows, low.b)}
 
 
+@cache
+def _own() -> tuple[str, ...]:
+    """Return how the names of its weights begin."""
+    return tuple(
+        {
+            f"{path.partition('.')[0]}."
+            for candidate in candidates(DIALECT)
+            for section in candidate.family.sections(DIALECT)
+            for path in section.paths
+        }
+    )
+
+
+def _named(name: str) -> tuple[Candidate, ...]:
+    """Return the models of an architecture; `UnsupportedError` if its names are not known here."""
+    if not (found := candidates(DIALECT, name)):
+        known = dict.fromkeys(each.family.ids[DIALECT] for each in candidates(DIALECT))
+        raise UnsupportedError(f"an adapter for the architecture {name!r}").hint(
+            f"Known are {', '.join(known)}."
+        )
+    return found
+
+
+def _path(key_prefix: str, models: tuple[Candidate, ...], name: str) -> Counterpart:
+    """Return what transformers calls a module of the file."""
+    found = in_transformers(key_prefix, models)
+    if found is None or found.role not in ADAPTED:
+        raise UnsupportedError(f"{key_prefix}: no weight of {name} that is known here")
+    return found
+
+
+def _place(module: Module, models: tuple[Candidate, ...]) -> Counterpart | None:
+    """Return what llama.cpp calls a module, without ``.weight``, or None if it has no place."""
+    found = next((each for path in whole(module.name) if (each := in_tool(path, models))), None)
+    fits = found and found.role in ADAPTED and module.site != Linear(transposed=True)
+    site = Embedding if found and found.role == "embedding" else Linear
+    return found if fits and isinstance(module.site, site) else None
+
+
 def _module(
     key_prefix: str,
     parts: Mapping[Role, Part],
     alpha: float | None,
-    architecture: Architecture,
-    heads: Heads | None,
+    found: Counterpart,
+    heads: Numbers,
 ) -> Module:
-    name = path_of(key_prefix, architecture)
-    if name is None:
-        raise UnsupportedError(f"{key_prefix}: no weight of {architecture.name} that is known here")
     if parts.keys() != {"a", "b"}:
         raise FormatError(f"{key_prefix} has no lora_{'b' if 'a' in parts else 'a'}")
     a, b = parts["a"].spec.shape, parts["b"].spec.shape
-    flipped = key_prefix == TABLE  # llama.cpp looks rows of A up, one for each token
+    flipped = found.role == "embedding"  # llama.cpp looks rows of A up, one for each token
     turned = a[::-1] if flipped else a
     if len(a) != 2 or len(b) != 2 or turned[0] != b[1] or min(*a, *b) < 1:
         raise FormatError(
             f"{key_prefix}: lora_a {list(a)} and lora_b {list(b)} are no pair of factors"
         )
     (rank, inp), (out, _) = turned, b
-    site = Embedding() if flipped else Linear()
-    rows = _rows(name, out, architecture, heads)
+    name, site = found.path, Embedding() if flipped else Linear()
+    rows = _rows(name, out, found, heads)
     ordered: dict[Role, Part] = {"a": parts["a"], "b": parts["b"]}
     return Module(name, site, out, inp, rank, alpha, False, ordered, key_prefix, name, rows)
 
 
-def _rows(name: str, out: int, architecture: Architecture, heads: Heads | None) -> Paired | None:
+def _rows(name: str, out: int, found: Counterpart, heads: Numbers) -> Paired | None:
     """Return the order of a module's rows in the file, if it is not that of transformers."""
-    which = {"q_proj": 0, "k_proj": 1}.get(name.rpartition(".")[2])
-    if which is None or not architecture.paired:
+    if not isinstance(found.order, Interleaved):
         return None
-    return paired(name, out, heads[which] if heads else None)
+    return paired(name, out, heads.get(found.order.heads))
 
 
-def _target(manifest: Manifest, *, own: bool) -> tuple[Architecture, Heads | None]:
-    """Return the architecture to write for and the base's heads; a file's own rows are known."""
+def _target(manifest: Manifest, *, own: bool) -> tuple[str, tuple[Candidate, ...]]:
+    """Return the architecture to write for, and the models that are of it."""
     if own:
-        return named(manifest.metadata.get(ARCHITECTURE, "")), None
+        name = manifest.metadata.get(ARCHITECTURE, "")
+        return name, _named(name)
     if not manifest.base:
         raise UnsupportedError(
             "a GGUF adapter is for one architecture and its heads, which only the base model tells"
         ).hint("Give the base model, whose config.json says them: --base MODEL.")
-    architecture, heads = architecture_of(manifest.base), heads_of(manifest.base)
-    if heads is None and architecture.paired:
-        raise FormatError("the base model's config.json has no num_attention_heads")
-    return architecture, heads
+    model = candidate_of(manifest.base, "llama.cpp", DIALECT)
+    return model.family.ids[DIALECT], (model,)
 
 
-def _check(manifest: Manifest, architecture: Architecture, *, own: bool) -> None:
+def _check(manifest: Manifest, places: Mapping[str, Counterpart], name: str, *, own: bool) -> None:
     """Raise `UnsupportedError` for what the file has no place for."""
     modules = manifest.modules
     unmatched = [part.key for m in modules for role, part in m.parts.items() if role not in ROLES]
     if not own:
         unmatched += [extra.key for extra in manifest.extras]
-    odd = [m.name for m in modules if not isinstance(m.site, Linear | Embedding)]
-    odd += [m.name for m in modules if m.site == Linear(transposed=True)]
-    odd += [m.name for m in modules if key_prefix_of(m.name, architecture) is None]
-    odd += [
-        m.name
-        for m in modules
-        if (key_prefix_of(m.name, architecture) == TABLE) != isinstance(m.site, Embedding)
-    ]
-    if unmatched or odd:
-        names = some(dict.fromkeys([*unmatched, *odd]))
-        raise UnsupportedError(f"llama.cpp's {architecture.name} has no place for {names}")
-    heads = [module.name for module in modules if module.name.rpartition(".")[2] == HEAD]
-    stated = text_config(manifest.base or {}).get("tie_word_embeddings")
-    if heads and manifest.base and (architecture.tied if stated is None else stated):
+    unmatched += [module.name for module in modules if module.name not in places]
+    if unmatched:
+        names = some(dict.fromkeys(unmatched))
+        raise UnsupportedError(f"llama.cpp's {name} has no place for {names}")
+
+
+def _check_head(
+    base: Mapping[str, Any], places: Mapping[str, Counterpart], models: tuple[Candidate, ...]
+) -> None:
+    """Raise `UnsupportedError` for a head that is the embedding."""
+    heads = [name for name, place in places.items() if place.role == "head"]
+    stated = language_model(base).get("tie_word_embeddings")
+    always = any(model.family.tie and model.family.tie.always for model in models)
+    if heads and base and (always if stated is None else stated):
         raise UnsupportedError(
             f"{heads[0]}: the base ties its head to its embedding, so llama.cpp has no such weight"
         ).hint("Leave it out of the training, or serve the model with the adapter merged into it.")
 
 
-def _rekeyed(
-    module: Module, architecture: Architecture, heads: Heads | None, *, own: bool
-) -> Module:
-    key_prefix = key_prefix_of(module.name, architecture) or module.name
+def _rekeyed(module: Module, place: Counterpart, heads: Numbers, *, own: bool) -> Module:
+    key_prefix = place.path
     a = (module.rank, module.inp)
     shapes: dict[Role, tuple[int, ...]] = {
         "a": a[::-1] if isinstance(module.site, Embedding) else a,
@@ -242,7 +286,7 @@ def _rekeyed(
         role: Part(f"{key_prefix}.weight.lora_{role}", Spec(types[role], shape))
         for role, shape in shapes.items()
     }
-    rows = module.rows if own else _rows(module.name, module.out, architecture, heads)
+    rows = module.rows if own else _rows(module.name, module.out, place, heads)
     return replace(module, parts=parts, key_prefix=key_prefix, rows=rows)
 
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from lora_tools.architectures.conventions import EXPERT_PARAMETERS
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.patterns import Suffixes
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED
-from lora_tools.formats.peft.modules import PARAMETER_ORDER
 from lora_tools.formats.sites import Experts, Linear
 
 
@@ -67,7 +67,7 @@ def key_prefixes(modules: Sequence[Module]) -> dict[str, str]:
             owner, _, parameter = module.name.rpartition(".")
             owners.setdefault(owner, []).append(parameter)
     for owner, parameters in owners.items():
-        ordered = sorted(parameters, key=lambda name: (*PARAMETER_ORDER, name).index(name))
+        ordered = sorted(parameters, key=lambda name: (*EXPERT_PARAMETERS, name).index(name))
         for depth, parameter in enumerate(reversed(ordered)):
             result[f"{owner}.{parameter}"] = PREFIX + owner + WRAPPED * depth
     return result

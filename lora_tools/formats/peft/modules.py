@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from lora_tools.architectures.conventions import EXPERT_PARAMETERS
 from lora_tools.errors import FormatError, some
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.expressions import suffixes
@@ -10,10 +11,6 @@ from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED, KeyGroup, path_of
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site, columns
-
-# Where one module has several adapted parameters, PEFT wraps the first in the order of the
-# module's own parameters innermost; these are the orders of the models that stack experts.
-PARAMETER_ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def parameters(found: Mapping[str, KeyGroup], peft: PeftConfig) -> dict[str, str]:
@@ -40,11 +37,11 @@ def parameters(found: Mapping[str, KeyGroup], peft: PeftConfig) -> dict[str, str
         wanted = list(dict.fromkeys(name for _, name in fitting))
         if len(wanted) != len(key_prefixes):
             continue  # reported as not targeted
-        if len(wanted) > 1 and not set(wanted) <= set(PARAMETER_ORDER):
+        if len(wanted) > 1 and not set(wanted) <= set(EXPERT_PARAMETERS):
             raise FormatError(
                 f"{path}: cannot tell which tensors belong to which of {some(wanted)}"
             )
-        wanted.sort(key=lambda name: (*PARAMETER_ORDER, name).index(name))
+        wanted.sort(key=lambda name: (*EXPERT_PARAMETERS, name).index(name))
         names |= dict(zip(sorted(key_prefixes, key=len, reverse=True), wanted, strict=True))
     return names
 

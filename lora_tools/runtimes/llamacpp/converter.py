@@ -1,5 +1,6 @@
 """What convert_lora_to_gguf.py makes of PEFT's folders: one alpha, over the rank of each tensor."""
 
+from lora_tools.architectures.conventions import CONV1D, HEAD
 from lora_tools.runtimes.base import Breach, Rule, Subject, Verdict
 from lora_tools.runtimes.checks import breach, has_only, has_pairs
 from lora_tools.runtimes.fields import number
@@ -42,7 +43,7 @@ def _experts(subject: Subject) -> Breach | None:
 def _transposed(subject: Subject) -> Breach | None:
     if not subject.fields.get("fan_in_fan_out"):
         return None
-    names = (".c_attn", ".c_proj", ".c_fc")
+    names = tuple(f".{layer}" for layer in CONV1D)
     turned = [pair.path for pair in subject.pairs if pair.path.endswith(names)]
     return breach(
         turned, "the converter transposes Conv1D layers, whose factors PEFT has not transposed"
@@ -50,7 +51,7 @@ def _transposed(subject: Subject) -> Breach | None:
 
 
 def _head(subject: Subject) -> Breach | None:
-    heads = [pair.path for pair in subject.pairs if pair.path.rpartition(".")[2] == "lm_head"]
+    heads = [pair.path for pair in subject.pairs if pair.path.rpartition(".")[2] == HEAD]
     return breach(
         heads, "lm_head is adapted: the converter stops if the base ties it to its embedding"
     )
@@ -94,7 +95,7 @@ RULES = (
     Rule(
         "transposed",
         Verdict.REFUSED,
-        "GPT-2's Conv1D layers are transposed with their factors, which then do not fit.",
+        "Conv1D layers are transposed with their factors, which then do not fit.",
         _transposed,
     ),
     Rule(

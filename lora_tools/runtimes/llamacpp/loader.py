@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lora_tools.architectures.dialects import modules_of
 from lora_tools.runtimes.base import Breach, Rule, Subject, Verdict
 from lora_tools.runtimes.checks import breach
 
 KIND = {"general.type": "adapter", "adapter.type": "lora"}
 A, B, NORM = ".lora_a", ".lora_b", "_norm.weight"
-TABLE = "token_embd.weight"
-"""The weight whose lora_a is stored row by token, so that rows can be looked up."""
 
 
 class LoadedFactors(NamedTuple):
@@ -47,7 +46,8 @@ def _ranks(subject: Subject) -> Breach | None:
     for weight, a, b in _factors(subject):
         if a is None or b is None:
             continue
-        table = weight == TABLE
+        # Stored row by token, so that rows can be looked up.
+        table = weight.removesuffix(".weight") in modules_of("embedding", "gguf")
         if len(a) != 2 or len(b) != 2 or a[1 if table else 0] != b[1]:
             wrong.append(weight)
     return breach(wrong, f"the factors of {len(wrong)} weights are not matrices of one rank")

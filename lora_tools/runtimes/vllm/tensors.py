@@ -1,5 +1,6 @@
 """What vLLM makes of the tensors, by their names and shapes."""
 
+from lora_tools.architectures.conventions import EMBEDDING, HEAD
 from lora_tools.names import NUMBER
 from lora_tools.runtimes.base import Breach, Subject
 from lora_tools.runtimes.checks import breach, has_only
@@ -8,7 +9,7 @@ from lora_tools.runtimes.vllm.configuration import HEADS
 from lora_tools.runtimes.vllm.ranks import plain
 
 FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+SKIPPED = tuple(f".{name}.base_layer.weight" for name in (EMBEDDING, HEAD))
 BACKBONE = ("layers", "h", "blocks")
 """What the layers of a model are called that has nothing around them."""
 

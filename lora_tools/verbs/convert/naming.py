@@ -1,6 +1,6 @@
 """What a target calls the modules of a source, and which of them are split or fused there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -46,7 +46,14 @@ class Step(NamedTuple):
     """The target's rows that they are, where those of one module are not all of them in order."""
 
 
-def steps(manifest: Manifest, format: Format) -> list[Step]:
+class Naming(NamedTuple):
+    """Every module of the target, and what a person should know of how it was named."""
+
+    steps: list[Step]
+    notes: tuple[str, ...] = ()
+
+
+def renamed(manifest: Manifest, format: Format) -> Naming:
     """Return the modules under the names that the format gives them.
 
     Formats with a configuration beside the tensors hold one model: its component goes. Raises
@@ -54,49 +61,45 @@ def steps(manifest: Manifest, format: Format) -> list[Step]:
     which the target lays out differently.
     """
     if manifest.format == format.name:
-        return [Step(module, (module,)) for module in manifest.modules]
-    found = list(_translated(manifest, format))
+        return Naming([Step(module, (module,)) for module in manifest.modules])
+    found, notes = _translated(manifest, format)
     parts = [split(step.new.name) for step in found]
     components = {component for component, _ in parts}
     if not format.config_file or components == {""}:
-        return found
+        return Naming(found, notes)
     if manifest.format not in PIPELINES and not all(is_known(path) for _, path in parts):
-        return found  # a model of its own may begin its paths with such a word
+        return Naming(found, notes)  # a model of its own may begin its paths with such a word
     if len(components) > 1:
         raise UnsupportedError(
             f"{format.name} holds one model, the adapter {', '.join(sorted(components))}"
         )
-    return [s._replace(new=replace(s.new, name=split(s.new.name)[1])) for s in found]
+    bare = [s._replace(new=replace(s.new, name=split(s.new.name)[1])) for s in found]
+    return Naming(bare, notes)
 
 
-def _translated(manifest: Manifest, format: Format) -> Iterator[Step]:
+def _translated(manifest: Manifest, format: Format) -> Naming:
     modules = {module.name: module for module in manifest.modules}
     container = CONTAINERS.get(format.names)
     if container is None:
-        yield from (Step(module, (module,)) for module in manifest.modules)
-        return
+        return Naming([Step(module, (module,)) for module in manifest.modules])
     sizes = {name: Dimensions(module.out, module.inp) for name, module in modules.items()}
-    found = [
-        step
-        for component in detect(sizes)
-        for step in _component(component, manifest, modules, container)
-    ]
+    named = [_component(each, manifest, modules, container) for each in detect(sizes)]
+    found = [step for each in named for step in each.steps]
     order = {name: number for number, name in enumerate(modules)}
     assert {old.name for step in found for old in step.olds} == order.keys(), "modules are lost"
     # In the order of the file, and fused layers behind the others, as their parts may lie apart.
     found.sort(key=lambda step: (bool(step.places), min(order[old.name] for old in step.olds)))
-    yield from found
+    return Naming(found, tuple(note for each in named for note in each.notes))
 
 
 def _component(
     component: Component, manifest: Manifest, modules: Mapping[str, Module], container: str
-) -> Iterator[Step]:
-    """Yield the steps of the modules behind one prefix, as the container has their family."""
+) -> Naming:
+    """Return the steps of the modules behind one prefix, as the container has their family."""
     every = (*component.names, *component.unmatched)
     component = component.among(lambda candidate: container in candidate.family.containers)
     if not component.candidates:  # a text encoder, or a model that no table has
-        yield from (Step(modules[name], (modules[name],)) for name in every)
-        return
+        return Naming([Step(modules[name], (modules[name],)) for name in every])
     numbers = numbers_of(manifest.base)
     stated = (manifest.metadata.get(field) for field in BASES)
     hints = Hints.of(manifest.base, manifest.base_model, *stated)
@@ -114,7 +117,7 @@ def _component(
         targets = tuple(target.renamed(names) for target in found.targets)
         return before, targets, tuple(names[path] for path in found.unmatched)
 
-    before, targets, unmatched = component.decide(question, hints)
+    (before, targets, unmatched), guess = component.decision(question, hints)
     strange = (*component.unmatched, *unmatched)
     moved = any(f"{before}{target.path}" != target.source for target in targets)
     if strange and moved:
@@ -122,9 +125,9 @@ def _component(
             f"{some(strange)}: {component.candidates[0].family.name}, whose names the others are,"
             " has no such module of this shape"
         )
-    for target in targets:
-        yield _step(f"{before}{target.path}", target, modules)
-    yield from (Step(modules[name], (modules[name],)) for name in strange)
+    known = [_step(f"{before}{target.path}", target, modules) for target in targets]
+    others = [Step(modules[name], (modules[name],)) for name in strange]
+    return Naming([*known, *others], (guess,) if guess else ())
 
 
 def _step(name: str, target: Translated, modules: Mapping[str, Module]) -> Step:

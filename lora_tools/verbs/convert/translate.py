@@ -16,7 +16,7 @@ from lora_tools.formats.registry import format_named
 from lora_tools.model import Model
 from lora_tools.rewrite import Origin, Source
 from lora_tools.verbs.convert.measured import measured
-from lora_tools.verbs.convert.naming import steps
+from lora_tools.verbs.convert.naming import renamed
 
 BOUND = (
     "lora_adapter_metadata",
@@ -64,13 +64,14 @@ def _translated(
     _check(adapter, kept, format)
     same = format.name == adapter.format.name
     try:
-        plan = steps(kept, format)
+        plan, notes = renamed(kept, format)
     except LoraToolsError as error:
         raise error.located(adapter.path) from error
     fresh = replace(
         kept,
         modules=tuple(_bare(step.new, new=not same) for step in plan),
         config=kept.config if same else {},
+        notes=tuple(dict.fromkeys((*kept.notes, *notes))),
         metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
     )
     # Those of the file: names and parts of the plan's may be others.

@@ -17,6 +17,7 @@ from reference import deltas, relative_error
 from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
+from lora_tools.architectures.dialects import candidates, in_tool, in_transformers
 from lora_tools.errors import FormatError, LoraToolsError, NonFiniteError, UnsupportedError
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents
@@ -445,11 +446,12 @@ def test_a_base_that_llama_cpp_knows_has_a_name_for_every_layer():
         "vocab_size": 16,
         "pad_token_id": 0,
     }
-    from lora_tools.formats.gguf.architectures import ARCHITECTURES, key_prefix_of, path_of
-
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    for arch, architecture in ARCHITECTURES.items():
-        for model_type in architecture.models:
+    models = candidates("gguf")
+    assert {each.family.ids["gguf"] for each in models} == {*MODELS}
+    for candidate in models:
+        arch = candidate.family.ids["gguf"]
+        for model_type in candidate.family.types:
             if model_type in ("mixtral", "gemma3"):  # experts are stacked; a model of two parts
                 continue
             config = transformers.AutoConfig.for_model(model_type, **small)
@@ -459,12 +461,14 @@ def test_a_base_that_llama_cpp_knows_has_a_name_for_every_layer():
             layers = (torch.nn.Linear, torch.nn.Embedding)
             names = [name for name, layer in model.named_modules() if isinstance(layer, layers)]
             assert len(names) >= 6
+            missing = []
             for name in names:
-                key_prefix = key_prefix_of(name, architecture)
-                assert key_prefix == table.get_name(name), (model_type, name)
-                if key_prefix is not None:
-                    assert path_of(key_prefix, architecture) == name
-            missing = [name for name in names if key_prefix_of(name, architecture) is None]
+                found = in_tool(name, (candidate,))
+                assert (found and found.path) == table.get_name(name), (model_type, name)
+                if found is None:
+                    missing.append(name)
+                else:
+                    assert in_transformers(found.path, (candidate,)).path == name
             assert missing in ([], ["lm_head"])
             assert "gemma" in arch or not missing
 
@@ -483,9 +487,15 @@ def test_a_base_that_llama_cpp_knows_has_a_name_for_every_layer():
     ],
 )
 def test_what_stands_before_a_language_model_is_left_out(name, expected):
-    from lora_tools.formats.gguf.architectures import ARCHITECTURES, key_prefix_of
-
-    assert key_prefix_of(name, ARCHITECTURES["llama"]) == expected
+    parts = {"b": Part("b", Spec("F32", (8, 1))), "a": Part("a", Spec("F32", (1, 8)))}
+    site = Embedding() if "embed" in name else Linear()
+    module = Module(name, site, 8, 8, 1, 1.0, False, parts, name, name)
+    manifest = Manifest("elsewhere", (module,), base=LLAMA)
+    if expected is None:
+        with pytest.raises(UnsupportedError, match=f"no place for {name}"):
+            GGUF.write(manifest)
+    else:
+        assert GGUF.write(manifest).modules[0].key_prefix == expected
 
 
 def model(folder):
@@ -645,8 +655,12 @@ def one(path, base=LLAMA, **config):
             "--base MODEL",
         ),
         (*one("model.layers.0.mlp.up_proj", {"a": 1}), "names no model_type", None),
-        (*one("model.layers.0.mlp.up_proj", {"model_type": "gpt2"}), "of type 'gpt2'", "qwen2"),
-        (*one("model.layers.0.mlp.up_proj", {"model_type": "llama"}), "num_attention_heads", None),
+        (*one("model.layers.0.mlp.up_proj", {"model_type": "gpt2"}), "of type gpt2", "qwen2"),
+        (
+            *one("model.layers.0.self_attn.k_proj", {"model_type": "llama"}),
+            "num_attention_heads",
+            None,
+        ),
         (*one("model.layers.0.mlp.odd"), "no place for model.layers.0.mlp.odd", None),
         (*one("lm_head", LLAMA | {"tie_word_embeddings": True}), "ties its head", "Leave it out"),
         (

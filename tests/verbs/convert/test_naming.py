@@ -13,6 +13,7 @@ from lora_tools.architectures.family import DIT, Family
 from lora_tools.architectures.tables import halves, rows
 from lora_tools.formats.registry import format_named
 from lora_tools.verbs.convert import convert
+from lora_tools.verbs.inspect import inspect
 
 MADE_UP = Family(
     "Made-up",
@@ -149,3 +150,26 @@ def test_a_model_with_one_set_of_names_has_the_prefix_that_its_trainers_load(tmp
             before + (path.replace(".", "_") if target == "kohya" else path) for path in paths
         }
         assert {job.target.module.key_prefix for job in plan.jobs} == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [("", ".0.img_attn.qkv"), ("hunyuan-video", ".0.img_attn_qkv")]
+)
+def test_what_is_taken_for_the_usual_family_is_said(base, name, tmp_path):
+    """Two blocks are HunyuanVideo's as well, whose trainers have another dot in these names."""
+    tensors = {}
+    for block in range(2):
+        before = f"lora_unet_double_blocks_{block}_img_attn_qkv"
+        tensors[f"{before}.lora_down.weight"] = np.ones((2, 12), np.float32)
+        tensors[f"{before}.lora_up.weight"] = np.ones((36, 2), np.float32)
+    header = {"ss_base_model_version": base} if base else None
+    save_file(tensors, tmp_path / "few.safetensors", metadata=header)
+    adapter = read(tmp_path / "few.safetensors")
+    assert next(iter(adapter)).endswith(name)
+    notes = [note for note in inspect(adapter).to_dict()["notes"] if "taken for" in note]
+    report = convert(adapter, format_named("diffusers")).report("convert")
+    assert [note for note in report.notes if "taken for" in note] == notes
+    assert len(notes) == (not base)
+    for note in notes:
+        assert note.startswith("2 modules are taken for those of Flux.1")
+        assert "HunyuanVideo would lay them out otherwise" in note
