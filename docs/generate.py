@@ -27,10 +27,10 @@ Written by `python docs/generate.py` from the tables in `lora_tools/runtimes`.
 
 What a runtime makes of an adapter is one of four verdicts: it **loads**; it **loads at the wrong
 strength**, when some of its updates are multiplied by another factor than the one they were trained
-with, or are left out; it **loads and does nothing**; or it is **refused**. It is the worst of the
-rules below that the adapter breaks. A rule that only older versions have (*before*) makes a remark,
-and so does what depends on the base model; remarks do not change the verdict. `NAME@VERSION` asks
-for an older version.
+with, or are left out; it **loads but has no effect**; or it is **refused**. The verdict is the worst
+of the rules below that the adapter breaks. A rule that only older versions have (*before*) makes a
+remark, and so does what depends on the base model; remarks do not change the verdict.
+`NAME@VERSION` asks for an older version.
 
 Verdicts come from the names, shapes and alphas of the tensors, from the configuration and from the
 names of the files beside them. Whether the base model has modules of these names and shapes is not

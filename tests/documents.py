@@ -117,7 +117,7 @@ def full(names: Iterable[str], **options: Any) -> Document:
         ("peft", "loads", []),
         ("vllm", "loads at the wrong strength", [finding]),
         ("llama.cpp", "refused", [refusal]),
-        ("mlx", "loads and does nothing", [finding | {"verdict": "loads and does nothing"}]),
+        ("mlx", "loads but has no effect", [finding | {"verdict": "loads but has no effect"}]),
     ]
     found["verdicts"] = [
         {"runtime": executor, "version": "1.2.3", "verdict": verdict, "findings": findings}

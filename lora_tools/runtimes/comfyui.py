@@ -115,7 +115,7 @@ COMFYUI = Runtime(
     (
         Rule(
             "no-factors",
-            Verdict.NOTHING,
+            Verdict.NO_EFFECT,
             "A file without any tensor that it knows patches nothing.",
             _nothing_known,
         ),
@@ -125,14 +125,14 @@ COMFYUI = Runtime(
             Verdict.WRONG,
             "A first factor without its second one is ignored.",
             _half,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "naming",
             Verdict.WRONG,
             "Tensors are looked for under six key namings; others are ignored with a warning.",
             _rekeyed,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "peft-names",
@@ -140,7 +140,7 @@ COMFYUI = Runtime(
             "PEFT's prefix is known for SD3, PixArt and HunyuanDiT alone; other names with it map"
             " to nothing.",
             _peft_names,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "unet-names",
@@ -148,7 +148,7 @@ COMFYUI = Runtime(
             "Attention of a UNet is known as `unet.….processor.to_q` or in kohya's names; the newer"
             " `unet.….to_q` of diffusers maps to nothing.",
             _unet_names,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "magnitude",

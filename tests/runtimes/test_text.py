@@ -33,7 +33,7 @@ sglang 0.5.23  refused
                    encoder.layer.[0..5].attention.self.value,
                    encoder.layer.[4..5].attention.self.key
                  fix it: lora-tools shrink SRC OUT --rank 16 --for vllm
-               passed-over: no tensor belongs to `layers.N`
+               ignored: no tensor belongs to `layers.N`
                  base_model.model.encoder.layer.[0..5].attention.output.dense,
                    base_model.model.encoder.layer.[0..5].attention.self.key,
                    base_model.model.encoder.layer.[0..5].attention.self.query,
