@@ -42,9 +42,9 @@ class Ranks:
 class UniformRank(NamedTuple):
     """What a uniform rank would cost. Errors are relative, and the least possible ones."""
 
-    rank: int
-    bytes: int
-    error: float
+    rank_after: int
+    bytes_after: int
+    optimal_error: float
     allocated_error: float
     """With the same number of parameters, allocated among the modules as `MaxParams` does."""
 

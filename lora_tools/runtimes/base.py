@@ -125,7 +125,7 @@ class Finding:
         return {
             "rule": self.rule,
             "verdict": str(self.verdict),
-            "why": self.why,
+            "reason": self.why,
             "where": list(self.where[:MOST_NAMED]),
             "count": len(self.where),
             "fix": self.fix,
@@ -147,7 +147,7 @@ class Judgement:
         return max(found, key=lambda verdict: verdict.severity, default=Verdict.LOADS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, as `docs/report.md` describes it."""
+        """Return it as plain data, as `report.schemas` describes it."""
         return {
             "runtime": self.runtime,
             "version": self.version,

@@ -87,7 +87,7 @@ def test_plain_data_is_that_of_the_schema():
             {
                 "rule": "a",
                 "verdict": "refused",
-                "why": "it is",
+                "reason": "it is",
                 "where": where[:5],
                 "count": 12,
                 "fix": "lora-tools fix",

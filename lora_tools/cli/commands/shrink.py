@@ -29,7 +29,7 @@ from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_opt
 from lora_tools.executors import Executor
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_file, check_output, staged, staged_file
-from lora_tools.report import percent, size, table
+from lora_tools.report import ranks_table
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
@@ -132,29 +132,9 @@ def _survey(
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
-    uniform_ranks = survey.table()
+    ranks = [uniform._asdict() for uniform in survey.table()]
     if as_json:
-        rows = [
-            {
-                "rank": row.rank,
-                "bytes": row.bytes,
-                "optimal_error": row.error,
-                "allocated_error": row.allocated_error,
-            }
-            for row in uniform_ranks
-        ]
-        show_json({"schema": "lora-tools/ranks/1", "ranks": rows})
-        return
-    if not quiet:
-        lines = [
-            (
-                row.rank,
-                size(row.bytes),
-                percent(row.error),
-                percent(row.allocated_error),
-            )
-            for row in uniform_ranks
-        ]
-        headers = ("--rank", "file", "best error", "allocated")
-        show(table(lines, headers))
+        show_json({"schema": "lora-tools/ranks/2", "ranks": ranks})
+    elif not quiet:
+        show(ranks_table(ranks))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")

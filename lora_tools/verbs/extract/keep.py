@@ -17,6 +17,7 @@ from lora_tools.files.layout import layout
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.files.writer import TensorWriter
 from lora_tools.model import Model
+from lora_tools.verbs.extract.rows import SCHEMA
 
 PIECES = "pieces"
 
@@ -76,6 +77,7 @@ def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str
         "versions": {
             "lora-tools": version("lora-tools"),
             "numpy": np.__version__,
+            "rows": SCHEMA,
         },
     }
 

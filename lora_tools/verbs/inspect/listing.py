@@ -15,7 +15,7 @@ from lora_tools.model import Model, open_model
 from lora_tools.names import collapse, template
 from lora_tools.runtimes import Judgement, Runtime, judge, subject
 
-SCHEMA = "lora-tools/tensors/1"
+SCHEMA = "lora-tools/tensors/2"
 
 # What tools call the factors of low-rank updates, and of their relatives.
 ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|dora_scale")
@@ -73,7 +73,7 @@ class Listing:
         return [TensorGroup(tuple(names), spec) for (_, spec), names in found.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the listing in the schema that `docs/report.md` describes."""
+        """Return the listing as `report.schemas` describes it."""
         specs = self.model.tensors.specs.values()
         dtypes = Counter(spec.dtype for spec in specs)
         return {

@@ -85,7 +85,7 @@ def test_angles_are_those_of_the_dense_updates(tmp_path):
     x, y = reference.deltas(PLAIN), reference.deltas(other)
     adapter = read(PLAIN)
     row = diff(adapter, read(other)).modules[0]
-    key_prefix = adapter.module(row.name).stem
+    key_prefix = adapter.module(row.name).key_prefix
     u, v = (torch.linalg.svd(d)[0][:, :k] for d, k in ((x[key_prefix], 16), (y[key_prefix], 5)))
     sines = torch.linalg.svdvals(v - u @ (u.mT @ v)).flip(0)
     assert row.figures.columns.angles == pytest.approx(sines.asin().tolist(), rel=1e-4)

@@ -9,7 +9,7 @@ from lora_tools import inspect, read
 
 def test_every_module_is_described_from_headers_alone(adapter_path):
     data = json.loads(json.dumps(inspect(read(adapter_path)).to_dict()))
-    assert data["schema"] == "lora-tools/inspect/1"
+    assert data["schema"] == "lora-tools/inspect/2"
     assert data["format"] == "peft"
     dense = reference.deltas(adapter_path)
     tensors = reference.load(adapter_path)[0]
@@ -21,8 +21,8 @@ def test_every_module_is_described_from_headers_alone(adapter_path):
         update = adapter[module.name]
         low = getattr(update, "direction", getattr(update, "weight", update))
         assert described["scale"] == low.scale
-        assert (low.dense().double() - dense[module.stem]).norm() <= 1e-5 * dense[
-            module.stem
+        assert (low.dense().double() - dense[module.key_prefix]).norm() <= 1e-5 * dense[
+            module.key_prefix
         ].norm()
 
 
