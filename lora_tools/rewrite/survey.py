@@ -14,9 +14,9 @@ from lora_tools.linalg.rank import (
     MaxParams,
     RankPolicy,
     Rest,
-    Spectrum,
-    uniform,
 )
+from lora_tools.linalg.spectrum import Spectrum
+from lora_tools.linalg.uniform import uniform
 from lora_tools.report import Change, Report, Row
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.plan import Ranked, Rewrite, planned
