@@ -123,7 +123,7 @@ def dtype_option(help: str = "dtype of the factors written.") -> Option:
 
 def format_option(of: str = "SOURCE") -> Option:
     """Return ``--format``, passed on as ``own``: the format of the one adapter that is read."""
-    help = f"Format of {of}, overrides detection."
+    help = f"Read {of} in this FORMAT instead of detecting it."
     return click.option("--format", "own", metavar="FORMAT", help=help)
 
 
@@ -134,8 +134,8 @@ def formats_option(of: str) -> Option:
         "owns",
         metavar="FORMAT",
         multiple=True,
-        help=f"Format of {of}, overrides detection: given once, of all; else once"
-        " for each, in order, where auto recognises.",
+        help=f"Read {of} in this FORMAT instead of detecting it: once for all of them, or once for"
+        " each, in order; auto detects.",
     )
 
 

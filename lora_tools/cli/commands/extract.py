@@ -74,7 +74,7 @@ def command(
     """Write the best adapter that turns the model BASE into TUNED to the folder OUT.
 
     BASE and TUNED are folders or files of the same architecture. Give one of --rank, --energy,
-    --max-error, --max-params and --max-size; the last three share ranks out among the modules
+    --max-error, --max-params and --max-size; the last three allocate ranks among the modules
     optimally. Errors are relative Frobenius errors of the update, measured on the bytes written,
     beside a certified lower bound of what any adapter of the same ranks can reach. What is
     finished is kept beside OUT: after an interruption the same command resumes from there.

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the report, as JSON, to FILE too.",
 )
-@force_option("OUT, or the report's FILE,")
+@force_option("OUT or the report's FILE")
 @quiet_option
 def command(
     source: Path,
@@ -75,7 +75,7 @@ def command(
     """Lower the rank of the adapter SOURCE and write the result to the folder OUT.
 
     Give exactly one of --rank, --energy, --max-error, --max-params and --max-size; the last three
-    share ranks out among the modules optimally. Errors are relative Frobenius errors of the
+    allocate ranks among the modules optimally. Errors are relative Frobenius errors of the
     update, measured on the bytes written. PATTERNs are shell patterns for a module's name, or
     for its end from a dot on: q_proj, layers.0.*.
     """

@@ -104,7 +104,7 @@ def open_checkpoint(
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
     ``runtimes`` are the runtimes whose verdicts on what is listed are wanted; ``format`` is the
-    name of the format, overrides detection; ``base`` is the base model's
+    name of the format, which overrides detection; ``base`` is the base model's
     configuration, and ``alpha`` the adapter's alpha, for files that do not say enough.
 
     Raises `CheckpointError` for what is missing or damaged.
