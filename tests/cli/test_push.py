@@ -494,12 +494,11 @@ def test_inputs_on_the_hub_are_named_by_the_hubs_own_checksums(hub, alice, mine)
     hub.publish("bob/cat", files)
     alice.does("shrink", "bob/cat", "small", "--rank", 2, "--push-to", "alice/small", "--public")
     report = json.loads((alice.folder / "small" / "lora_tools_report.json").read_text())
-    (found,) = report["inputs"]
-    assert found["path"] == f"hf://bob/cat@{hub.repositories['bob/cat'].resolve('main')}"
-    assert found["files"] == {
-        name: hashlib.sha256(files[name]).hexdigest()
+    path = f"hf://bob/cat@{hub.repositories['bob/cat'].resolve('main')}"
+    assert report["inputs"] == [
+        {"path": path, "file": name, "sha256": hashlib.sha256(files[name]).hexdigest()}
         for name in ("adapter_config.json", "adapter_model.safetensors")
-    }
+    ]
 
 
 def test_merge_and_convert_publish_what_they_wrote(hub, alice, mine):

@@ -300,8 +300,8 @@ def test_the_shrink_curve_is_over_ranks_or_sizes(case: tuple[Page, documents.Doc
     assert uniform[0] == [row["rank_after"] for row in rows]
     assert uniform[1] == pytest.approx([row["optimal_error"] for row in rows], rel=1e-4)
     assert allocated[1] == pytest.approx([row["allocated_error"] for row in rows], rel=1e-4)
-    page.find("[data-shrink=bytes]").click()
-    assert page.run(drawn)[0][0] == [row["bytes"] for row in rows]
+    page.find("[data-shrink=bytes_after]").click()
+    assert page.run(drawn)[0][0] == [row["bytes_after"] for row in rows]
 
 
 @pytest.mark.parametrize("width", [360, 1280])

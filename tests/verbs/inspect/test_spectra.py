@@ -84,7 +84,7 @@ def test_every_offer_is_what_shrink_then_does(adapter_path):
         report = result.report("shrink")
         rows = list(report.watch(result))
         assert len(rows) == len(adapter)
-        assert result.layout.size == uniform["bytes"]
+        assert result.layout.size == uniform["bytes_after"]
         assert report.optimal_error == pytest.approx(uniform["optimal_error"], abs=1e-9)
         params = sum(spec.numel for spec in result.manifest.specs.values())
         shared = shrink(adapter, MaxParams(params)).report("shrink")
