@@ -10,6 +10,9 @@ from lora_tools.names import collapse, template
 
 Document = dict[str, Any]
 
+COMPARED = ("prefixes", "unmatched", "misshapen")
+"""What is null without a base."""
+
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 BLOCK = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
@@ -60,7 +63,7 @@ def document(
     params, nbytes = (sum(module[key] for module in modules) for key in ("params", "bytes"))
     norms = [module["spectrum"]["norm"] or 0.0 for module in modules] if spectrum else []
     return {
-        "schema": "lora-tools/inspect/1",
+        "schema": "lora-tools/inspect/2",
         "source": "adapters/my-adapter",
         "format": "peft",
         "base_model": "org/base-model-7b",
@@ -78,12 +81,13 @@ def document(
         },
         "groups": _groups(modules),
         "modules": modules,
-        "extras": [],
+        "tensors": [],
         "problems": [],
         "notes": [],
         "ranks": _ranks(rank, nbytes) if spectrum else None,
         "suggestion": _suggestion(rank, nbytes) if spectrum else None,
-        "base": {"path": "models/base-model-7b", "missing": [], "misshapen": []} if base else None,
+        "base": "models/base-model-7b" if base else None,
+        **({"prefixes": [], "unmatched": [], "misshapen": []} if base else dict.fromkeys(COMPARED)),
         "verdicts": [],
     }
 
@@ -92,36 +96,37 @@ def full(names: Iterable[str], **options: Any) -> Document:
     """Return an inspection that has something to say in every part."""
     found = document(names, base=True, odd=True, **options)
     some = [module["module"] for module in found["modules"][:5]]
-    found["extras"] = [
+    found["tensors"] = [
         {"tensor": f"model.{kind}.weight", "kind": kind, "dtype": "F32", "shape": [32000, 4096]}
         | {"bytes": 524_288_000}
         for kind in ("modules_to_save", "bias", "not understood")
     ]
     found["problems"] = ["adapter_config.json says r 8, but the tensors of 12 modules have rank 16"]
     found["notes"] = ["DoRA: norms are those of the low-rank direction."]
-    found["base"]["missing"] = some[:2]
-    found["base"]["misshapen"] = [
-        {"module": some[0], "weight": f"{some[0]}.weight", "shape": [8, 8], "expected": [4, 8]}
+    found["unmatched"] = some[:2]
+    found["misshapen"] = [
+        {"module": some[0], "shape": [4, 8], "base_tensor": f"{some[0]}.weight"}
+        | {"base_shape": [8, 8]}
     ]
     finding = {
         "rule": "one-scale",
         "verdict": "loads at the wrong strength",
-        "why": "It uses alpha / r = 2 for all modules, but 12 modules have a scale of 4.",
+        "reason": "It uses alpha / r = 2 for all modules, but 12 modules have a scale of 4.",
         "where": some,
         "count": 12,
         "fix": "lora-tools shrink adapters/my-adapter OUT --rank 16 --for vllm",
     }
-    refusal = {"rule": "no-dora", "verdict": "refused", "why": "DoRA is not supported."}
+    refusal = {"rule": "no-dora", "verdict": "refused", "reason": "DoRA is not supported."}
     refusal |= {"where": [], "count": 0, "fix": None}
     stated: list[tuple[str, str, list[Document]]] = [
         ("peft", "loads", []),
         ("vllm", "loads at the wrong strength", [finding]),
         ("llama.cpp", "refused", [refusal]),
-        ("mlx", "loads and does nothing", [finding | {"verdict": "loads and does nothing"}]),
+        ("mlx", "loads but has no effect", [finding | {"verdict": "loads but has no effect"}]),
     ]
     found["verdicts"] = [
-        {"runtime": executor, "version": "1.2.3", "verdict": verdict, "findings": findings}
-        for executor, verdict, findings in stated
+        {"runtime": runtime, "version": "1.2.3", "verdict": verdict, "findings": findings}
+        for runtime, verdict, findings in stated
     ]
     return found
 
@@ -132,13 +137,14 @@ def _module(name: str, rank: int, spectrum: bool, base: bool) -> Document:
     params = rank * (shape[0] + math.prod(shape[1:]))
     module: Document = {"module": name, "kind": kind, "shape": shape, "rank": rank}
     module |= {"alpha": 2.0 * rank, "scale": 2.0, "dtype": "F16", "params": params}
-    module |= {"bytes": 2 * params, "parts": ["a", "b"], "spectrum": None, "base": None}
+    module |= {"bytes": 2 * params, "parts": ["a", "b"], "spectrum": None}
+    module |= dict.fromkeys(("base_tensor", "base_norm", "relative_norm"))
     if spectrum:
         module["spectrum"] = _spectrum(_sigma(name, rank))
     if base:
         norm = module["spectrum"]["norm"] if spectrum else None
-        module["base"] = {"weight": f"{name}.weight", "norm": 80.0}
-        module["base"]["ratio"] = norm / 80 if norm else None
+        module |= {"base_tensor": f"{name}.weight", "base_norm": 80.0}
+        module["relative_norm"] = norm / 80 if norm else None
     return module
 
 
@@ -171,14 +177,14 @@ def _spectrum(sigma: list[float]) -> Document:
         "sigma_max": sigma[0],
         "stable_rank": whole / squares[0],
         "effective_rank": math.exp(-math.fsum(p * math.log(p) for p in shares if p)),
-        "ranks": ranks,
+        "energy_ranks": ranks,
         "sigma": sigma,
         "duplicate_of": None,
     }
 
 
 def _spoil(modules: list[Document]) -> None:
-    empty = dict.fromkeys(("sigma_max", "stable_rank", "effective_rank", "ranks", "sigma"))
+    empty = dict.fromkeys(("sigma_max", "stable_rank", "effective_rank", "energy_ranks", "sigma"))
     last = len(modules) - 1
     modules[last]["spectrum"]["duplicate_of"] = modules[0]["module"] if last else None
     if last > 2:
@@ -205,7 +211,7 @@ def _ranks(rank: int, nbytes: int) -> list[Document]:
     rows: list[Document] = []
     for k in steps:
         error = math.exp(-0.3 * k) if k < rank else 0.0
-        row = {"rank": k, "bytes": nbytes * k // rank, "error": error}
+        row = {"rank_after": k, "bytes_after": nbytes * k // rank, "optimal_error": error}
         rows.append(row | {"allocated_error": 0.85 * error})
     return rows
 
@@ -215,11 +221,11 @@ def _suggestion(rank: int, nbytes: int) -> Document | None:
         return None
     half = rank // 2
     return {
-        "rank": half,
+        "rank_after": half,
         "energy": 0.991,
-        "error": 0.094,
+        "optimal_error": 0.094,
         "bytes_before": nbytes,
         "bytes_after": nbytes // 2,
-        "command": f"lora-tools shrink adapters/my-adapter OUT --rank {half}",
+        "arguments": f"lora-tools shrink adapters/my-adapter OUT --rank {half}",
         "text": f"rank {half} keeps 99.1 % of this adapter",
     }

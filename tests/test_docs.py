@@ -59,12 +59,19 @@ def test_the_runtimes_page_is_up_to_date() -> None:
     assert GENERATE["runtimes"]() == page, "run `python docs/generate.py`"
 
 
+def test_the_report_page_is_up_to_date() -> None:
+    page = (DOCS / "report.md").read_text(encoding="utf-8")
+    assert GENERATE["report"]() == page, "run `python docs/generate.py`"
+
+
 def test_check_tells_a_stale_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "cli.md"
     monkeypatch.setitem(GENERATE["main"].__globals__, "PAGE", page)
-    monkeypatch.setitem(GENERATE["main"].__globals__, "RUNTIMES_PAGE", tmp_path / "runtimes.md")
+    for name in ("runtimes", "report"):
+        place = tmp_path / f"{name}.md"
+        monkeypatch.setitem(GENERATE["main"].__globals__, f"{name.upper()}_PAGE", place)
     monkeypatch.setattr("sys.argv", ["generate.py", "--check"])
     assert GENERATE["main"]() == 1
     assert "stale" in capsys.readouterr().err

@@ -118,7 +118,7 @@ REPORT = {
     "arguments": "lora-tools shrink a b",
     "modules": [{"module": "model.layers.0.q", "norm": 1.0, "error": 0.1, "optimal_error": 0.1}],
     "totals": {"error": 0.1, "optimal_error": 0.1},
-    "inputs": [{"path": "org/a", "files": {"adapter_model.safetensors": "00"}}],
+    "inputs": [{"path": "org/a", "file": "adapter_model.safetensors", "sha256": "00"}],
 }
 KOHYA = {"lora_tools.names": "{}", "ss_network_args": "{}", "ss_network_dim": "2"}
 
@@ -275,13 +275,13 @@ def test_every_field_of_an_index_may_hold_anything(field, tmp_path):
         attempt(lambda: open_model(index))
 
 
-@pytest.mark.parametrize("field", [*REPORT, "module", "files", "inputs[0]"])
+@pytest.mark.parametrize("field", [*REPORT, "module", "sha256", "inputs[0]"])
 def test_every_field_of_a_report_may_hold_anything(field, tmp_path):
     folder = adapter_in(tmp_path / "adapter", "peft")
     (folder / "adapter_config.json").write_text(json.dumps(PEFT))
     inner = {
         "module": ("modules", '[{{"module": {0}, "error": {0}, "norm": {0}}}]'),
-        "files": ("inputs", '[{{"path": "a", "files": {0}}}]'),
+        "sha256": ("inputs", '[{{"path": "a", "file": "b", "sha256": {0}}}]'),
         "inputs[0]": ("inputs", "[{0}]"),
     }
     choice = Destination("alice/x", picture=False)

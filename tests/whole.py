@@ -32,7 +32,7 @@ def judge(base: Path, tuned: Path, out: Path, *, turned: tuple[str, ...] = ()) -
     ``turned`` are ends of names whose weights hold the transpose: embeddings, and GPT-2's layers.
     """
     before, after = state(base), state(tuned)
-    ranks = {row["module"]: row["rank"] for row in report(out)["modules"]}
+    ranks = {row["module"]: row["rank_after"] for row in report(out)["modules"]}
     found = {}
     for stem, update in reference.deltas(out).items():
         name = stem.removeprefix(PREFIX)

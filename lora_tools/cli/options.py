@@ -133,7 +133,7 @@ def dtype_option(help: str = "Dtype of the factors written.") -> Option:
 
 def format_option(of: str = "SOURCE") -> Option:
     """Return ``--format``, passed on as ``own``: the format of the one adapter that is read."""
-    help = f"Format of {of}; overrides detection."
+    help = f"Read {of} in this FORMAT instead of detecting it."
     return click.option("--format", "own", metavar="FORMAT", help=help)
 
 
@@ -144,8 +144,8 @@ def formats_option(of: str) -> Option:
         "owns",
         metavar="FORMAT",
         multiple=True,
-        help=f"Format of {of}; overrides detection. Once for all, or once for"
-        " each in order; auto means detection.",
+        help=f"Read {of} in this FORMAT instead of detecting it: once for all of them, or once for"
+        " each, in order; auto detects.",
     )
 
 

@@ -11,8 +11,8 @@ from lora_tools.adapter import REPORT
 from lora_tools.cli.console import ask, say, tell
 from lora_tools.files.location import Location
 from lora_tools.files.temporary import temporary_folder
-from lora_tools.report import size, table
-from lora_tools.text import json_text, label
+from lora_tools.report import remarks, size, table
+from lora_tools.text import json_text
 
 if TYPE_CHECKING:
     from lora_tools.hub.publishing import Publisher
@@ -84,8 +84,8 @@ def outcome(plan: "PushPlan", pushed: "Pushed | None") -> str:
     """Return what was done, or would be, for people."""
     package = plan.package
     lines = [(state, name, size(package.digests[name].size)) for name, state in plan.states.items()]
-    text = [table(lines, ("", "file", "size")), ""]
-    text += [f"left out: {label(name)} ({why})" for name, why in package.left_out.items()]
+    text = [table(lines, ("outcome", "file", "size")), ""]
+    text += remarks(package.left_out, ())
     where = f"{plan.destination.repo}" + (
         f"@{plan.destination.revision}" if plan.destination.revision else ""
     )

@@ -13,6 +13,7 @@ from lora_tools.linalg.exact import exact, placed, tensor
 from lora_tools.linalg.range import check_measurable
 from lora_tools.linalg.rounding import round_into, rounded_tensor
 from lora_tools.linalg.stored import WIDTH, accumulator
+from lora_tools.linalg.tally import Tally, tally
 from lora_tools.shapes import Float
 from lora_tools.update import Array
 
@@ -21,30 +22,6 @@ Decode: TypeAlias = Callable[[Float[np.ndarray, "n"]], None]
 
 NEAR = 2.0**-40
 """Float32 holds the squares of numbers from here to its reciprocal, and those of their rounding."""
-
-
-class Tally(NamedTuple):
-    """What an addition did to the elements of a slice, or of a tensor."""
-
-    update: float = 0.0
-    """``||dW||_F ** 2``."""
-    error: float = 0.0
-    """``||(W' - W) - dW||_F ** 2``."""
-    moved: int = 0
-    """Elements whose update is not zero."""
-    lost: int = 0
-    """Those of them that kept their value."""
-
-    def __add__(self, other: object) -> "Tally":
-        """Return the tally of both."""
-        if not isinstance(other, Tally):
-            return NotImplemented
-        return Tally(
-            self.update + other.update,
-            self.error + other.error,
-            self.moved + other.moved,
-            self.lost + other.lost,
-        )
 
 
 class Gain(NamedTuple):
@@ -64,7 +41,6 @@ class Adder(Protocol):
 
     def add(
         self,
-        raw: np.ndarray,
         wide: Array,
         left: Float[np.ndarray, "m r"],
         right: Float[np.ndarray, "r k"],
@@ -79,25 +55,15 @@ class Adder(Protocol):
 
 
 class Host:
-    """Adds on the host. Holds the buffers of one slice, which the next one uses again.
+    """Adds on the host. Holds the buffers of one slice, which the next one uses again."""
 
-    ``source`` is the type of stored numbers; None if they are encoded.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        source: str | None,
-        target: str,
-        kind: type[np.floating[Any]] | None = None,
-    ) -> None:
+    def __init__(self, size: int, target: str, kind: type[np.floating[Any]] | None = None) -> None:
         kind = kind or accumulator(target)
-        self._source, self._target = source, target
+        self._target = target
         self._wide = np.empty(size, kind)
         self._delta = np.empty(size, kind)
         self._out = np.empty(size * WIDTH[target], np.uint8)
         self._sum, self._after = np.empty(size, kind), np.empty(size, kind)
-        self._same, self._moved = np.empty(size, bool), np.empty(size, bool)
 
     def load(self, raw: np.ndarray, size: int, decode: Decode) -> Array:
         """Return the numbers that stored bytes hold; good until the next call."""
@@ -107,7 +73,6 @@ class Host:
 
     def add(
         self,
-        raw: np.ndarray,
         wide: Array,
         left: Float[np.ndarray, "m r"],
         right: Float[np.ndarray, "r k"],
@@ -115,30 +80,16 @@ class Host:
     ) -> tuple[np.ndarray, Tally]:
         """Return the bytes of the rounded sum, good until the next call, and its tally."""
         if left.dtype != self._wide.dtype:  # see `narrowed`
-            precise = Host(wide.size, self._source, self._target, np.float64)
-            return precise.add(raw, wide.astype(np.float64), left, right, gain)
-        delta, moved, same = (b[: wide.size] for b in (self._delta, self._moved, self._same))
-        total, after = self._sum[: wide.size], self._after[: wide.size]
+            precise = Host(wide.size, self._target, np.float64)
+            return precise.add(wide.astype(np.float64), left, right, gain)
+        delta, total, after = (b[: wide.size] for b in (self._delta, self._sum, self._after))
         np.matmul(left, right, out=delta.reshape(len(left), -1))
         if gain:
             normalise(wide, delta, gain, len(left))
-        np.not_equal(delta, 0, out=moved)
-        count = int(np.count_nonzero(moved))
-        update = float(delta @ delta)
         np.add(wide, delta, out=total)
         out = self.finish(total)  # leaves in `after` what it has rounded to
-        if self._source == self._target:
-            unit = f"u{WIDTH[self._target]}"
-            np.equal(raw.view(unit), out.view(unit), out=same)
-        else:
-            np.equal(after, wide, out=same)
-        if count < moved.size:
-            same &= moved
-        # Not from the sum, which has lost what is far smaller than W already.
         after -= wide
-        after -= delta
-        lost = int(np.count_nonzero(same))
-        return out, Tally(update, float(after @ after), count, lost)
+        return out, tally(delta, after)
 
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""
@@ -150,7 +101,7 @@ class Host:
 class Device:
     """Adds on a device of torch. The same results as `Host`, up to the order of products.
 
-    Numbers are widened there; what is encoded is decoded on the host.
+    Numbers of the dtype ``source`` are widened there; what is encoded is decoded on the host.
     """
 
     def __init__(self, device: str, source: str | None, target: str) -> None:
@@ -176,7 +127,6 @@ class Device:
     @exact()
     def add(
         self,
-        raw: np.ndarray,
         wide: Array,
         left: Float[np.ndarray, "m r"],
         right: Float[np.ndarray, "r k"],
@@ -191,17 +141,8 @@ class Device:
             normalise(wide, delta, gain, len(left))
         total = wide + delta
         result = rounded_tensor(total, self._target)
-        after = result.to(total.dtype)
-        moved = delta != 0
-        figures = (
-            delta.square().sum(dtype=torch.float64),
-            (after - wide - delta).square().sum(dtype=torch.float64),
-            moved.sum(),
-            (moved & (after == wide)).sum(),
-        )
-        update, error, count, lost = (figure.item() for figure in figures)
         out = result.view(torch.uint8).cpu().numpy()
-        return out, Tally(float(update), float(error), int(count), int(lost))
+        return out, tally(delta, result.to(total.dtype) - wide)
 
     @exact()
     def finish(self, wide: Array) -> np.ndarray:

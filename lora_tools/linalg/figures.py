@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_tools.linalg.factors import Small
-from lora_tools.linalg.rank import tail
+from lora_tools.linalg.spectrum import tail
 from lora_tools.shapes import Float
 
 

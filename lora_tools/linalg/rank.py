@@ -2,62 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from lora_tools.errors import BoundError, PolicyError, some
 from lora_tools.linalg.allocate import RankOptions, minimise
-from lora_tools.linalg.factors import Small
+from lora_tools.linalg.spectrum import Spectrum
 from lora_tools.shapes import Float
-
-
-@dataclass(frozen=True, slots=True)
-class Spectrum:
-    """What a policy knows of one module."""
-
-    name: str
-    tail: Float[np.ndarray, " ranks"]
-    """Squared Frobenius norm of what is left when 0, 1, … values of each update are kept."""
-    cost: float
-    """Parameters per unit of rank."""
-    width: float
-    """Bytes per parameter, as they will be stored."""
-    choices: tuple[int, ...]
-    """The ranks that it may be given, ascending."""
-    groups: int = 1
-    """A rank of ``groups * k`` keeps k singular values of each update of the stack."""
-
-    @property
-    def tails(self) -> Float[np.ndarray, " choices"]:
-        """Squared Frobenius norm of what each choice discards."""
-        return self.tail[[choice // self.groups for choice in self.choices]]
-
-
-def tail(s: Float[Small, "*stack rank"]) -> Float[np.ndarray, " ranks"]:
-    """Return the squared norm of what is left of a stack when 0, 1, … values are kept.
-
-    >>> tail(np.array([3.0, 1.0]))
-    array([10.,  1.,  0.])
-    """
-    energy = np.square(s).reshape(-1, s.shape[-1]).sum(0)
-    # Summed from the small end, so that small tails keep their digits.
-    return np.append(np.cumsum(energy[::-1])[::-1], 0.0)
-
-
-NOISE = 8 * 2.0**-24
-"""A share of the norm that factors in float32 cannot tell from their own rounding."""
-
-
-def numerical_rank(s: Float[Small, " rank"]) -> int:
-    """Return how many singular values are more than noise; all of them if all are zero.
-
-    >>> numerical_rank(np.array([2.0, 1.0, 1e-9, 1e-12])), numerical_rank(np.zeros(3))
-    (2, 3)
-    """
-    left = np.sqrt(tail(s))
-    return int(np.argmax(left <= NOISE * left[0])) if left[0] else len(s)
 
 
 class Rest(NamedTuple):
@@ -165,7 +118,7 @@ class MaxError:
                 f"max-error {self.bound} cannot be kept: the largest ranks allowed leave"
                 f" {math.sqrt(least / total):.3g}"
             ).hint("Allow larger ranks, or a larger error.")
-        options = [RankOptions(_costs(x)[::-1], x.tails[::-1]) for x in spectra]
+        options = [RankOptions(x.costs[::-1], x.tails[::-1]) for x in spectra]
         picks = minimise(options, budget)
         return [x.choices[::-1][pick] for x, pick in zip(spectra, picks, strict=True)]
 
@@ -190,7 +143,7 @@ class MaxParams:
     def ranks(self, spectra: Sequence[Spectrum], rest: Rest = NOTHING) -> list[int]:
         """Return the best affordable ranks; `BoundError` if the smallest cost too much."""
         budget = self.count - rest.params
-        return _affordable(spectra, [_costs(x) for x in spectra], budget, "parameters")
+        return _affordable(spectra, [x.costs for x in spectra], budget, "parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,64 +165,8 @@ class MaxBytes:
 
     def ranks(self, spectra: Sequence[Spectrum], rest: Rest = NOTHING) -> list[int]:
         """Return the best affordable ranks; `BoundError` if the smallest cost too much."""
-        costs = [_costs(x) * x.width for x in spectra]
+        costs = [x.costs * x.width for x in spectra]
         return _affordable(spectra, costs, self.count - rest.nbytes - rest.header, "bytes")
-
-
-def choices(
-    rank: int, *, least: int = 1, most: int | None = None, multiple: int = 1
-) -> tuple[int, ...]:
-    """Return the ranks that a module of ``rank`` may be given, ascending.
-
-    Multiples of ``multiple`` between ``least`` and ``most``, never above its own rank. A module
-    whose own rank is below the smallest of them keeps it. Raises `BoundError` if there are none.
-
-    >>> choices(20, multiple=8), choices(4, multiple=8), choices(4, least=3)
-    ((8, 16), (4,), (3, 4))
-    """
-    first = -(-least // multiple) * multiple
-    if rank < first:
-        return (rank,)
-    allowed = tuple(range(first, min(rank, most or rank) + 1, multiple))
-    if not allowed:
-        raise BoundError(f"no rank from {least} to {most} is a multiple of {multiple}").hint(
-            "Change --min-rank, --max-rank or --multiple-of."
-        )
-    return allowed
-
-
-def uniform(
-    policy: RankPolicy, spectra: Sequence[Spectrum], sizes: Sequence[int], rest: Rest = NOTHING
-) -> tuple[int, list[int]]:
-    """Return one rank for the whole file, of the ``sizes`` allowed, and the rank of each module.
-
-    Modules of a smaller rank are padded to the common one, and pay for it. A bound on error takes
-    the smallest size that keeps it; a budget takes the largest that it can pay.
-    """
-    if isinstance(policy, Fixed):
-        ranks = policy.ranks(spectra)
-        sizes = [size for size in sizes if size >= max(ranks)]
-        if not sizes:
-            raise BoundError(f"rank {max(ranks)} is more than the largest rank allowed")
-        return min(sizes), ranks
-    refusal = BoundError("no rank that is allowed for all is large enough")
-    for size in sorted(sizes, reverse=isinstance(policy, MaxParams | MaxBytes)):
-        kept = [max((k for k in x.choices if k <= size), default=0) for x in spectra]
-        if not all(kept):
-            continue
-        try:
-            padded = [
-                replace(x, choices=(k,), cost=x.cost * size / k)
-                for x, k in zip(spectra, kept, strict=True)
-            ]
-            return size, policy.ranks(padded, rest)
-        except BoundError as error:
-            refusal = error
-    raise refusal
-
-
-def _costs(spectrum: Spectrum) -> Float[np.ndarray, " choices"]:
-    return np.array(spectrum.choices, dtype=np.float64) * spectrum.cost
 
 
 def _smallest(bound: str, spectra: Sequence[Spectrum], share: float) -> list[int]:

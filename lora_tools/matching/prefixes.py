@@ -49,7 +49,7 @@ class Swap(NamedTuple):
 
     def to_dict(self) -> dict[str, str | int]:
         """Return it as plain data."""
-        return {"from": self.drop, "to": self.add, "names": self.names, "family": self.family}
+        return {"from": self.drop, "to": self.add, "count": self.names, "family": self.family}
 
 
 def listed(swaps: Mapping[str, Sequence[Swap]]) -> list[dict[str, str | int]]:

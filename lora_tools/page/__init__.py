@@ -10,7 +10,7 @@ from lora_tools.text import PATH, cut, visible
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """Return the page of an inspection (`lora-tools/inspect/1`) as HTML.
+    """Return the page of an inspection (`lora-tools/inspect/2`) as HTML.
 
     It holds all that it needs, plotly's code included (about 5 MB), and forbids itself any request.
     What stands in the document is text, whatever it looks like.

@@ -8,7 +8,7 @@ from typing import Any
 from lora_tools.grid import grid
 
 Data = Mapping[str, Any]
-SPECTRUM = ("norm", "sigma_max", "stable_rank", "effective_rank", "ranks", "sigma")
+SPECTRUM = ("norm", "sigma_max", "stable_rank", "effective_rank", "energy_ranks", "sigma")
 
 
 def charts(document: Data) -> str:
@@ -26,7 +26,7 @@ def charts(document: Data) -> str:
             for module, place in zip(modules, found.places, strict=True)
         ],
         "ranks": document.get("ranks") or [],
-        "suggested": suggestion.get("rank"),
+        "suggested": suggestion.get("rank_after"),
     }
     text = json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -41,7 +41,7 @@ def _module(module: Data) -> dict[str, Any]:
         "scale": module["scale"],
         "params": module["params"],
         "state": spectrum.get("state"),
-        "ratio": (module.get("base") or {}).get("ratio"),
+        "relative_norm": module["relative_norm"],
         **{key: spectrum.get(key) for key in SPECTRUM},
     }
 

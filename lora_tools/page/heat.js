@@ -2,13 +2,13 @@
 const has = (key) => data.modules.some((module) => module[key] !== null);
 const METRICS = [
   ["norm", "‖ΔW‖", (m) => m.norm],
-  ["ratio", "‖ΔW‖ / ‖W‖", (m) => m.ratio],
+  ["relative_norm", "‖ΔW‖ / ‖W‖", (m) => m.relative_norm],
   ["sigma_max", "σ₁", (m) => m.sigma_max],
   ["stable_rank", "stable rank", (m) => m.stable_rank],
   ["effective_rank", "effective rank", (m) => m.effective_rank],
   ["sigma", "energy kept at rank …", (m) => keptEnergy(m)],
   ...[["0.9", "90 %"], ["0.95", "95 %"], ["0.99", "99 %"], ["0.999", "99.9 %"]].map(([share, text]) => [
-    "ranks", `rank for ${text} of the energy`, (m) => m.ranks?.[share] ?? null,
+    "energy_ranks", `rank for ${text} of the energy`, (m) => m.energy_ranks?.[share] ?? null,
   ]),
   ["rank", "rank", (m) => m.rank],
   ["scale", "scale", (m) => m.scale],
@@ -107,7 +107,7 @@ function drawHeat() {
   element("kept").hidden = !kept;
   element("kept-value").textContent = element("kept-rank").value;
   const name = kept ? `energy kept at rank ${element("kept-rank").value}` : title;
-  const write = kept || key === "ratio" ? percent : number;
+  const write = kept || key === "relative_norm" ? percent : number;
 
   const { z, hover } = grid(value, (module) => `${name}: ${write(value(module))}`);
   const { log, flat, most, ends } = range(z.flat().filter((x) => x !== null), kept);

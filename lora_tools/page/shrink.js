@@ -1,9 +1,9 @@
 // The shrink curve: the error of the whole adapter at lower ranks.
-let across = "rank";
+let across = "rank_after";
 
 function drawShrink() {
   const rows = data.ranks;
-  const size = across === "bytes";
+  const size = across === "bytes_after";
   const x = rows.map((row) => row[across]);
   const trace = (key, name, n) => ({
     type: "scatter",
@@ -11,15 +11,15 @@ function drawShrink() {
     name,
     x,
     y: rows.map((row) => row[key]),
-    text: rows.map((row) => `<b>${name}</b><br>rank ${row.rank}, ${bytes(row.bytes)}<br>error ${percent(row[key])}`),
+    text: rows.map((row) => `<b>${name}</b><br>rank ${row.rank_after}, ${bytes(row.bytes_after)}<br>error ${percent(row[key])}`),
     hovertemplate: "%{text}<extra></extra>",
     line: { color: hue(n), width: 2, dash: n ? "dash" : "solid" },
     marker: { size: 7, symbol: n ? "diamond" : "circle" },
   });
   const { soft, rule } = ink();
-  const chosen = rows.find((row) => row.rank === data.suggested);
+  const chosen = rows.find((row) => row.rank_after === data.suggested);
   const host = element("shrink");
-  Plotly.react(host, [trace("error", "one rank for all", 0), trace("allocated_error", "ranks allocated", 1)], layout({
+  Plotly.react(host, [trace("optimal_error", "one rank for all", 0), trace("allocated_error", "ranks allocated", 1)], layout({
     width: host.clientWidth,
     height: host.clientWidth < 600 ? 300 : 340,
     margin: { l: 62, r: 16, t: 34, b: 46 },

@@ -45,7 +45,7 @@ def view(document: Data) -> dict[str, Any]:
         "states": sorted({flag for module in modules for flag in flags(module)}),
         "flags": flags,
         "line": line,
-        "extras": _extras(document["extras"]),
+        "extras": _extras(document["tensors"]),
         "mark": lambda verdict: MARKS.get(verdict, "!"),
         "tone": lambda verdict: WORDS.get(verdict, "fair"),
     }
@@ -113,10 +113,8 @@ def _columns(modules: Sequence[Data]) -> list[Column]:
             Column("r 90 %", "rank for 90 % of the energy", _of_ranks("0.9"), words.number),
             Column("r 99 %", "rank for 99 % of the energy", _of_ranks("0.99"), words.number),
         ]
-    if any(module.get("base") for module in modules):
-        columns.append(
-            Column("‖ΔW‖/‖W‖", "of the base", lambda m: (m["base"] or {}).get("ratio"), words.share)
-        )
+    if any(module["base_tensor"] for module in modules):
+        columns.append(Column("‖ΔW‖/‖W‖", "of the base", lambda m: m["relative_norm"], words.share))
     columns.append(Column("shape", "output × input", lambda m: math.prod(m["shape"]), str))
     if len({module["kind"] for module in modules}) > 1:
         columns.append(Column("kind", "", lambda m: m["kind"], str))
@@ -124,7 +122,7 @@ def _columns(modules: Sequence[Data]) -> list[Column]:
         *columns,
         Column("alpha", "", lambda m: m["alpha"], words.number),
         Column("scale", "what b·a is multiplied by", lambda m: m["scale"], words.number),
-        Column("type", "dtype", lambda m: m["dtype"], str),
+        Column("dtype", "", lambda m: m["dtype"], str),
         Column("parameters", "", lambda m: m["params"], words.number),
     ]
 
@@ -134,7 +132,7 @@ def _of_spectrum(key: str) -> Callable[[Data], Any]:
 
 
 def _of_ranks(share: str) -> Callable[[Data], Any]:
-    return lambda module: ((module.get("spectrum") or {}).get("ranks") or {}).get(share)
+    return lambda module: ((module.get("spectrum") or {}).get("energy_ranks") or {}).get(share)
 
 
 def _cell(column: Column, module: Data) -> Cell:

@@ -48,8 +48,11 @@ def spectra(axes: "Axes", modules: Sequence[Mapping[str, Any]], found: Grid) -> 
 
 def shrinking(axes: "Axes", ranks: Sequence[Mapping[str, Any]]) -> None:
     """Draw the error of the whole adapter against its rank."""
-    x = [row["rank"] for row in ranks]
-    lines = (("error", "one rank for all", "o"), ("allocated_error", "ranks allocated", "D"))
+    x = [row["rank_after"] for row in ranks]
+    lines = (
+        ("optimal_error", "one rank for all", "o"),
+        ("allocated_error", "ranks allocated", "D"),
+    )
     for n, (key, name, marker) in enumerate(lines):
         y = [math.nan if row[key] is None else 100 * row[key] for row in ranks]
         axes.plot(x, y, DASHES[n], color=COLOURS[n], marker=marker, ms=4, lw=1.5, label=name)

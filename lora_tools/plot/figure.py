@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
-    """Draw an inspection (`lora-tools/inspect/1`) into a png, svg or pdf file.
+    """Draw an inspection (`lora-tools/inspect/2`) into a png, svg or pdf file.
 
     The same document makes the same bytes: no date is written. Settings and backend of a matplotlib
     that the caller uses stay as they are.

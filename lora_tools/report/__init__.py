@@ -1,13 +1,15 @@
 """Reports: what was done to each module and what it cost, as data and as text."""
 
-from lora_tools.report.document import Document, command_line, grouped, section
-from lora_tools.report.figures import percent, shares, size, total
+from lora_tools.report.cells import NONE, shape, span
+from lora_tools.report.document import Document, command_line, grouped, remarks, section
+from lora_tools.report.figures import error, kept, outcomes, percent, size, total
 from lora_tools.report.markdown import block, code, plain
 from lora_tools.report.report import SCHEMA, Change, Report
 from lora_tools.report.row import OUTCOMES, Row
-from lora_tools.report.table import Code, table
+from lora_tools.report.table import Code, ranks_table, table
 
 __all__ = [
+    "NONE",
     "OUTCOMES",
     "SCHEMA",
     "Change",
@@ -18,12 +20,18 @@ __all__ = [
     "block",
     "code",
     "command_line",
+    "error",
     "grouped",
+    "kept",
+    "outcomes",
     "percent",
     "plain",
+    "ranks_table",
+    "remarks",
     "section",
-    "shares",
+    "shape",
     "size",
+    "span",
     "table",
     "total",
 ]

@@ -1,14 +1,14 @@
 """What every verb's report is: one set of data that is written as JSON, as text and as Markdown."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_tools.files.disk import write_text
 from lora_tools.report.markdown import block, plain
-from lora_tools.text import json_text
+from lora_tools.text import json_text, label
 
 Item = TypeVar("Item")
 
@@ -20,7 +20,7 @@ class Document(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, in a schema that `docs/report.md` describes."""
+        """Return it as plain data, as `report.schemas` describes it."""
 
     @abstractmethod
     def table(self, style: str) -> str:
@@ -52,6 +52,12 @@ def section(title: str, arguments: str, summary: str, *tables: str) -> str:
     for table in tables:
         lines += [table, ""]
     return "\n".join([*lines, *(f"- {plain(line)}" for line in summary.split("\n"))])
+
+
+def remarks(left_out: Mapping[str, str], notes: Iterable[str]) -> Iterator[str]:
+    """Yield what is not in the result, and what a person should know, a sentence each."""
+    yield from (f"left out: {label(name)} ({why})" for name, why in left_out.items())
+    yield from (f"note: {note}" for note in notes)
 
 
 def command_line(arguments: str) -> Iterator[str]:

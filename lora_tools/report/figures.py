@@ -1,7 +1,55 @@
-"""The figures of reports: errors of several modules together, shares and sizes for people."""
+"""The figures of reports: those of several rows together, shares and sizes for people."""
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+
+class Measured(Protocol):
+    """A row with the norm of an update, and the relative error of what became of it."""
+
+    @property
+    def norm(self) -> float:
+        """``||dW||_F``."""
+        ...
+
+    @property
+    def error(self) -> float:
+        """``||dW - dW'||_F / ||dW||_F``."""
+        ...
+
+
+class HasOutcome(Protocol):
+    """A row that says in a word what became of it."""
+
+    @property
+    def outcome(self) -> str:
+        """The word."""
+        ...
+
+
+def error(rows: Iterable[Measured]) -> float:
+    """Return the relative error of rows together."""
+    return total((row.norm, row.error) for row in rows)
+
+
+def outcomes(rows: Iterable[HasOutcome]) -> Mapping[str, int]:
+    """Return how many rows have each outcome, in the order of the first of each."""
+    return dict(Counter(row.outcome for row in rows))
+
+
+def kept(parts: Iterable[tuple[float, float]]) -> float:
+    """Return which share of a squared norm is kept, from the norm and the share of each module.
+
+    >>> kept([(3.0, 1.0), (4.0, 0.5)]), kept([])
+    (0.68, 1.0)
+    """
+    parts = list(parts)
+    squares = [norm**2 for norm in shares(norm for norm, _ in parts)]
+    whole = math.fsum(squares)
+    held = math.fsum(square * share for square, (_, share) in zip(squares, parts, strict=True))
+    return held / whole if whole else 1.0
 
 
 def total(parts: Iterable[tuple[float, float]]) -> float:

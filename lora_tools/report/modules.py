@@ -1,33 +1,35 @@
 """The modules of a rewrite as tables, repeated layers in one line."""
 
-import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from lora_tools.names import collapse, template
+from lora_tools.report.cells import shape, span
 from lora_tools.report.document import grouped
-from lora_tools.report.figures import percent, total
+from lora_tools.report.figures import error, kept, percent, total
 from lora_tools.report.row import Row
 
 Table: TypeAlias = tuple[tuple[str, ...], list[list[str]]]
 """Headers, and the cells of each line."""
 
+TIMES = ("before", "after")
+
 
 def ranks_table(rows: Sequence[Row]) -> Table:
     """Return what lower ranks cost, the worst first, and the total."""
     groups = grouped(rows, lambda row: (template(row.module), row.shape))
-    groups.sort(key=lambda group: -_error(group))
+    groups.sort(key=lambda group: -error(group))
     lines = [
         [
             collapse([row.module for row in group]),
-            "×".join(map(str, group[0].shape)),
+            shape(group[0].shape),
             *_ranks(group),
         ]
         for group in groups
     ]
     lines.append([f"total of {len(rows)} modules", "", *_ranks(rows)])
     return (
-        ("module", "shape", "rank", "energy", "error", "best", "σ₁", "first dropped"),
+        ("module", "shape", "rank", "energy", "error", "best possible", "σ₁", "σ discarded"),
         lines,
     )
 
@@ -43,41 +45,28 @@ def scales_table(rows: Sequence[Row]) -> Table:
             [
                 collapse([row.module for row in group]),
                 str(len(group)),
-                "×".join(map(str, row.shape)),
-                _span([row.rank_before, row.rank_stored]),
+                shape(row.shape),
+                " → ".join(dict.fromkeys(map(str, (row.rank_before, row.rank_stored)))),
                 f"{row.scale:.4g}" if same else change,
                 row.outcome,
-                percent(_error(group)),
+                percent(error(group)),
             ]
         )
-    return ("module", "count", "shape", "rank", "scale", "factors", "error"), lines
+    return ("module", "count", "shape", "rank", "scale", "outcome", "error"), lines
 
 
 def _ranks(rows: Sequence[Row]) -> list[str]:
-    energy = 1 - total((row.norm, math.sqrt(max(1 - row.energy, 0))) for row in rows) ** 2
-    before, after = ({getattr(row, f"rank_{when}") for row in rows} for when in ("before", "after"))
+    before, after = (span(getattr(row, f"rank_{when}") for row in rows) for when in TIMES)
     return [
-        f"{_range(before)} → {_range(after)}",
-        percent(energy),
-        percent(_error(rows)),
+        f"{before} → {after}",
+        percent(kept((row.norm, row.energy) for row in rows)),
+        percent(error(rows)),
         percent(total((row.norm, row.optimal_error) for row in rows)),
         f"{max((row.sigma_max or 0.0 for row in rows), default=0):.3g}",
         f"{max((row.sigma_discarded for row in rows), default=0):.3g}",
     ]
 
 
-def _error(rows: Sequence[Row]) -> float:
-    return total((row.norm, row.error) for row in rows)
-
-
 def _scales(row: Row) -> tuple[object, ...]:
     scales = (row.scale_before, row.scale)
     return template(row.module), row.shape, row.rank_before, row.rank_stored, scales, row.outcome
-
-
-def _span(ranks: list[int]) -> str:
-    return " → ".join(map(str, dict.fromkeys(ranks)))
-
-
-def _range(ranks: set[int]) -> str:
-    return "–".join(map(str, dict.fromkeys((min(ranks), max(ranks))))) if ranks else "–"

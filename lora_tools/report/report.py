@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_tools.report.document import Document, section
-from lora_tools.report.figures import percent, size, total
+from lora_tools.report.document import Document, remarks, section
+from lora_tools.report.figures import error, outcomes, percent, size, total
 from lora_tools.report.markdown import plain
 from lora_tools.report.modules import ranks_table, scales_table
 from lora_tools.report.row import OUTCOMES, Row
@@ -16,7 +16,7 @@ from lora_tools.text import joined, label
 if TYPE_CHECKING:
     from lora_tools.update import Update
 
-SCHEMA = "lora-tools/report/2"
+SCHEMA = "lora-tools/report/3"
 
 
 class Change(NamedTuple):
@@ -64,7 +64,7 @@ class Report(Document):
     @property
     def error(self) -> float:
         """Relative error of the whole adapter as it is stored."""
-        return total((row.norm, row.error) for row in self.rows)
+        return error(self.rows)
 
     @property
     def optimal_error(self) -> float:
@@ -72,7 +72,7 @@ class Report(Document):
         return total((row.norm, row.optimal_error) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, in the schema that `docs/report.md` describes."""
+        """Return the report as plain data, as `report.schemas` describes it."""
         return {
             "schema": SCHEMA,
             "command": self.command,
@@ -83,6 +83,7 @@ class Report(Document):
             "arguments": self.arguments,
             "totals": {
                 "modules": len(self.rows),
+                "outcomes": outcomes(self.rows),
                 "error": self.error,
                 "optimal_error": self.optimal_error,
                 "params_before": self.params[0],
@@ -92,7 +93,6 @@ class Report(Document):
                 "seconds": round(self.seconds, 3),
             },
             "modules": [asdict(row) for row in self.rows],
-            "zero_modules": [row.module for row in self.rows if row.outcome == "zero"],
             "carried": dict(self.carried),
             "dropped": {feature: list(names) for feature, names in self.dropped.items()},
             "left_out": dict(self.left_out),
@@ -134,8 +134,7 @@ class Report(Document):
             if names:
                 lines.append(f"{title}: {', '.join(map(label, names))}")
         lines += [f"dropped: {len(names)} × {feature}" for feature, names in self.dropped.items()]
-        lines += [f"not copied: {label(name)} ({why})" for name, why in self.left_out.items()]
-        return joined([*lines, *(f"note: {note}" for note in self.notes)])
+        return joined([*lines, *remarks(self.left_out, self.notes)])
 
     def _formats(self, before: str) -> str:
         if self.source_format == self.target_format:
@@ -143,8 +142,10 @@ class Report(Document):
         return f"{before}{self.source_format} → {self.target_format}"
 
     def _made(self) -> str:
-        counts = {outcome: sum(row.outcome == outcome for row in self.rows) for outcome in OUTCOMES}
-        made = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        counts = outcomes(self.rows)
+        made = ", ".join(
+            f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if outcome in counts
+        )
         how = f", {self.policy}" if self.policy else ""
         return f"{self._formats('')}{how}: {len(self.rows)} modules, {made}"
 

@@ -1,7 +1,9 @@
 """Tables for terminals and for Markdown: whatever a cell holds stays in its cell."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from lora_tools.report.figures import percent, size
 from lora_tools.report.markdown import code, plain
 from lora_tools.text import cut, label
 
@@ -27,6 +29,21 @@ def table(
     show = _in_markdown if style == PIPE else label
     cells = [[show(cell) for cell in row] for row in rows]
     return tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=align)
+
+
+def ranks_table(ranks: Iterable[Mapping[str, Any]]) -> str:
+    """Return the ``ranks`` of a report, what uniform ranks would cost; "" if there are none."""
+    lines = [
+        (
+            row["rank_after"],
+            size(row["bytes_after"]),
+            percent(row["optimal_error"]),
+            percent(row["allocated_error"]),
+        )
+        for row in ranks
+    ]
+    headers = ("rank", "size", "best possible", "allocated")
+    return table(lines, headers, align=("right",) * 4) if lines else ""
 
 
 def _in_markdown(cell: object) -> str:

@@ -14,9 +14,9 @@ from lora_tools.linalg.rank import (
     MaxParams,
     RankPolicy,
     Rest,
-    Spectrum,
-    uniform,
 )
+from lora_tools.linalg.spectrum import Spectrum
+from lora_tools.linalg.uniform import uniform
 from lora_tools.report import Change, Report, Row
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.plan import Ranked, Rewrite, planned
@@ -42,9 +42,9 @@ class Ranks:
 class UniformRank(NamedTuple):
     """What a uniform rank would cost. Errors are relative, and the least possible ones."""
 
-    rank: int
-    bytes: int
-    error: float
+    rank_after: int
+    bytes_after: int
+    optimal_error: float
     allocated_error: float
     """With the same number of parameters, allocated among the modules as `MaxParams` does."""
 

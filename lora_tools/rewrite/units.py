@@ -7,7 +7,7 @@ from math import lcm
 import numpy as np
 
 from lora_tools.formats.manifest import Module
-from lora_tools.linalg.rank import Spectrum, choices, tail
+from lora_tools.linalg.spectrum import Spectrum, choices, tail
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.tasks import Decomposition
 

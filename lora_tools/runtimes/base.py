@@ -21,7 +21,7 @@ class Verdict(StrEnum):
 
     LOADS = "loads"
     WRONG = "loads at the wrong strength"
-    NOTHING = "loads and does nothing"
+    NO_EFFECT = "loads but has no effect"
     REFUSED = "refused"
 
     @property
@@ -125,7 +125,7 @@ class Finding:
         return {
             "rule": self.rule,
             "verdict": str(self.verdict),
-            "why": self.why,
+            "reason": self.why,
             "where": list(self.where[:MOST_NAMED]),
             "count": len(self.where),
             "fix": self.fix,
@@ -152,7 +152,7 @@ class Judgement:
         return self.verdict is Verdict.LOADS
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, as `docs/report.md` describes it."""
+        """Return it as plain data, as `report.schemas` describes it."""
         return {
             "runtime": self.runtime,
             "version": self.version,
@@ -187,7 +187,7 @@ class Runtime:
 def judge(subject: Subject, runtime: Runtime) -> Judgement:
     """Hold an adapter against a runtime's rules, in their order.
 
-    Costs names and shapes alone. Nothing is said of the strength of what does nothing. A rule that
+    Costs names and shapes alone. Nothing is said of the strength of what has no effect. A rule that
     only versions before the runtime's have makes a remark of what they would do.
     """
     findings = []
@@ -204,7 +204,7 @@ def judge(subject: Subject, runtime: Runtime) -> Judgement:
             verdict = Verdict.LOADS
         fix = rule.fix(subject) if rule.fix else None
         findings.append(Finding(rule.name, verdict, why, tuple(breach.where), fix))
-        if verdict is Verdict.NOTHING or (rule.final and not past):
+        if verdict is Verdict.NO_EFFECT or (rule.final and not past):
             break
     findings.sort(key=lambda finding: -finding.verdict.severity)
     return Judgement(runtime.name, runtime.version, tuple(findings))

@@ -97,7 +97,7 @@ COMFYUI = Runtime(
     (
         Rule(
             "no-factors",
-            Verdict.NOTHING,
+            Verdict.NO_EFFECT,
             "A file without any tensor that it knows patches nothing.",
             _nothing_known,
         ),
@@ -107,14 +107,14 @@ COMFYUI = Runtime(
             Verdict.WRONG,
             "A first factor without its second one is ignored.",
             _half,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "naming",
             Verdict.WRONG,
             "Tensors are looked for under six key namings; others are ignored with a warning.",
             _rekeyed,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "peft-names",
@@ -122,7 +122,7 @@ COMFYUI = Runtime(
             "PEFT's prefix is known for the modules of a few models alone; other names with it map"
             " to nothing.",
             _peft_names,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "unet-names",
@@ -130,7 +130,7 @@ COMFYUI = Runtime(
             "Attention of a UNet is known as `unet.….processor.to_q` or in kohya's names; the newer"
             " `unet.….to_q` of diffusers maps to nothing.",
             _unet_names,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "magnitude",

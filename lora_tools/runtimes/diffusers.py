@@ -167,14 +167,14 @@ DIFFUSERS = Runtime(
             "Names begin with the pipeline's component, or are of a naming that is converted to"
             " that; others are ignored with a warning at most.",
             _elsewhere,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "processors",
             Verdict.WRONG,
             "Attention processors are loaded with the prefix `unet.` only.",
             _bare_processors,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "no-b",

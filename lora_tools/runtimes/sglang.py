@@ -147,7 +147,7 @@ SGLANG = Runtime(
         ),
         Rule(
             "no-factors",
-            Verdict.NOTHING,
+            Verdict.NO_EFFECT,
             "Tensors that are not named as PEFT names them are ignored.",
             has_pairs,
         ),
@@ -156,7 +156,7 @@ SGLANG = Runtime(
             Verdict.WRONG,
             "Only tensors of `layers.N` and targeted embeddings are read; others are ignored.",
             _passed_over,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "others",

@@ -66,7 +66,7 @@ def test_shrinking_again_replaces_our_section_of_the_readme(tmp_path):
 
 def test_json_goes_to_stdout_and_nothing_else(tmp_path):
     done = run("shrink", PLAIN, tmp_path / "out", "--energy", 0.9, "--json")
-    assert json.loads(done.stdout)["schema"] == "lora-tools/report/2"
+    assert json.loads(done.stdout)["schema"] == "lora-tools/report/3"
     assert done.stderr == ""
 
 

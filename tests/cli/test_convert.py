@@ -31,7 +31,7 @@ def test_a_folder_is_written_with_its_report(tmp_path):
     assert "peft → mlx: 12 modules, 12 kept" in done.stdout
     assert "error 0 % as written" in done.stdout
     report = json.loads((out / "lora_tools_report.json").read_text())
-    assert (report["schema"], report["target_format"]) == ("lora-tools/report/2", "mlx")
+    assert (report["schema"], report["target_format"]) == ("lora-tools/report/3", "mlx")
     assert report["totals"]["bytes_after"] == (out / "adapters.safetensors").stat().st_size
     assert "lora-tools convert" in (out / "README.md").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["mlx"]

@@ -54,10 +54,10 @@ def test_a_whole_run(pair, tmp_path):
     assert config["target_modules"] == ["layers.0.up", "layers.2.up"]
     assert not (tmp_path / ".out.partial").exists()
     report = json.loads((tmp_path / "out" / "lora_tools_report.json").read_text())
-    assert report["schema"] == "lora-tools/extraction/1"
+    assert report["schema"] == "lora-tools/extraction/2"
     assert [row["module"] for row in report["modules"]] == ["layers.0.up", "layers.2.up"]
     assert report["totals"]["error"] >= report["totals"]["optimal_error_lower_bound"] > 0
-    assert report["equal"] == ["layers.1.up"]
+    assert report["unchanged"] == ["layers.1.up"]
 
 
 def test_json_is_the_report(pair, tmp_path):
@@ -71,7 +71,7 @@ def test_a_dry_run_writes_nothing(pair, tmp_path):
     assert "layers.[0..2].up" in done.stdout
     assert "nothing written" in done.stdout
     plan = json.loads(run(*pair, tmp_path / "out", "--dry-run", "--json").stdout)
-    assert plan["params"] == 3 * 30 * 70  # at the largest rank there is
+    assert plan["totals"]["params_after"] == 3 * 30 * 70  # at the largest rank there is
     assert not list(tmp_path.glob("out*"))
 
 

@@ -54,13 +54,13 @@ def test_merge_writes_a_whole_model_and_verify_passes_it(base, tmp_path):
     assert "lora-tools merge" in readme
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
     report = json.loads((out / "lora_tools_report.json").read_text())
-    assert report["schema"] == "lora-tools/merge/1"
+    assert report["schema"] == "lora-tools/merge/2"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
     proof = run("verify", out, base, PLAIN)
     assert (proof.returncode, proof.stderr) == (0, "")
     assert "passed: " in proof.stdout
     data = json.loads(run("verify", out, base, PLAIN, "--json").stdout)
-    assert data["counts"]["exact"] == 12
+    assert data["totals"]["outcomes"]["exact"] == 12
     failed = run("verify", out, base, PLAIN, "--weight", 2)
     assert failed.returncode == 1
     assert "looks like scale 2 instead of 4" in failed.stdout

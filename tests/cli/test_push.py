@@ -35,7 +35,7 @@ def test_thirty_megabytes_go_up_come_down_and_are_not_sent_again(way, hub, alice
     assert weights.stat().st_size > 30_000_000
     done = json.loads(alice.does("push", "big", "alice/big", "--public", "--json"))
     assert done["verified"]
-    assert {file["state"] for file in done["files"]} == {"new"}
+    assert {file["outcome"] for file in done["files"]} == {"new"}
     repository = hub.repositories["alice/big"]
     assert repository.resolve("main") == done["commit"]
     assert len(repository.log()) == 2  # the first one is the Hub's own
@@ -83,7 +83,7 @@ def test_the_token_never_reaches_another_origin(way, hub, alice, mine):
 
 def test_a_dry_run_touches_nothing(hub, alice, mine):
     done = alice.does("push", mine, "alice/x", "--dry-run")
-    assert "new  adapter_model.safetensors" in done
+    assert "new        adapter_model.safetensors" in done
     assert "which would be new; nothing was sent" in done
     assert "base_model: org/tiny-base" in done
     assert writes(hub) == []
@@ -97,7 +97,7 @@ def test_a_dry_run_tells_new_changed_and_unchanged_files(hub, alice, mine):
     (mine / "adapter_config.json").write_text(json.dumps(config))
     before = len(hub.requests)
     done = json.loads(alice.does("push", mine, "alice/x", "--dry-run", "--json"))
-    states = {file["file"]: file["state"] for file in done["files"]}
+    states = {file["file"]: file["outcome"] for file in done["files"]}
     assert states == {
         "LICENSE": "new",
         "README.md": "changed",  # it lists the checksum of the configuration
@@ -486,7 +486,7 @@ def test_shrink_publishes_what_it_wrote(hub, alice, mine):
         sha256 = hashlib.sha256((mine / name).read_bytes()).hexdigest()
         assert re.search(rf"\| `mine` +\| `{name}` +\| `{sha256}` \|", readme)
     again = json.loads(alice.does("push", "small", "alice/small", "--json", picture=True))
-    assert {file["state"] for file in again["files"]} == {"unchanged"}
+    assert {file["outcome"] for file in again["files"]} == {"unchanged"}
 
 
 def test_inputs_on_the_hub_are_named_by_the_hubs_own_checksums(hub, alice, mine):
@@ -494,12 +494,11 @@ def test_inputs_on_the_hub_are_named_by_the_hubs_own_checksums(hub, alice, mine)
     hub.publish("bob/cat", files)
     alice.does("shrink", "bob/cat", "small", "--rank", 2, "--push-to", "alice/small", "--public")
     report = json.loads((alice.folder / "small" / "lora_tools_report.json").read_text())
-    (found,) = report["inputs"]
-    assert found["path"] == f"hf://bob/cat@{hub.repositories['bob/cat'].resolve('main')}"
-    assert found["files"] == {
-        name: hashlib.sha256(files[name]).hexdigest()
+    path = f"hf://bob/cat@{hub.repositories['bob/cat'].resolve('main')}"
+    assert report["inputs"] == [
+        {"path": path, "file": name, "sha256": hashlib.sha256(files[name]).hexdigest()}
         for name in ("adapter_config.json", "adapter_model.safetensors")
-    }
+    ]
 
 
 def test_merge_and_convert_publish_what_they_wrote(hub, alice, mine):

@@ -145,7 +145,7 @@ def test_a_new_encoding_is_merged_verified_extracted_and_compared(tmp_path, dens
 
     report = run(tmp_path, "inspect", "adapter", "--base", "base")
     assert f"{float(dense.norm()):.6g}" in {
-        f"{module['base']['norm']:.6g}" for module in report["modules"] if module.get("base")
+        f"{module['base_norm']:.6g}" for module in report["modules"] if module.get("base_tensor")
     }
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_tools.linalg.blocks import of_rows, sliced, stacked, upon
-from lora_tools.linalg.rank import numerical_rank
+from lora_tools.linalg.spectrum import numerical_rank
 from lora_tools.linalg.svd import core
 from lora_tools.update import DoRA, LowRank, factors
 

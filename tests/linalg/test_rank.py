@@ -9,13 +9,8 @@ from lora_tools.linalg.rank import (
     MaxError,
     MaxParams,
     Rest,
-    Spectrum,
-    choices,
-    tail,
-    uniform,
 )
-
-VLLM = (1, 8, 16, 32)
+from lora_tools.linalg.spectrum import Spectrum, tail
 
 
 def spectrum(*s: float, cost: int = 10, allowed: tuple[int, ...] = ()) -> Spectrum:
@@ -73,40 +68,6 @@ def test_budgets_count_what_else_is_in_the_file():
     assert sum(MaxBytes(100).ranks([STEEP, FLAT], Rest(nbytes=20, header=20))) == 3
     with pytest.raises(BoundError, match="too few"):
         MaxParams(19).ranks([STEEP, FLAT])
-
-
-def test_a_uniform_rank_rounds_up_and_pays_for_its_padding():
-    wide, narrow = spectrum(*[1.0] * 20), spectrum(1, 1, 1)
-    assert uniform(Fixed(5), [wide, narrow], VLLM) == (8, [5, 3])
-    assert uniform(Fixed(8), [wide, narrow], VLLM) == (8, [8, 3])
-    assert uniform(Energy(0.3), [wide, narrow], VLLM) == (8, [8, 3])
-    assert uniform(Energy(0.9), [wide, narrow], VLLM) == (32, [20, 3])
-    assert uniform(MaxParams(170), [wide, narrow], VLLM) == (8, [8, 3])
-    assert uniform(MaxParams(20), [wide, narrow], VLLM) == (1, [1, 1])
-    with pytest.raises(BoundError):
-        uniform(MaxParams(19), [wide, narrow], VLLM)
-    with pytest.raises(BoundError):
-        uniform(Fixed(40), [spectrum(*[1.0] * 40)], VLLM)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "allowed"),
-    [
-        ({"rank": 5}, (1, 2, 3, 4, 5)),
-        ({"rank": 5, "least": 3}, (3, 4, 5)),
-        ({"rank": 5, "most": 2}, (1, 2)),
-        ({"rank": 20, "multiple": 8}, (8, 16)),
-        ({"rank": 4, "multiple": 8}, (4,)),
-        ({"rank": 2, "least": 3}, (2,)),
-    ],
-)
-def test_choices(arguments, allowed):
-    assert choices(**arguments) == allowed
-
-
-def test_limits_that_leave_nothing_are_refused():
-    with pytest.raises(BoundError):
-        choices(20, most=4, multiple=8)
 
 
 @pytest.mark.parametrize(

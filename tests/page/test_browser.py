@@ -205,11 +205,11 @@ def test_a_cell_tells_its_value_in_each_metric(case: tuple[Page, documents.Docum
         module["module"],
     )
     spectrum = module["spectrum"]
-    kept = sum(s * s for s in spectrum["sigma"][: document["suggestion"]["rank"]])
+    kept = sum(s * s for s in spectrum["sigma"][: document["suggestion"]["rank_after"]])
     expected = {
         "‖ΔW‖": spectrum["norm"],
         "stable rank": spectrum["stable_rank"],
-        "rank for 99 % of the energy": spectrum["ranks"]["0.99"],
+        "rank for 99 % of the energy": spectrum["energy_ranks"]["0.99"],
         "rank": module["rank"],
         "energy kept at rank …": 100 * kept / spectrum["norm"] ** 2,
     }
@@ -297,11 +297,11 @@ def test_the_shrink_curve_is_over_ranks_or_sizes(case: tuple[Page, documents.Doc
     drawn = "return document.getElementById('shrink').data.map((t) => [t.x, t.y])"
     rows = document["ranks"]
     uniform, allocated = page.run(drawn)
-    assert uniform[0] == [row["rank"] for row in rows]
-    assert uniform[1] == pytest.approx([row["error"] for row in rows], rel=1e-4)
+    assert uniform[0] == [row["rank_after"] for row in rows]
+    assert uniform[1] == pytest.approx([row["optimal_error"] for row in rows], rel=1e-4)
     assert allocated[1] == pytest.approx([row["allocated_error"] for row in rows], rel=1e-4)
-    page.find("[data-shrink=bytes]").click()
-    assert page.run(drawn)[0][0] == [row["bytes"] for row in rows]
+    page.find("[data-shrink=bytes_after]").click()
+    assert page.run(drawn)[0][0] == [row["bytes_after"] for row in rows]
 
 
 @pytest.mark.parametrize("width", [360, 1280])

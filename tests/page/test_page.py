@@ -154,7 +154,7 @@ def test_what_is_missing_is_said_in_words():
         "rank 8 keeps 99.1 % of this adapter",
         "networks.lora",
         "2 modules without a weight",
-        "8×8, expected 4×8",
+        "is 4×8, <code>",
         "1 tensor: not understood, 524.3 MB",
         "the same as model.layers.0.self_attn.q_proj",
         "2.21 % of the base",

@@ -58,7 +58,12 @@ def test_modules_that_are_zero_or_not_finite_are_marked(tmp_path: Path) -> None:
 def test_all_modules_may_be_spoiled(tmp_path: Path) -> None:
     document = documents.document(documents.language(1))
     for module in document["modules"]:
-        module["spectrum"] |= {"state": "not finite", "norm": None, "sigma": None, "ranks": None}
+        module["spectrum"] |= {
+            "state": "not finite",
+            "norm": None,
+            "sigma": None,
+            "energy_ranks": None,
+        }
     document["totals"]["norm"] = None
     document["ranks"] = None
     draw(document, tmp_path / "x.png")

@@ -45,9 +45,10 @@ def test_totals_weigh_modules_by_their_norms():
 def test_json_has_the_promised_fields():
     report = Report("shrink", rows=[row("a"), row("b", outcome="zero")], params=(10, 5))
     data = json.loads(report.to_json())
-    assert data["schema"] == SCHEMA == "lora-tools/report/2"
+    assert data["schema"] == SCHEMA == "lora-tools/report/3"
     assert data["totals"].keys() == {
         "modules",
+        "outcomes",
         "error",
         "optimal_error",
         "params_before",
@@ -58,7 +59,7 @@ def test_json_has_the_promised_fields():
     }
     wanted = {"module", "rank_before", "rank_after", "energy", "error", "optimal_error"}
     assert wanted <= data["modules"][0].keys()
-    assert data["zero_modules"] == ["b"]
+    assert data["totals"]["outcomes"] == {"shrunk": 1, "zero": 1}
 
 
 def test_the_table_collapses_layers_and_puts_the_worst_first():
@@ -71,11 +72,11 @@ def test_the_table_collapses_layers_and_puts_the_worst_first():
 
 
 TABLE = """\
-module               shape    rank     energy    error    best    σ₁    first dropped
--------------------  -------  -------  --------  -------  ------  ----  ---------------
-layers.[0..11].v     8×6      4 → 1–2  84 %      40 %     40 %    3     0.5
-layers.[0..11].q     8×6      4 → 2    99 %      10 %     10 %    3     0.5
-total of 24 modules           4 → 1–2  91.5 %    29.2 %   29.2 %  3     0.5
+module               shape    rank     energy    error    best possible    σ₁    σ discarded
+-------------------  -------  -------  --------  -------  ---------------  ----  -------------
+layers.[0..11].v     8×6      4 → 1–2  84 %      40 %     40 %             3     0.5
+layers.[0..11].q     8×6      4 → 2    99 %      10 %     10 %             3     0.5
+total of 24 modules           4 → 1–2  91.5 %    29.2 %   29.2 %           3     0.5
 
 error 29.2 % as written (best possible at these ranks 29.2 %)
 parameters 1,000 → 100, file 4.0 kB → 400 B, 1.2 s"""
@@ -85,7 +86,7 @@ def test_without_a_policy_the_table_is_of_scales():
     rows = [row(f"layers.{i}.q", error=0.0, after=4, outcome="rescaled") for i in range(2)]
     report = Report("convert", source_format="peft", target_format="kohya", rows=rows)
     lines = report.to_text().splitlines()
-    assert lines[0].split() == ["module", "count", "shape", "rank", "scale", "factors", "error"]
+    assert lines[0].split() == ["module", "count", "shape", "rank", "scale", "outcome", "error"]
     assert lines[2].split() == [
         "layers.[0..1].q",
         "2",

@@ -15,7 +15,7 @@ from lora_tools.runtimes import Breach, Rule, Runtime, Verdict, judge, named
 from lora_tools.runtimes.base import order
 
 PLAIN = FIXTURES / "minilm-plain"
-LOADS, WRONG, NOTHING, REFUSED = Verdict
+LOADS, WRONG, NO_EFFECT, REFUSED = Verdict
 
 
 def broken(subject):
@@ -38,7 +38,7 @@ def test_verdicts_go_from_best_to_worst():
     assert [str(verdict) for verdict in Verdict] == [
         "loads",
         "loads at the wrong strength",
-        "loads and does nothing",
+        "loads but has no effect",
         "refused",
     ]
 
@@ -52,16 +52,16 @@ def test_the_verdict_is_the_worst_that_was_found():
 
 
 def test_a_whole_adapter_may_fare_worse_than_a_part():
-    assert judged(Rule("a", WRONG, "", broken, whole=NOTHING)).verdict == NOTHING
+    assert judged(Rule("a", WRONG, "", broken, whole=NO_EFFECT)).verdict == NO_EFFECT
     part = lambda subject: Breach("it is", [subject.pairs[0].path])  # noqa: E731
-    assert judged(Rule("a", WRONG, "", part, whole=NOTHING)).verdict == WRONG
+    assert judged(Rule("a", WRONG, "", part, whole=NO_EFFECT)).verdict == WRONG
 
 
 def test_nothing_is_said_of_what_is_moot():
     first = Rule("a", REFUSED, "", broken, final=True)
     second = Rule("b", WRONG, "", broken)
     assert [found.rule for found in judged(first, second).findings] == ["a"]
-    nothing = replace(first, verdict=NOTHING, final=False)
+    nothing = replace(first, verdict=NO_EFFECT, final=False)
     assert [found.rule for found in judged(nothing, second).findings] == ["a"]
 
 
@@ -87,7 +87,7 @@ def test_plain_data_is_that_of_the_schema():
             {
                 "rule": "a",
                 "verdict": "refused",
-                "why": "it is",
+                "reason": "it is",
                 "where": where[:5],
                 "count": 12,
                 "fix": "lora-tools fix",

@@ -60,13 +60,13 @@ def test_the_alpha_of_a_peft_adapter_is_not_read(tmp_path):
 
 def test_names_of_language_models_do_nothing():
     (found,) = judged(FIXTURES / "minilm-plain").findings
-    assert (found.rule, found.verdict) == ("peft-names", Verdict.NOTHING)
+    assert (found.rule, found.verdict) == ("peft-names", Verdict.NO_EFFECT)
 
 
 @pytest.mark.parametrize(
     ("key_prefix", "verdict"),
     [
-        ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", Verdict.NOTHING),
+        ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", Verdict.NO_EFFECT),
         (
             "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q",
             Verdict.LOADS,
@@ -84,7 +84,7 @@ def test_names_of_a_unet(key_prefix, verdict, tmp_path):
 
 def test_other_spellings_do_nothing():
     (found,) = judged(real("mlx-qwen05b")).findings
-    assert (found.rule, found.verdict) == ("naming", Verdict.NOTHING)
+    assert (found.rule, found.verdict) == ("naming", Verdict.NO_EFFECT)
     assert len(found.where) == 8
 
 
@@ -128,7 +128,7 @@ def test_files_that_its_users_load(path, tmp_path):
     verdict = judged(file_of(tmp_path, "x.safetensors", tensors)).verdict
     # PEFT's prefix is not in the table of Flux, and XLabs has nodes of its own; the others load.
     lost = "base_model" in path.stem or "xlabs" in path.stem
-    expected = Verdict.NOTHING if lost else Verdict.LOADS
+    expected = Verdict.NO_EFFECT if lost else Verdict.LOADS
     assert verdict == expected
 
 
@@ -136,4 +136,4 @@ def test_files_that_its_users_load(path, tmp_path):
 def test_unknown_spellings_do_nothing(name):
     folder, file = name.split("/")
     (found,) = judged(real(folder) / f"{file}.safetensors").findings
-    assert (found.rule, found.verdict) == ("no-factors", Verdict.NOTHING)
+    assert (found.rule, found.verdict) == ("no-factors", Verdict.NO_EFFECT)

@@ -39,7 +39,7 @@ def processors(prefix):
     }
 
 
-LOADS, WRONG, NOTHING, REFUSED = Verdict
+LOADS, WRONG, NO_EFFECT, REFUSED = Verdict
 CASES = {
     "plain": (UNET, {}, LOADS, None),
     "mixed ranks": (MIXED, {}, LOADS, None),
@@ -48,9 +48,9 @@ CASES = {
     "kohya without alpha": (pair(FLAT, 2, 8, 8, **KOHYA), {}, LOADS, None),
     "mid": (pair(f"unet.{QUERY}", 2, 8, 8, "lora.up.weight", "lora.down.weight"), {}, LOADS, None),
     "processors": (processors("unet."), {}, LOADS, None),
-    "bare processors": (processors(""), {}, NOTHING, "component"),
-    "PEFT's names": (pair(f"base_model.model.{QUERY}", 2, 8, 8), {}, NOTHING, "component"),
-    "no component": (pair(QUERY, 2, 8, 8), {}, NOTHING, "component"),
+    "bare processors": (processors(""), {}, NO_EFFECT, "component"),
+    "PEFT's names": (pair(f"base_model.model.{QUERY}", 2, 8, 8), {}, NO_EFFECT, "component"),
+    "no component": (pair(QUERY, 2, 8, 8), {}, NO_EFFECT, "component"),
     "alpha without lora": (
         {**UNET, f"unet.{QUERY}.alpha": torch.tensor(1.0)},
         {},
@@ -124,7 +124,7 @@ def really(path) -> Verdict:
         return Verdict.REFUSED
     layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer) and "x" in m.scaling]
     if not layers:
-        return Verdict.NOTHING
+        return Verdict.NO_EFFECT
     stored = load_file(path)
     truths = runtimes.subject(path).truths
     count = sum(key.endswith((".lora_B.weight", "up.weight")) for key in stored)
@@ -146,7 +146,7 @@ def norm(tensors, key_prefix) -> float:
 
 def test_a_file_that_others_trained():
     folder = real("diffusers-sd15-catundchat")
-    assert judged(folder / "pytorch_lora_weights.safetensors").verdict == NOTHING
+    assert judged(folder / "pytorch_lora_weights.safetensors").verdict == NO_EFFECT
 
 
 def test_the_first_rank_was_everyones_alpha(tmp_path):
@@ -195,5 +195,5 @@ def test_a_transformer_of_peft_is_mended(tmp_path):
 
 def test_language_models_do_nothing():
     (found,) = judged(FIXTURES / "minilm-plain").findings
-    assert (found.rule, found.verdict) == ("component", NOTHING)
+    assert (found.rule, found.verdict) == ("component", NO_EFFECT)
     assert DIFFUSERS.version == "0.42.1"

@@ -41,7 +41,7 @@ def really(folder: Path, fixture: str, meant: Path | None = None) -> Verdict:
     if got.keys() == right.keys() and all(_alike(got[name], right[name]) for name in right):
         return Verdict.LOADS
     if all(not delta.any() for delta in got.values()):
-        return Verdict.NOTHING
+        return Verdict.NO_EFFECT
     return Verdict.WRONG
 
 

@@ -55,7 +55,7 @@ CASES = {
     "query-alone": ({"change": made(f"{L0}.q_proj")}, Verdict.REFUSED),
     "no-factors": (
         {"change": lambda _: {"layers.0.x.lora_down.weight": torch.ones(4, 3)}},
-        Verdict.NOTHING,
+        Verdict.NO_EFFECT,
     ),
     "one-scale": ({"alpha_pattern": {"q_proj": 2}}, Verdict.WRONG),
     "ignored": (
@@ -89,7 +89,7 @@ def test_rslora_is_not_read(tmp_path):
 def test_layers_elsewhere_do_nothing(tmp_path):
     folder = adapter(tmp_path / "bad", change=made("base_model.model.transformer.h.0.attn"))
     (found,) = judged(folder).findings
-    assert (found.rule, found.verdict) == ("ignored", Verdict.NOTHING)
+    assert (found.rule, found.verdict) == ("ignored", Verdict.NO_EFFECT)
 
 
 @pytest.mark.parametrize("name", ["all", "all-linear"])
@@ -118,7 +118,7 @@ def test_what_mends_it_mends_it(rule, tmp_path):
 
 
 def test_an_adapter_of_gpt_neo_has_no_layers_that_it_knows():
-    assert judged(real("peft-gptneo125m-movies")).verdict == Verdict.NOTHING
+    assert judged(real("peft-gptneo125m-movies")).verdict == Verdict.NO_EFFECT
 
 
 def test_without_tensors_in_the_folder(tmp_path):

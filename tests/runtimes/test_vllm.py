@@ -152,7 +152,7 @@ def test_stacked_experts_are_a_remark():
 def test_a_backbone_of_its_own_does_nothing(tmp_path):
     folder = craft(tmp_path / "bad", "moe-experts", change=renamed("model.model.", "model."))
     judgement = judged(folder)
-    assert judgement.verdict == Verdict.NOTHING
+    assert judgement.verdict == Verdict.NO_EFFECT
     assert finding(folder, "prefix").where[0].startswith("layers.0.")
     once = craft(
         tmp_path / "once", "moe-experts", change=renamed("model.model.layers.0.", "model.layers.0.")

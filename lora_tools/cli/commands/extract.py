@@ -32,11 +32,12 @@ from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
-from lora_tools.report import size, table
+from lora_tools.report import NONE, grouped, shape, size, table
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.verbs.extract import ExtractOptions, ExtractPlan
+    from lora_tools.verbs.extract.estimate import ModuleEstimate
     from lora_tools.verbs.extract.plan import Item
 
 
@@ -141,14 +142,13 @@ def _show(plan: "ExtractPlan", choice: PolicyChoice | None, *, as_json: bool, qu
         return
     if quiet:
         return
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for module in lines.modules:
-        shape = "×".join(map(str, module.shape))
-        key = (template(module.name), shape, module.what, str(module.rank or "–"))
-        groups.setdefault(key, []).append(module.name)
-    found = [(collapse(names), len(names), *key[1:]) for key, names in groups.items()]
-    headers = ("module", "count", "shape", "what becomes of it", "rank")
-    show(table(found, headers))
+    rows = [
+        (collapse([module.module for module in group]), len(group), *_about(group[0]))
+        for group in grouped(
+            lines.modules, lambda module: (template(module.module), *_about(module))
+        )
+    ]
+    show(table(rows, ("module", "count", "shape", "outcome", "rank")))
     show("")
     show(
         f"at most {lines.params:,} parameters, {size(lines.nbytes)}; {size(plan.nbytes)} to read,"
@@ -157,6 +157,11 @@ def _show(plan: "ExtractPlan", choice: PolicyChoice | None, *, as_json: bool, qu
     for note in plan.pairs.notes:
         say(f"note: {note}")
     show("nothing written (--dry-run)")
+
+
+def _about(module: "ModuleEstimate") -> tuple[str, str, str]:
+    why = f" ({module.reason})" if module.reason else ""
+    return shape(module.shape), f"{module.outcome}{why}", str(module.rank_after or NONE)
 
 
 def _lasting(arguments: list[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """lora-tools formats: list what can be read and written."""
 
+from typing import Any
+
 import click
 
 from lora_tools.cli.console import show, show_json
@@ -16,19 +18,18 @@ def command(as_json: bool) -> None:
 
     Plain linear layers are in every format. The features are what an adapter may hold besides.
     """
-    formats = tuple(known())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "format": format.name,
             "tools": format.about,
             "write": format.supports is not None,
-            "features": [feature for feature in FEATURES if feature in (format.supports or ())],
+            "supports": [feature for feature in FEATURES if feature in (format.supports or ())],
         }
-        for format in formats
+        for format in known()
     ]
     if as_json:
         document = {
-            "schema": "lora-tools/formats/1",
+            "schema": "lora-tools/formats/2",
             "formats": rows,
             "features": FEATURES,
             "refused": [reason for _, reason in UNREADABLE],
@@ -38,11 +39,9 @@ def command(as_json: bool) -> None:
     lines = [(row["format"], "yes", "yes" if row["write"] else "no", row["tools"]) for row in rows]
     show(table(lines, ("format", "read", "write", "whose")))
     show("\nbesides linear layers, each supports:")
-    for format in formats:
-        if format.supports is None:
-            continue
-        message = [feature for feature in FEATURES if feature in (format.supports or ())]
-        show(f"  {format.name}: {', '.join(message) or 'nothing'}")
+    for row in rows:
+        if row["write"]:
+            show(f"  {row['format']}: {', '.join(row['supports']) or 'nothing'}")
     show("\nknown, and refused:")
     for _, reason in UNREADABLE:
         show(f"  {reason}")

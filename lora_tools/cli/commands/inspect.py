@@ -110,7 +110,7 @@ def command(
     checkpoint that is no adapter is listed by its tensors.
 
     Exit status: 1 if the adapter has problems or is not understood; 4 if a runtime asked for with
-    --for would refuse it, load it at the wrong strength, or load it and do nothing.
+    --for would refuse it, load it at the wrong strength, or load it to no effect.
     """
     for file in filter(None, (html, plot)):
         check_file(file, force=force)

@@ -30,7 +30,7 @@ from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_file, check_output, staged, staged_file
-from lora_tools.report import percent, size, table
+from lora_tools.report import ranks_table
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the report, as JSON, to FILE too.",
 )
-@force_option("OUT, or the report's FILE,")
+@force_option("OUT or the report's FILE")
 @quiet_option
 def command(
     source: Location,
@@ -133,29 +133,9 @@ def _survey(
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:
-    uniform_ranks = survey.table()
+    ranks = [uniform._asdict() for uniform in survey.table()]
     if as_json:
-        rows = [
-            {
-                "rank": row.rank,
-                "bytes": row.bytes,
-                "optimal_error": row.error,
-                "allocated_error": row.allocated_error,
-            }
-            for row in uniform_ranks
-        ]
-        show_json({"schema": "lora-tools/ranks/1", "ranks": rows})
-        return
-    if not quiet:
-        lines = [
-            (
-                row.rank,
-                size(row.bytes),
-                percent(row.error),
-                percent(row.allocated_error),
-            )
-            for row in uniform_ranks
-        ]
-        headers = ("--rank", "file", "best error", "allocated")
-        show(table(lines, headers))
+        show_json({"schema": "lora-tools/ranks/2", "ranks": ranks})
+    elif not quiet:
+        show(ranks_table(ranks))
         say("Choose one: lora-tools shrink SOURCE OUT --rank N")

@@ -59,7 +59,7 @@ PEFT = Runtime(
         ),
         Rule(
             "no-factors",
-            Verdict.NOTHING,
+            Verdict.NO_EFFECT,
             "Tensors that are not named as PEFT names them are ignored.",
             configuration.of_lora(has_pairs),
         ),
@@ -69,7 +69,7 @@ PEFT = Runtime(
             "Names begin with `base_model.model.`; others are ignored without a warning.",
             tensors.unprefixed,
             refolded,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "wrapped",
@@ -79,7 +79,7 @@ PEFT = Runtime(
             " names do are ignored.",
             tensors.wrapped,
             refolded,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "adapter-name",
@@ -88,21 +88,21 @@ PEFT = Runtime(
             " are ignored.",
             tensors.named,
             refolded,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "targets",
             Verdict.WRONG,
             "Only modules that target_modules names are adapted; other tensors are ignored.",
             tensors.untargeted,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule(
             "no-b",
             Verdict.WRONG,
             "A lora_B that the file lacks is zero.",
             tensors.no_b,
-            whole=Verdict.NOTHING,
+            whole=Verdict.NO_EFFECT,
         ),
         Rule("no-a", Verdict.WRONG, "A lora_A that the file lacks is random.", tensors.no_a),
         Rule(

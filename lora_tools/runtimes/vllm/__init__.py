@@ -130,7 +130,7 @@ READINGS = (
         "Modules are found by their whole path in the model; one that is not found is left out"
         " without a warning, so that the answer is the base's.",
         tensors.prefix,
-        whole=Verdict.NOTHING,
+        whole=Verdict.NO_EFFECT,
     ),
     Rule(
         "stacked-experts",

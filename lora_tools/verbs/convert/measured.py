@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lora_tools.errors import NonFiniteError
 from lora_tools.executors import Executor
 from lora_tools.linalg.exact import exact
-from lora_tools.linalg.rank import numerical_rank
+from lora_tools.linalg.spectrum import numerical_rank
 from lora_tools.linalg.svd import core
 from lora_tools.rewrite import Source
 from lora_tools.rewrite.survey import jobs

@@ -1,12 +1,13 @@
 """Differences: all rows of a diff, and the figures of the whole adapters."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from lora_tools.verbs.diff.rows import DiffFigures, DiffRow, finite
+from lora_tools.verbs.diff.rows import DiffFigures, DiffRow, finite, sides
 
-SCHEMA = "lora-tools/diff/1"
+SCHEMA = "lora-tools/diff/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +42,23 @@ class Differences:
         return total([row.figures for row in self.modules if row.figures])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison in the schema that `docs/report.md` describes."""
+        """Return the comparison as `report.schemas` describes it."""
         from lora_tools.verbs.diff.words import sentences  # words are made of differences
 
         whole = self.total
-        outcomes = [row.outcome(self.tolerance) for row in self.rows]
         return {
             "schema": SCHEMA,
-            "a": self.sources[0],
-            "b": self.sources[1],
-            "formats": list(self.formats),
-            "base_models": list(self.bases),
+            **sides("source", self.sources),
+            **sides("format", self.formats),
+            **sides("base_model", self.bases),
             "tolerance": self.tolerance,
             "same": self.same,
             "summary": list(sentences(self)),
             "totals": {
                 "modules": len(self.modules),
                 "tensors": len(self.rows) - len(self.modules),
-                "outcomes": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
-                "norms": list(whole.norms),
+                "outcomes": dict(Counter(row.outcome(self.tolerance) for row in self.rows)),
+                **sides("norm", whole.norms),
                 "difference": whole.difference,
                 "relative_difference": finite(whole.relative),
                 "noise": whole.noise,

@@ -47,7 +47,7 @@ class DiffFigures:
         """Return the figures as plain data; null is what is not there or is infinite."""
         columns, rows = self.columns, self.rows
         return {
-            "norms": list(self.norms),
+            **sides("norm", self.norms),
             "difference": self.difference,
             "relative_difference": finite(self.relative),
             "noise": self.noise,
@@ -58,8 +58,8 @@ class DiffFigures:
             "new_rows": rows.new if rows else None,
             "lost_columns": columns.lost if columns else None,
             "lost_rows": rows.lost if rows else None,
-            "magnitude": finite(self.magnitude),
-            "bias": finite(self.bias),
+            "magnitude_difference": finite(self.magnitude),
+            "bias_difference": finite(self.bias),
         }
 
 
@@ -110,18 +110,23 @@ class DiffRow:
     def to_dict(self, tolerance: float) -> dict[str, Any]:
         """Return the row as plain data."""
         head = {
-            "name": self.name,
-            "names": list(self.names),
+            self.kind: self.name,
+            **sides(self.kind, self.names),
             "outcome": self.outcome(tolerance),
             "identical": self.identical,
-            "shapes": [list(shape) if shape else None for shape in self.shapes],
-            "dtypes": list(self.dtypes),
+            **sides("shape", self.shapes),
+            **sides("dtype", self.dtypes),
         }
         if self.kind == "tensor":
             relative = self.figures.relative if self.figures else None
             return head | {"relative_difference": finite(relative)}
         figures = self.figures.to_dict() if self.figures else dict.fromkeys(DiffFigures().to_dict())
-        return head | {"ranks": list(self.ranks), "scales": list(self.scales)} | figures
+        return head | sides("rank", self.ranks) | sides("scale", self.scales) | figures
+
+
+def sides(name: str, values: tuple[Any, Any]) -> dict[str, Any]:
+    """Return what A and B have as two fields."""
+    return {f"{name}_a": values[0], f"{name}_b": values[1]}
 
 
 def ratio(part: float, whole: float) -> float:

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from lora_tools.linalg.compare import Spaces
 from lora_tools.names import collapse, template
-from lora_tools.report import percent, table
+from lora_tools.report import NONE, percent, remarks, shape, table
 from lora_tools.text import joined
 from lora_tools.verbs.diff.differences import Differences, total
 from lora_tools.verbs.diff.rows import DiffRow
@@ -28,8 +28,7 @@ def text(found: Differences, *, full: bool = False) -> str:
     if tensors := [row for row in found.rows if row.kind == "tensor"]:
         lines = [_tensor(rows, found.tolerance) for rows in _groups(tensors, found, full)]
         blocks.append(table(lines, TENSORS))
-    notes = [f"note: {note}" for note in found.notes]
-    return "\n\n".join([*blocks, joined([*sentences(found), *notes])])
+    return "\n\n".join([*blocks, joined([*sentences(found), *remarks({}, found.notes)])])
 
 
 def _groups(rows: Sequence[DiffRow], found: Differences, full: bool) -> list[list[DiffRow]]:
@@ -49,8 +48,8 @@ def _module(rows: list[DiffRow], tolerance: float) -> list[str]:
         _change((_shape(x), _shape(y)) for x, y in (row.shapes for row in rows)),
         _change(row.ranks for row in rows),
         _change((_scale(x), _scale(y)) for x, y in (row.scales for row in rows)),
-        share(whole.relative) if figures else "–",
-        "–" if whole.cosine is None else f"{whole.cosine:.4f}",
+        share(whole.relative) if figures else NONE,
+        NONE if whole.cosine is None else f"{whole.cosine:.4f}",
         _angles(part.columns for part in figures),
         _angles(part.rows for part in figures),
         _outcome(rows, tolerance),
@@ -59,7 +58,7 @@ def _module(rows: list[DiffRow], tolerance: float) -> list[str]:
 
 def _total(found: Differences) -> list[str]:
     whole = found.total
-    cosine = "–" if whole.cosine is None else f"{whole.cosine:.4f}"
+    cosine = NONE if whole.cosine is None else f"{whole.cosine:.4f}"
     figures = [row.figures for row in found.modules if row.figures]
     spaces = [_angles(part.columns for part in figures), _angles(part.rows for part in figures)]
     title = f"total of {len(found.modules)} modules"
@@ -71,7 +70,7 @@ def _tensor(rows: list[DiffRow], tolerance: float) -> list[str]:
         _name(rows),
         _change((_shape(x), _shape(y)) for x, y in (row.shapes for row in rows)),
         _change(row.dtypes for row in rows),
-        share(max(row.worst for row in rows)) if all(row.figures for row in rows) else "–",
+        share(max(row.worst for row in rows)) if all(row.figures for row in rows) else NONE,
         _outcome(rows, tolerance),
     ]
 
@@ -115,8 +114,8 @@ def _order(value: object) -> tuple[float, str]:
         return math.inf, str(value)
 
 
-def _shape(shape: tuple[int, ...] | None) -> str | None:
-    return None if shape is None else "×".join(map(str, shape))
+def _shape(sizes: tuple[int, ...] | None) -> str | None:
+    return None if sizes is None else shape(sizes)
 
 
 def _scale(value: float | None) -> str | None:
@@ -127,7 +126,7 @@ def _angles(spaces: Iterable[Spaces | None]) -> str:
     """Write the smallest and the largest angle in degrees."""
     angles = [math.degrees(angle) for space in spaces if space for angle in space.angles]
     if not angles:
-        return "–"
+        return NONE
     ends = dict.fromkeys(f"{angle:.3g}" for angle in (min(angles), max(angles)))
     return "–".join(ends) + "°"
 

@@ -15,7 +15,7 @@ from lora_tools.files.transient import TransientFiles
 from lora_tools.linalg.krylov import Precision
 from lora_tools.linalg.rank import Fixed, MaxError, RankPolicy, Rest
 from lora_tools.model import CONFIG, Model, open_model
-from lora_tools.report import total
+from lora_tools.report import error
 from lora_tools.verbs.extract import output
 from lora_tools.verbs.extract.keep import Keep, identity, note, open_keep
 from lora_tools.verbs.extract.options import ExtractOptions
@@ -98,7 +98,7 @@ class Extraction:
         items = sorted(self.plan.items, key=lambda item: item.number)
         ordered = [done[item.number].row for item in items]
         kept = [done[item.number].name for item in items]
-        if not any(row.outcome in ("extracted", "full") for row in ordered):
+        if not any(row.outcome in ("extracted", "carried") for row in ordered):
             raise FormatError(
                 f"{self.plan.tuned.path}: no tensor that was to be extracted differs from"
                 f" {self.plan.base.path}"
@@ -179,7 +179,7 @@ class Extraction:
             results = Serial().map(second, ahead(load, jobs))
         for job, result in zip(jobs, results, strict=True):
             note(self.journal, job.name)
-            if self.evict and result.outcome == "full":
+            if self.evict and result.outcome == "carried":
                 note(self.journal, output.save_whole(self.plan, job.item, self.keep))
             for path in self.plan.files(job.item):
                 transient.done(path)
@@ -243,7 +243,7 @@ def _excess(policy: MaxError, rows: Sequence[ExtractRow]) -> float:
     """Return by which factor written errors exceed a bound."""
     if policy.per_module:
         return max((row.error for row in rows), default=0.0) / policy.bound
-    return total((row.norm, row.error) for row in rows) / policy.bound
+    return error(rows) / policy.bound
 
 
 def _as_in_base(
@@ -264,5 +264,5 @@ def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:
             )
     if plan.options.base_model is None:
         yield "The adapter does not name its base; --base-model ID does."
-    if any(row.outcome == "extracted" and row.rank * 2 >= min(row.shape[:2]) for row in rows):
+    if any(row.outcome == "extracted" and row.rank_after * 2 >= min(row.shape[:2]) for row in rows):
         yield "Some ranks are half of a full one or more: those modules are no smaller than ΔW."

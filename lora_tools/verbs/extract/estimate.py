@@ -10,6 +10,8 @@ from lora_tools.verbs.extract.output import describe, plan_file
 from lora_tools.verbs.extract.plan import ExtractPlan, Item
 from lora_tools.verbs.extract.rows import ExtractRow
 
+SCHEMA = "lora-tools/extraction-plan/2"
+
 PASSES, WIDTH = 11, 24
 """What a matrix takes as a rule: passes over it, and vectors at a time."""
 
@@ -18,10 +20,12 @@ PASSES, WIDTH = 11, 24
 class ModuleEstimate:
     """One tensor and what would become of it, if it changed."""
 
-    name: str
+    module: str
     shape: tuple[int, ...]
-    what: str
-    rank: int
+    outcome: str
+    """``extracted``, ``carried`` or ``left out``."""
+    reason: str = ""
+    rank_after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,27 @@ class Estimate:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the estimate as plain data."""
-        return {"schema": "lora-tools/extraction-plan/1", **asdict(self)}
+        """Return the estimate as plain data, as `report.schemas` describes it."""
+        return {
+            "schema": SCHEMA,
+            "command": "extract",
+            "totals": {
+                "modules": sum(module.outcome == "extracted" for module in self.modules),
+                "params_after": self.params,
+                "bytes_after": self.nbytes,
+                "estimated_seconds": self.seconds,
+            },
+            "modules": [asdict(module) for module in self.modules],
+        }
 
 
 def estimate(plan: ExtractPlan, rank: int) -> Estimate:
     """Return what would be written if every tensor changed. Computes for a few milliseconds."""
     modules = [_module(item, rank) for item in plan.items]
-    rows = [_row(item, module) for item, module in zip(plan.items, modules, strict=True)]
+    rows = [
+        ExtractRow(each.module, each.shape, each.outcome, 0, rank_stored=each.rank_after)
+        for each in modules
+    ]
     manifest = describe(plan, plan.items, rows)
     specs = manifest.specs.values()
     params = sum(spec.numel for spec in specs)
@@ -49,19 +66,13 @@ def estimate(plan: ExtractPlan, rank: int) -> Estimate:
 
 
 def _module(item: Item, rank: int) -> ModuleEstimate:
-    place = item.pair.place
+    place, sizes = item.pair.place, item.pair.spec.shape
     if item.treatment == "lora" and place:
-        shape, own = item.pair.spec.shape, min(rank, place.rows, place.columns)
-        return ModuleEstimate(item.name, shape, "extracted", own)
-    what = "stored whole" if item.treatment == "full" else f"left out ({item.reason})"
-    return ModuleEstimate(item.name, item.pair.spec.shape, what, 0)
-
-
-def _row(item: Item, module: ModuleEstimate) -> ExtractRow:
-    outcome = "extracted" if module.rank else "full" if item.treatment == "full" else "left out"
-    return ExtractRow(
-        item.name, module.shape, outcome, 0, rank=module.rank, rank_stored=module.rank
-    )
+        own = min(rank, place.rows, place.columns)
+        return ModuleEstimate(item.name, sizes, "extracted", rank_after=own)
+    if item.treatment == "full":
+        return ModuleEstimate(item.name, sizes, "carried")
+    return ModuleEstimate(item.name, sizes, "left out", item.reason)
 
 
 def _seconds(plan: ExtractPlan) -> float:

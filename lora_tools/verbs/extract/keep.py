@@ -16,6 +16,7 @@ from lora_tools.files.layout import layout
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.files.writer import TensorWriter
 from lora_tools.model import Model
+from lora_tools.verbs.extract.rows import SCHEMA
 from lora_tools.version import __version__
 
 PIECES = "pieces"
@@ -76,6 +77,7 @@ def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str
         "versions": {
             "lora-tools": __version__,
             "numpy": np.__version__,
+            "rows": SCHEMA,
         },
     }
 

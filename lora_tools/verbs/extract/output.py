@@ -24,7 +24,7 @@ def describe(plan: ExtractPlan, items: Sequence[Item], rows: Sequence[ExtractRow
     modules = [
         plan.module(item, row.rank_stored) for item, row in pairs if row.outcome == "extracted"
     ]
-    full = [_extra(plan, item) for item, row in pairs if row.outcome == "full"]
+    full = [_extra(plan, item) for item, row in pairs if row.outcome == "carried"]
     others = plan.unchanged - {module.name for module in modules}
     return PEFT.start(modules, others, full, plan.options.base_model)
 
@@ -51,7 +51,7 @@ def write(
     extras = iter(manifest.extras)
     with TensorWriter(folder / PEFT.files[0], plan_file(manifest)) as file:
         for item, row, name in zip(items, rows, names, strict=True):
-            if row.outcome == "full":
+            if row.outcome == "carried":
                 file.put(next(extras).key, memoryview(_whole(plan, item, keep).data))
             elif row.outcome == "extracted":
                 kept = keep.load(name)

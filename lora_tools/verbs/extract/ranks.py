@@ -6,8 +6,9 @@ from typing import NamedTuple
 from lora_tools.errors import BoundError
 from lora_tools.files.dtypes import DTYPES
 from lora_tools.files.header import Spec
-from lora_tools.linalg import rank as policies
-from lora_tools.linalg.rank import Fixed, RankPolicy, Rest, choices, uniform
+from lora_tools.linalg.rank import Fixed, RankPolicy, Rest
+from lora_tools.linalg.spectrum import Spectrum, choices
+from lora_tools.linalg.uniform import uniform
 from lora_tools.verbs.extract.plan import ExtractPlan, Item
 from lora_tools.verbs.extract.tasks import ModuleSpectrum
 
@@ -56,10 +57,10 @@ def choose(
     return ChosenRanks(tuple(policy.ranks(spectra, rest)))
 
 
-def _view(plan: ExtractPlan, item: Item, found: ModuleSpectrum) -> policies.Spectrum:
+def _view(plan: ExtractPlan, item: Item, found: ModuleSpectrum) -> Spectrum:
     module = plan.module(item, 1)
     spec: Spec = module.parts["b"].spec
-    return policies.Spectrum(
+    return Spectrum(
         item.name,
         found.tail,
         module.cost,

@@ -6,10 +6,26 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_tools.names import collapse, template
-from lora_tools.report import Document, grouped, percent, shares, size, table, total
+from lora_tools.report import (
+    Document,
+    error,
+    grouped,
+    kept,
+    outcomes,
+    percent,
+    remarks,
+    shape,
+    size,
+    span,
+    table,
+    total,
+)
 from lora_tools.text import joined, label
 
-SCHEMA = "lora-tools/extraction/1"
+SCHEMA = "lora-tools/extraction/2"
+
+OF_TENSORS = ("shape", "bytes_before", "norm", "relative_norm", "outcome", "reason")
+"""What the report says of a tensor that is no module of the adapter, beside its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +35,15 @@ class ExtractRow:
     module: str
     shape: tuple[int, ...]
     outcome: str
-    """``extracted``; ``full``, carried whole; ``left out``; ``equal``, bit for bit; or ``bad``."""
-    nbytes: int
+    """``extracted``; ``carried`` whole; ``left out``; ``unchanged``; ``not finite``."""
+    bytes_before: int
     """Of the tensor in the tuned model."""
     reason: str = ""
     """Why it was left out."""
-    rank: int = 0
+    rank_after: int = 0
     rank_stored: int = 0
     norm: float = 0.0
-    """``‖ΔW‖``."""
+    """``‖ΔW‖``; 0 where no difference was formed."""
     relative_norm: float = 0.0
     """``‖ΔW‖ / ‖W‖``."""
     energy: float = 0.0
@@ -40,6 +56,15 @@ class ExtractRow:
     """``krylov float32``, ``krylov float64`` or ``gram``."""
     steps: int = 0
     """Passes over ``ΔW`` that the method took."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what there is to say of it, as plain data."""
+        row = asdict(self)
+        if self.outcome == "extracted":
+            del row["reason"]
+            return row
+        formed = {"norm": self.norm or None, "relative_norm": self.relative_norm or None}
+        return {"tensor": self.module} | {name: row[name] for name in OF_TENSORS} | formed
 
 
 @dataclass(slots=True)
@@ -69,25 +94,26 @@ class ExtractReport(Document):
     @property
     def error(self) -> float:
         """Relative error of everything that was extracted, as it is stored."""
-        return total((row.norm, row.error) for row in self.extracted)
+        return error(self.extracted)
 
     @property
     def bound(self) -> float:
         """The certified lower bound of that error, at these ranks."""
-        return total((row.norm, row.optimal_error_lower_bound) for row in self.extracted)
+        return _bound(self.extracted)
 
     @property
     def model_error(self) -> float:
         """Relative error of the whole model: what changed and was left out counts in full."""
-        losses = {"extracted": None, "full": 0.0, "left out": 1.0}
-        rows = [row for row in self.rows if row.outcome in losses]
-        errors = [row.error if row.outcome == "extracted" else losses[row.outcome] for row in rows]
-        norms = [row.norm for row in rows]
-        return total(zip(norms, (float(error or 0.0) for error in errors), strict=True))
+        losses = {"carried": 0.0, "left out": 1.0}
+        return total(
+            (row.norm, losses.get(row.outcome, row.error))
+            for row in self.rows
+            if row.outcome == "extracted" or row.outcome in losses
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, in the schema that `docs/extract.md` describes."""
-        named = {name: self._named(name) for name in ("full", "left out", "equal", "bad")}
+        """Return the report as plain data, as `report.schemas` describes it."""
+        others = [row for row in self.rows if row.outcome not in ("extracted", "unchanged")]
         return {
             "schema": SCHEMA,
             "command": "extract",
@@ -95,23 +121,22 @@ class ExtractReport(Document):
             "base": self.base,
             "tuned": self.tuned,
             "arguments": self.arguments,
-            "tolerance": self.tolerance,
+            "bound_tolerance": self.tolerance,
             "failure_probability": self.chance,
             "totals": {
                 "modules": len(self.extracted),
+                "outcomes": outcomes(self.rows),
                 "error": self.error,
                 "optimal_error_lower_bound": self.bound,
                 "energy": _energy(self.extracted),
                 "whole_model_error": self.model_error,
                 "relative_norm": _relative(self.extracted),
-                "params": self.params,
-                "bytes": self.nbytes,
+                "params_after": self.params,
+                "bytes_after": self.nbytes,
             },
-            "modules": [asdict(row) for row in self.extracted],
-            "full": [asdict(row) for row in named["full"]],
-            "left_out": [asdict(row) for row in named["left out"]],
-            "equal": [row.module for row in named["equal"]],
-            "bad": [row.module for row in named["bad"]],
+            "modules": [row.to_dict() for row in self.extracted],
+            "tensors": [row.to_dict() for row in others],
+            "unchanged": [row.module for row in self._named("unchanged")],
             "only_in_base": list(self.only_base),
             "only_in_tuned": list(self.only_tuned),
             "notes": list(self.notes),
@@ -120,10 +145,19 @@ class ExtractReport(Document):
     def table(self, style: str) -> str:
         """Return the modules as a table, repeated layers in one line, the worst first."""
         groups = grouped(self.extracted, _key)
-        groups.sort(key=lambda rows: -total((row.norm, row.error) for row in rows))
+        groups.sort(key=lambda rows: -error(rows))
         lines = [_line(rows, collapse([row.module for row in rows])) for rows in groups]
         lines.append(_line(self.extracted, f"total of {len(self.extracted)} modules"))
-        headers = ("module", "shape", "rank", "‖ΔW‖/‖W‖", "energy", "error", "best ≥", "method")
+        headers = (
+            "module",
+            "shape",
+            "rank",
+            "‖ΔW‖/‖W‖",
+            "energy",
+            "error",
+            "best possible ≥",
+            "method",
+        )
         return table(lines, headers, style)
 
     def summary(self) -> str:
@@ -134,28 +168,26 @@ class ExtractReport(Document):
             f"error of the whole model {percent(self.model_error)}, all that changed counted",
             f"{self.params:,} parameters, {size(self.nbytes)}, {self.seconds:.1f} s",
         ]
-        equal = self._named("equal")
-        if equal:
+        if equal := self._named("unchanged"):
             lines.append(f"unchanged, bit for bit: {len(equal)} tensors")
-        for outcome, title in (("full", "carried whole"), ("left out", "changed and left out")):
+        for outcome, title in (("carried", "carried whole"), ("left out", "changed and left out")):
             rows = self._named(outcome)
             for reason in dict.fromkeys(row.reason for row in rows):
                 same = [row for row in rows if row.reason == reason]
-                weight = size(sum(row.nbytes for row in same))
+                weight = size(sum(row.bytes_before for row in same))
                 share = _share(same, self.rows)
                 why = f" ({reason})" if reason else ""
                 lines.append(
                     f"{title}{why}: {_names(same)}, {weight}, {percent(share)} of ‖ΔW‖² of all"
                 )
-        bad = self._named("bad")
-        if bad:
-            lines.append(f"NaN or Inf, skipped: {_names(bad)}")
+        if bad := self._named("not finite"):
+            lines.append(f"not finite, left out: {_names(bad)}")
         for title, names in (("base", self.only_base), ("tuned model", self.only_tuned)):
             if names:
                 lines.append(
                     f"only in the {title}: {len(names)} tensors, such as {label(names[0])}"
                 )
-        return joined([*lines, *(f"note: {note}" for note in self.notes)])
+        return joined([*lines, *remarks({}, self.notes)])
 
     def _named(self, outcome: str) -> list[ExtractRow]:
         return [row for row in self.rows if row.outcome == outcome]
@@ -167,18 +199,16 @@ def row_of(data: Mapping[str, Any]) -> ExtractRow:
 
 
 def _line(rows: Sequence[ExtractRow], title: str) -> list[str]:
-    ranks = sorted({row.rank for row in rows})
     same = len({row.shape for row in rows}) == 1
-    methods = sorted({row.method for row in rows})
     return [
         title,
-        "×".join(map(str, rows[0].shape)) if same and rows else "",
-        "–".join(map(str, dict.fromkeys((ranks[0], ranks[-1])))) if ranks else "–",
+        shape(rows[0].shape) if same else "",
+        span(row.rank_after for row in rows),
         percent(_relative(rows)),
         percent(_energy(rows)),
-        percent(total((row.norm, row.error) for row in rows)),
-        percent(total((row.norm, row.optimal_error_lower_bound) for row in rows)),
-        ", ".join(methods),
+        percent(error(rows)),
+        percent(_bound(rows)),
+        ", ".join(sorted({row.method for row in rows})),
     ]
 
 
@@ -187,10 +217,11 @@ def _key(row: ExtractRow) -> tuple[str, tuple[int, ...]]:
 
 
 def _energy(rows: Sequence[ExtractRow]) -> float:
-    norms = shares(row.norm for row in rows)
-    whole = math.fsum(norm**2 for norm in norms)
-    kept = math.fsum(norm**2 * row.energy for norm, row in zip(norms, rows, strict=True))
-    return kept / whole if whole else 1.0
+    return kept((row.norm, row.energy) for row in rows)
+
+
+def _bound(rows: Sequence[ExtractRow]) -> float:
+    return total((row.norm, row.optimal_error_lower_bound) for row in rows)
 
 
 def _relative(rows: Sequence[ExtractRow]) -> float:

@@ -23,6 +23,9 @@ from lora_tools.verbs.extract.sites import Matrices
 
 Stage = Literal["both", "survey", "write"]
 
+NOT_FINITE = "not finite"
+"""The outcome of a tensor with NaN or Inf that is left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExtractJob:
@@ -96,7 +99,7 @@ def load(job: ExtractJob) -> LoadedJob:
     except NonFiniteError:
         if not plan.options.skip_bad:
             raise
-        return LoadedJob(job, None, None, "bad")
+        return LoadedJob(job, None, None, NOT_FINITE)
 
 
 @exact()
@@ -235,7 +238,7 @@ def _row(
     most = sum(float(leader.reach[rank]) for leader in found)
     return replace(
         _measured(job, "extracted", delta),
-        rank=rank,
+        rank_after=rank,
         rank_stored=max(job.stored, rank),
         energy=min(kept / whole, 1.0),
         error=float(np.sqrt(max(lost, 0.0) / whole)),
@@ -248,17 +251,17 @@ def _row(
 def _plain_row(loaded: LoadedJob) -> ExtractRow | None:
     """Return the row of a tensor that is not extracted, or None."""
     job, item = loaded.job, loaded.job.item
-    if loaded.bad == "bad":
-        return _blank(job, "bad")
+    if loaded.bad == NOT_FINITE:
+        return _blank(job, NOT_FINITE)
     if loaded.bad:
         return replace(_blank(job, "left out"), reason=loaded.bad)
     if loaded.delta is None:
         if item.pair.grown and item.treatment == "full":
-            return _blank(job, "full")
-        return _blank(job, "equal")
+            return _blank(job, "carried")
+        return _blank(job, "unchanged")
     match item.treatment:
         case "full":
-            return _measured(job, "full", loaded.delta)
+            return _measured(job, "carried", loaded.delta)
         case "skip":
             return replace(_measured(job, "left out", loaded.delta), reason=item.reason)
         case _:

@@ -10,7 +10,7 @@ from lora_tools.base import Base, Rows, Weight, base_of
 from lora_tools.executors import Executor
 from lora_tools.files.address import Address, reopened
 from lora_tools.linalg.metrics import norm
-from lora_tools.matching import Site, Swap, match
+from lora_tools.matching import Site, Swap, listed, match
 from lora_tools.merging.tensor_plan import Patch
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
@@ -32,8 +32,8 @@ class WeightNorm(NamedTuple):
         for key in self.keys:
             alike.setdefault(template(key), []).append(key)
         ratio = update / self.norm if self.norm and update is not None else None
-        weight = " + ".join(collapse(keys) for keys in alike.values())
-        return {"weight": weight, "norm": self.norm, "ratio": ratio}
+        tensor = " + ".join(collapse(keys) for keys in alike.values())
+        return {"base_tensor": tensor, "base_norm": self.norm, "relative_norm": ratio}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,14 @@ class BaseComparison:
         specs = self.base.specs
         misfits = {name: site.misfit for name, site in self.sites.items() if site and site.misfit}
         return {
-            "path": str(self.base.path),
-            "prefixes": [swap.to_dict() for swap in self.swaps],
-            "missing": [name for name, site in self.sites.items() if site is None],
+            "prefixes": listed({str(self.adapter.path): self.swaps}),
+            "unmatched": [name for name, site in self.sites.items() if site is None],
             "misshapen": [
                 {
                     "module": name,
-                    "weight": key,
-                    "shape": list(specs[key].shape) if key in specs else None,
-                    "expected": list(self.adapter.module(name).shape),
+                    "shape": list(self.adapter.module(name).shape),
+                    "base_tensor": key,
+                    "base_shape": list(specs[key].shape) if key in specs else None,
                 }
                 for name, key in misfits.items()
             ],

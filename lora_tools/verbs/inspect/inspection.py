@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from lora_tools.verbs.inspect.comparison import BaseComparison
     from lora_tools.verbs.inspect.spectra import Spectra
 
-SCHEMA = "lora-tools/inspect/1"
+SCHEMA = "lora-tools/inspect/2"
+
+COMPARED = ("prefixes", "unmatched", "misshapen")
+OF_WEIGHT = ("base_tensor", "base_norm", "relative_norm")
+"""What is null without a base, of the adapter and of a module."""
 
 KINDS: Mapping[type[Site], str] = {
     Linear: "linear",
@@ -39,7 +43,7 @@ class Inspection:
     judgements: "tuple[Judgement, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the description in the schema that `docs/report.md` describes."""
+        """Return the description as `report.schemas` describes it."""
         adapter, manifest, spectra = self.adapter, self.adapter.manifest, self.spectra
         modules = [self._module(module) for module in manifest.modules]
         return {
@@ -54,7 +58,7 @@ class Inspection:
             "totals": self._totals(),
             "groups": [group.to_dict() for group in groups(modules)],
             "modules": modules,
-            "extras": [
+            "tensors": [
                 {
                     "tensor": extra.key,
                     "kind": extra.kind,
@@ -66,9 +70,10 @@ class Inspection:
             ],
             "problems": self.problems,
             "notes": [*manifest.notes, *(spectra.notes if spectra else ()), *self._swaps()],
-            "ranks": [row._asdict() for row in spectra.uniform_ranks] if spectra else None,
+            "ranks": [uniform._asdict() for uniform in spectra.uniform_ranks] if spectra else None,
             "suggestion": spectra.suggestion.to_dict() if spectra and spectra.suggestion else None,
-            "base": self.comparison.to_dict() if self.comparison else None,
+            "base": str(self.base.path) if self.base else None,
+            **(self.comparison.to_dict() if self.comparison else dict.fromkeys(COMPARED)),
             "verdicts": [judgement.to_dict() for judgement in self.judgements],
         }
 
@@ -111,5 +116,5 @@ class Inspection:
             "bytes": module.nbytes,
             "parts": list(module.parts),
             "spectrum": figures.to_dict() if figures else None,
-            "base": compared.to_dict(norm) if compared else None,
+            **(compared.to_dict(norm) if compared else dict.fromkeys(OF_WEIGHT)),
         }

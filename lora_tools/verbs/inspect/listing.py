@@ -18,7 +18,7 @@ from lora_tools.names import collapse, template
 if TYPE_CHECKING:
     from lora_tools.runtimes import Judgement, Runtime
 
-SCHEMA = "lora-tools/tensors/1"
+SCHEMA = "lora-tools/tensors/2"
 
 # What tools call the factors of low-rank updates, and of their relatives.
 ADAPTER = re.compile(r"lora|hada_w|lokr_|oft_|ia3_|\.alpha$|dora_scale")
@@ -76,7 +76,7 @@ class Listing:
         return [TensorGroup(tuple(names), spec) for (_, spec), names in found.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the listing in the schema that `docs/report.md` describes."""
+        """Return the listing as `report.schemas` describes it."""
         specs = self.model.tensors.specs.values()
         dtypes = Counter(spec.dtype for spec in specs)
         return {
@@ -107,7 +107,7 @@ def read_or_list(
     """Read an adapter, contradictions and all; list the tensors of anything else.
 
     ``runtimes`` are the runtimes whose verdicts on what is listed are wanted; ``format`` is the
-    name of the format, overrides detection; ``base`` is the base model's
+    name of the format, which overrides detection; ``base`` is the base model's
     configuration, and ``alpha`` the adapter's alpha, for files that do not say enough.
 
     Raises `CheckpointError` for what is missing or damaged.

@@ -70,7 +70,7 @@ class SpectrumFigures:
             "sigma_max": None if self.sigma is None else self.sigma_max,
             "stable_rank": None if s is None else stable_rank(s),
             "effective_rank": None if s is None else effective_rank(s),
-            "ranks": None if s is None else dict(zip(map(str, SHARES), ranks, strict=True)),
+            "energy_ranks": None if s is None else dict(zip(map(str, SHARES), ranks, strict=True)),
             "sigma": None if self.sigma is None else self.sigma.tolist(),
             "duplicate_of": self.duplicate_of,
         }
@@ -85,23 +85,23 @@ class Suggestion:
     source: str
 
     @property
-    def command(self) -> str:
+    def arguments(self) -> str:
         """The command line."""
-        out = f"{self.source.rstrip('/')}-r{self.uniform.rank}"
+        out = f"{self.source.rstrip('/')}-r{self.uniform.rank_after}"
         return shlex.join(
-            ["lora-tools", "shrink", self.source, out, "--rank", str(self.uniform.rank)]
+            ["lora-tools", "shrink", self.source, out, "--rank", str(self.uniform.rank_after)]
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the suggestion as plain data."""
-        rank, nbytes, error = self.uniform.rank, self.uniform.bytes, self.uniform.error
+        rank, nbytes, error, _ = self.uniform
         return {
-            "rank": rank,
+            "rank_after": rank,
             "energy": 1 - error**2,
-            "error": error,
+            "optimal_error": error,
             "bytes_before": self.before,
             "bytes_after": nbytes,
-            "command": self.command,
+            "arguments": self.arguments,
             "text": f"rank {rank} keeps {percent(1 - error**2)} of this adapter's energy:"
             f" {size(self.before)} → {size(nbytes)}, error {percent(error)}",
         }
@@ -144,7 +144,9 @@ class Spectra:
     @cached_property
     def suggestion(self) -> Suggestion | None:
         """The smallest rank on offer that keeps 99 % of the energy, if that is a smaller one."""
-        fit = [uniform for uniform in self.uniform_ranks[:-1] if 1 - uniform.error**2 >= ENOUGH]
+        fit = [
+            uniform for uniform in self.uniform_ranks[:-1] if 1 - uniform.optimal_error**2 >= ENOUGH
+        ]
         return Suggestion(fit[0], self.adapter.nbytes, str(self.adapter.path)) if fit else None
 
 

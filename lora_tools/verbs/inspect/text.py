@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from lora_tools.report import percent, size, table
+from lora_tools.report import NONE, percent, ranks_table, shape, size, span, table
 from lora_tools.text import joined, label, visible
 from lora_tools.verbs.inspect.groups import Group, groups
 
@@ -22,7 +22,7 @@ def to_text(document: Mapping[str, Any], *, full: bool = False) -> str:
     found = [Group((module,)) for module in modules] if full else groups(modules)
     blocks = [_facts(document), _modules(found)]
     if any(module["spectrum"] for module in modules):
-        blocks += [_spectra(found), _ranks(document), _suggestion(document)]
+        blocks += [_spectra(found), ranks_table(document["ranks"] or ()), _suggestion(document)]
     return "\n\n".join(block for block in [*blocks, joined(_remarks(document))] if block)
 
 
@@ -35,7 +35,7 @@ def listing_text(document: Mapping[str, Any]) -> str:
         (
             _short(group["pattern"]),
             group["count"],
-            _shape(group["shape"]),
+            shape(group["shape"]),
             group["dtype"],
             f"{group['params']:,}",
             size(group["bytes"]),
@@ -91,9 +91,9 @@ def _modules(found: Iterable[Group]) -> str:
         (
             _short(group.pattern),
             len(group.modules),
-            _shape(head["shape"]),
+            shape(head["shape"]),
             head["rank"],
-            "–" if head["alpha"] is None else f"{head['alpha']:g}",
+            NONE if head["alpha"] is None else f"{head['alpha']:g}",
             f"{head['scale']:.4g}",
             head["dtype"],
             f"{sum(module['params'] for module in group.modules):,}",
@@ -107,7 +107,7 @@ def _modules(found: Iterable[Group]) -> str:
 
 
 def _spectra(found: Sequence[Group]) -> str:
-    compared = any(module["base"] for group in found for module in group.modules)
+    compared = any(module["base_tensor"] for group in found for module in group.modules)
     lines = [(_short(group.pattern), *_figures(group, compared=compared)) for group in found]
     headers = ["module", "‖ΔW‖", "σ₁", "stable rank", "eff. rank", "90 / 95 / 99 / 99.9 %", "σ"]
     if compared:
@@ -122,15 +122,16 @@ def _figures(group: Group, *, compared: bool) -> list[str]:
     left = ", ".join(f"{count} {state}" for state, count in others.items())
     if not sound:
         return [left, *[""] * (5 + compared)]
-    shares = list(sound[0]["ranks"])
-    ranks = " / ".join(_span([figures["ranks"][share] for figures in sound]) for share in shares)
+    shares = list(sound[0]["energy_ranks"])
+    ranks = " / ".join(
+        _span([figures["energy_ranks"][share] for figures in sound]) for share in shares
+    )
     squares = zip(*([value**2 for value in figures["sigma"]] for figures in sound), strict=True)
     cells = [_span([figures[field] for figures in sound]) for field in SPANS]
     cells += [ranks, sparkline([math.sqrt(math.fsum(column)) for column in squares])]
     if compared:
-        bases = [module["base"] for module in group.modules if module["base"]]
-        ratios = [base["ratio"] for base in bases if base["ratio"] is not None]
-        cells.append(_span(ratios) if ratios else "–")
+        ratios = [module["relative_norm"] for module in group.modules]
+        cells.append(_span(ratio for ratio in ratios if ratio is not None))
     cells[0] += f" ({left})" if left else ""
     return cells
 
@@ -138,37 +139,22 @@ def _figures(group: Group, *, compared: bool) -> list[str]:
 SPANS = ("norm", "sigma_max", "stable_rank", "effective_rank")
 
 
-def _ranks(document: Mapping[str, Any]) -> str:
-    lines = [
-        (
-            row["rank"],
-            size(row["bytes"]),
-            percent(row["error"]),
-            percent(row["allocated_error"]),
-        )
-        for row in document["ranks"] or ()
-    ]
-    headers = ("rank", "file", "error", "allocated optimally")
-    align = ("right", "right", "right", "right")
-    return table(lines, headers, align=align) if lines else ""
-
-
 def _suggestion(document: Mapping[str, Any]) -> str:
     suggestion, uniform_ranks = document["suggestion"], document["ranks"]
     if suggestion:
-        return joined([suggestion["text"], f"  {suggestion['command']}"])
+        return joined([suggestion["text"], f"  {suggestion['arguments']}"])
     if not uniform_ranks or len(uniform_ranks) < 2:
         return ""
     below = uniform_ranks[-2]
-    kept = percent(1 - below["error"] ** 2)
-    return f"No smaller rank keeps 99 % of the energy: rank {below['rank']} keeps {kept}."
+    kept = percent(1 - below["optimal_error"] ** 2)
+    return f"No smaller rank keeps 99 % of the energy: rank {below['rank_after']} keeps {kept}."
 
 
 def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
-    kinds = Counter(extra["kind"] for extra in document["extras"])
+    kinds = Counter(extra["kind"] for extra in document["tensors"])
     for kind, count in kinds.items():
-        keys = [extra["tensor"] for extra in document["extras"] if extra["kind"] == kind]
-        nbytes = sum(extra["bytes"] for extra in document["extras"] if extra["kind"] == kind)
+        keys = [extra["tensor"] for extra in document["tensors"] if extra["kind"] == kind]
+        nbytes = sum(extra["bytes"] for extra in document["tensors"] if extra["kind"] == kind)
         yield f"also: {count} × {kind}, {size(nbytes)}: {_some(keys)}"
     twins = [
         f"{module['module']} = {figures['duplicate_of']}"
@@ -178,13 +164,13 @@ def _remarks(document: Mapping[str, Any]) -> Iterator[str]:
     for title, names in (
         ("zero", _in_state(document, "zero")),
         ("duplicates", twins),
-        ("without a weight in the base", (document["base"] or {}).get("missing", [])),
+        ("without a weight in the base", document["unmatched"] or ()),
         (
             "weights of another shape",
             [
-                f"{found['module']} is {_shape(found['expected'])}, {found['weight']}"
-                f" {_shape(found['shape']) if found['shape'] else 'is missing'}"
-                for found in (document["base"] or {}).get("misshapen", [])
+                f"{found['module']} is {shape(found['shape'])}, {found['base_tensor']}"
+                f" {shape(found['base_shape']) if found['base_shape'] else 'is missing'}"
+                for found in document["misshapen"] or ()
             ],
         ),
     ):
@@ -215,10 +201,5 @@ def _counts(dtypes: Mapping[str, int]) -> str:
     return ", ".join(f"{count} × {dtype}" for dtype, count in dtypes.items())
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
-
-
-def _span(values: Sequence[float]) -> str:
-    first, last = f"{min(values):.3g}", f"{max(values):.3g}"
-    return first if first == last else f"{first}–{last}"
+def _span(values: Iterable[float]) -> str:
+    return span(values, ".3g")

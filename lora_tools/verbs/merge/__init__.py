@@ -13,10 +13,10 @@ from lora_tools.files.journal import Journal, begun, journaled
 from lora_tools.files.ours import Force
 from lora_tools.files.transfer import begin
 from lora_tools.files.transient import TransientFiles
-from lora_tools.linalg.apply import Tally
+from lora_tools.linalg.tally import Tally
 from lora_tools.merging import MergeOptions, MergePlan, TensorPlan, WeightedAdapter, plan
 from lora_tools.names import collapse, template
-from lora_tools.report import size, table
+from lora_tools.report import shape, size, table
 from lora_tools.verbs.merge.folder import complete, purpose, sources
 from lora_tools.verbs.merge.jobs import MergeJob, jobs, merge_rows
 from lora_tools.verbs.merge.outcome import Merged, MergeRow, row
@@ -55,13 +55,13 @@ class Merge:
         for entry in self.merge_plan.entries.values():
             if _counts(entry):
                 about = (template(entry.key), entry.outcome, entry.source.spec.dtype)
-                more = (entry.spec.dtype, "×".join(map(str, entry.spec.shape)))
+                more = (entry.spec.dtype, shape(entry.spec.shape))
                 groups.setdefault((*about, *more), []).append(entry.key)
         lines = [
-            (collapse(keys), shape, old if old == new else f"{old} → {new}", outcome, len(keys))
-            for (_, outcome, old, new, shape), keys in groups.items()
+            (collapse(keys), sizes, old if old == new else f"{old} → {new}", outcome, len(keys))
+            for (_, outcome, old, new, sizes), keys in groups.items()
         ]
-        headers = ("tensor", "shape", "dtype", "", "count")
+        headers = ("tensor", "shape", "dtype", "outcome", "count")
         return f"{table(lines, headers)}\n\n{self.report.plan()}"
 
     def write(

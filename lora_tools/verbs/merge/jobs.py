@@ -12,10 +12,11 @@ from lora_tools.errors import NonFiniteError
 from lora_tools.files.inputs import input_descriptor
 from lora_tools.files.place import Place, as_bytes
 from lora_tools.files.transfer import copy, opened, put
-from lora_tools.linalg.apply import Adder, Device, Host, Tally
+from lora_tools.linalg.apply import Adder, Device, Host
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import WIDTH, accumulator
+from lora_tools.linalg.tally import Tally
 from lora_tools.merging import MergePlan, TensorPlan
 from lora_tools.merging.strips import by_columns, height, strips, tokens
 from lora_tools.verbs.merge.shards import Shard
@@ -104,15 +105,15 @@ def _sum(job: MergeJob, target: int) -> Tally:
     width = columns * WIDTH[code]
     size = min(height(entry), job.rows[1] - job.rows[0]) * columns
     weight = entry.source.weight
-    kinds = weight.spec.dtype if weight.plain else None, code
-    adder: Adder = Host(size, *kinds) if job.device == "cpu" else Device(job.device, *kinds)
+    source = weight.spec.dtype if weight.plain else None
+    adder: Adder = Host(size, code) if job.device == "cpu" else Device(job.device, source, code)
     total = Tally()
     for strip in strips(entry, job.rows, accumulator(code)):
         wide = adder.load(strip.raw, (strip.last - strip.first) * columns, strip.decode)
         if strip.left is None or strip.right is None:
             out = adder.finish(wide)
         else:
-            out, tally = adder.add(strip.raw, wide, strip.left, strip.right, strip.gain)
+            out, tally = adder.add(wide, strip.left, strip.right, strip.gain)
             total += tally
         put(target, out.data, job.start + strip.first * width)
     for row, values in tokens(entry, job.rows):

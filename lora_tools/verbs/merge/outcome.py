@@ -6,14 +6,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_tools.linalg.apply import Tally
+from lora_tools.linalg.tally import Tally
 from lora_tools.matching import Swap, listed
 from lora_tools.merging import Outcome, TensorPlan
 from lora_tools.names import collapse, template
-from lora_tools.report import Document, code, grouped, percent, section, size, table, total
-from lora_tools.text import joined, label
+from lora_tools.report import (
+    NONE,
+    Document,
+    code,
+    error,
+    grouped,
+    outcomes,
+    percent,
+    remarks,
+    section,
+    shape,
+    size,
+    span,
+    table,
+)
+from lora_tools.text import joined
 
-SCHEMA = "lora-tools/merge/1"
+SCHEMA = "lora-tools/merge/2"
 
 WORRYING = 0.05
 """The share of an update's norm that rounding may take before it is worth a warning."""
@@ -27,15 +41,15 @@ class MergeRow:
     shape: tuple[int, ...]
     dtype: str
     outcome: Outcome
-    modules: Mapping[str, float]
-    """What was added, and the scale times the weight that was asked for."""
+    module_scales: Mapping[str, float]
+    """The modules that were added, and the scale times the weight that was asked for."""
     norm: float
     """``||dW||_F``."""
     error: float
     """``||(W' - W) - dW||_F / ||dW||_F``: what rounding to the stored type took."""
-    moved: int
+    updated_elements: int
     """Elements whose update is not zero."""
-    lost: float
+    lost_to_rounding: float
     """The share of them that kept their value, because the update was below half a step."""
 
 
@@ -50,8 +64,8 @@ def row(entry: TensorPlan, tally: Tally) -> MergeRow:
         dict(entry.modules),
         norm,
         math.sqrt(tally.error) / norm if norm else 0.0,
-        tally.moved,
-        tally.lost / tally.moved if tally.moved else 0.0,
+        tally.updated,
+        tally.lost_to_rounding,
     )
 
 
@@ -80,7 +94,7 @@ class Merged(Document):
     @property
     def error(self) -> float:
         """The share of the norm of all updates that rounding took."""
-        return total((row.norm, row.error) for row in self.rows)
+        return error(self.rows)
 
     @property
     def lost(self) -> float:
@@ -95,13 +109,13 @@ class Merged(Document):
         kinds = ", ".join(sorted({row.dtype for row in self.rows if row.norm}))
         return (
             f"rounding to {kinds} took {percent(self.error)} of the update, and"
-            f" {percent(self.lost)} of its elements changed nothing: the update is fine"
+            f" {percent(self.lost)} of its elements were lost to it: the update is fine"
             " compared with the steps of the type. Write a wider one (--dtype float32), or serve"
             " the adapter unmerged."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data, in the schema that `docs/report.md` describes."""
+        """Return the report as plain data, as `report.schemas` describes it."""
         return {
             "schema": SCHEMA,
             "command": "merge",
@@ -110,13 +124,10 @@ class Merged(Document):
             "arguments": self.arguments,
             "totals": {
                 "tensors": len(self.rows) + self.copied,
-                "copied": self.copied,
-                "merged": sum(row.outcome == "merged" for row in self.rows),
-                "replaced": sum(row.outcome == "replaced" for row in self.rows),
-                "cast": sum(row.outcome == "cast" for row in self.rows),
+                "outcomes": {**outcomes(self.rows), "copied": self.copied},
                 "error": self.error,
                 "lost_to_rounding": self.lost,
-                "bytes": self.nbytes,
+                "bytes_after": self.nbytes,
                 "shards": self.shards,
                 "resumed_shards": self.resumed,
                 "seconds": round(self.seconds, 3),
@@ -141,7 +152,7 @@ class Merged(Document):
         lines = [_line(collapse([row.tensor for row in group]), group) for group in groups]
         lines.append(_line(f"total of {len(rows)} tensors", rows))
         lines[-1][1:4] = ["", "", ""]
-        headers = ("tensor", "shape", "dtype", "", "scale", "rounding error", "lost to rounding")
+        headers = ("tensor", "shape", "dtype", "outcome", "scale", "error", "lost to rounding")
         return table(lines, headers, style)
 
     def summary(self) -> str:
@@ -149,12 +160,12 @@ class Merged(Document):
         cast = sum(row.outcome == "cast" for row in self.rows)
         rest = f", {cast} others rounded to another type" if cast else ""
         lines = [
-            f"rounding took {percent(self.error)} of the update;"
-            f" {percent(self.lost)} of its elements changed nothing",
+            f"error {percent(self.error)} as written: what rounding took of the update;"
+            f" {percent(self.lost)} of its elements lost to rounding",
             f"{len(self.rows) - cast} tensors changed, {self.copied} copied byte for byte{rest}",
             f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s",
         ]
-        return joined([*lines, *self._remarks()])
+        return joined([*lines, *remarks(self.left_out, self.notes)])
 
     def to_text(self) -> str:
         """Return it for a terminal. The card does not say how often a merge was started."""
@@ -167,26 +178,18 @@ class Merged(Document):
             f"{self.copied} tensors copied byte for byte;"
             f" {size(self.nbytes)} in {self.shards} files"
         ]
-        return joined([*lines, *self._remarks()])
-
-    def _remarks(self) -> list[str]:
-        lines = [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
-        return [*lines, *(f"note: {note}" for note in self.notes)]
+        return joined([*lines, *remarks(self.left_out, self.notes)])
 
 
 def _line(title: str, rows: list[MergeRow]) -> list[str]:
-    scales = sorted({scale for row in rows for scale in row.modules.values()})
-    shown = [f"{scale:.4g}" for scale in scales]
     return [
         title,
-        "×".join(map(str, rows[0].shape)) if rows else "",
+        shape(rows[0].shape) if rows else "",
         rows[0].dtype if rows else "",
         rows[0].outcome if rows else "",
-        shown[0] if len(shown) == 1 else f"{shown[0]}–{shown[-1]}" if shown else "–",
-        percent(total((row.norm, row.error) for row in rows))
-        if any(row.norm for row in rows)
-        else "–",
-        percent(_lost(rows)) if any(row.moved for row in rows) else "–",
+        span({scale for row in rows for scale in row.module_scales.values()}, ".4g"),
+        percent(error(rows)) if any(row.norm for row in rows) else NONE,
+        percent(_lost(rows)) if any(row.updated_elements for row in rows) else NONE,
     ]
 
 
@@ -195,5 +198,6 @@ def _key(row: MergeRow) -> tuple[str, tuple[int, ...], str, str]:
 
 
 def _lost(rows: list[MergeRow]) -> float:
-    moved = sum(row.moved for row in rows)
-    return math.fsum(row.moved * row.lost for row in rows) / moved if moved else 0.0
+    updated = sum(row.updated_elements for row in rows)
+    lost = math.fsum(row.updated_elements * row.lost_to_rounding for row in rows)
+    return lost / updated if updated else 0.0

@@ -27,7 +27,7 @@ __all__ = [
     "record",
 ]
 
-SCHEMA = "lora-tools/push/1"
+SCHEMA = "lora-tools/push/2"
 
 State: TypeAlias = Literal["new", "changed", "unchanged"]
 
@@ -54,7 +54,7 @@ class PushPlan:
         return sum(self.package.digests[name].size for name in self.sends)
 
     def to_dict(self, pushed: "Pushed | None" = None) -> dict[str, Any]:
-        """Return plan and outcome in the schema that `docs/report.md` describes."""
+        """Return plan and outcome as `report.schemas` describes it."""
         package = self.package
         return {
             "schema": SCHEMA,
@@ -66,7 +66,7 @@ class PushPlan:
             "files": [
                 {
                     "file": name,
-                    "state": state,
+                    "outcome": state,
                     "bytes": package.digests[name].size,
                     "sha256": package.digests[name].sha256,
                 }

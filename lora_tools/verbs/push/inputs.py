@@ -19,21 +19,18 @@ def record(report: Path, inputs: Iterable[Location]) -> None:
     """
     document = read_object(report)
     document["inputs"] = [
-        {"path": str(path), "files": {file.name: sha256(file) for file in _files(path)}}
+        {"path": str(path), "file": file.name, "sha256": sha256(file)}
         for path in inputs
+        for file in _files(path)
     ]
     with staged_file(report, force="any", sources=[report]) as place:
         write_text(place, json_text(document) + "\n")
 
 
-def listed(report: Fields) -> list[tuple[str, str, str]]:
+def listed(report: Fields) -> list[tuple[str, ...]]:
     """Return the inputs that a report records: path, file and sha256."""
-    return [
-        (each.text("path") or "", name, files.text(name) or "")
-        for each in report.objects("inputs")
-        for files in (each.mapping("files"),)
-        for name in files.values
-    ]
+    fields = ("path", "file", "sha256")
+    return [tuple(each.text(field) or "" for field in fields) for each in report.objects("inputs")]
 
 
 def sha256(file: Location) -> str:

@@ -13,10 +13,10 @@ from lora_tools.matching import Prefixes, Swap, align, listed
 from lora_tools.merging import MergeOptions, MergePlan, TensorPlan, WeightedAdapter, general, plan
 from lora_tools.model import Model
 from lora_tools.names import collapse, template
-from lora_tools.report import Document, grouped, table
+from lora_tools.report import Document, grouped, outcomes, remarks, table
 from lora_tools.text import joined, label
 from lora_tools.verbs.verify.evidence import Evidence, VerifyJob, chunks, coarsest, examine
-from lora_tools.verbs.verify.verdict import MergeVerdict, Word, judge
+from lora_tools.verbs.verify.verdict import MergeVerdict, Outcome, judge
 
 __all__ = [
     "MergeOptions",
@@ -28,7 +28,7 @@ __all__ = [
     "verify",
 ]
 
-SCHEMA = "lora-tools/verify/1"
+SCHEMA = "lora-tools/verify/2"
 
 
 @dataclass(slots=True)
@@ -51,24 +51,19 @@ class Proof(Document):
         """Whether every tensor is what a merge may make of it."""
         return all(verdict.passed for verdict in self.verdicts) and not self.missing_files
 
-    @property
-    def counts(self) -> dict[Word, int]:
-        """How many tensors have each verdict."""
-        words = [verdict.word for verdict in self.verdicts]
-        return {word: words.count(word) for word in dict.fromkeys(words)}
-
     def to_dict(self) -> dict[str, Any]:
-        """Return the proof as plain data, in the schema that `docs/report.md` describes."""
+        """Return the proof as plain data, as `report.schemas` describes it."""
         return {
             "schema": SCHEMA,
+            "command": "verify",
             "merged": self.merged,
             "base": self.base,
             "adapters": [{"path": path, "weight": weight} for path, weight in self.adapters],
             "passed": self.passed,
-            "counts": self.counts,
-            "tensors": [asdict(v) for v in self.verdicts if v.word != "copied"],
+            "totals": {"tensors": len(self.verdicts), "outcomes": outcomes(self.verdicts)},
+            "tensors": [asdict(v) for v in self.verdicts if v.outcome != "copied"],
             "missing_files": list(self.missing_files),
-            "extra": list(self.extra),
+            "only_in_merged": list(self.extra),
             "left_out": dict(self.left_out),
             "prefixes": listed(self.prefixes),
         }
@@ -76,27 +71,28 @@ class Proof(Document):
     def table(self, style: str) -> str:
         """Return the verdicts as a table, what failed first."""
         lines = [
-            (collapse([v.tensor for v in group]), len(group), group[0].word, _detail(group))
-            for group in grouped((v for v in self.verdicts if v.word != "copied"), _key)
+            (collapse([v.tensor for v in group]), len(group), group[0].outcome, _reason(group))
+            for group in grouped((v for v in self.verdicts if v.outcome != "copied"), _key)
         ]
-        headers = ("tensor", "count", "verdict", "")
+        headers = ("tensor", "count", "outcome", "reason")
         return table(lines, headers, style)
 
     def summary(self) -> str:
         """Return how many tensors have each verdict, and what is missing or too many."""
-        counts = ", ".join(f"{count} {word}" for word, count in self.counts.items())
+        counts = ", ".join(
+            f"{count} {outcome}" for outcome, count in outcomes(self.verdicts).items()
+        )
         end = [f"{'passed' if self.passed else 'FAILED'}: {counts}"]
         end += [f"missing file: {label(name)}" for name in self.missing_files]
         if self.extra:
             names = ", ".join(map(label, self.extra[:5]))
             end.append(f"not in the base: {names} ({len(self.extra)} in all)")
-        end += [f"left out: {label(name)} ({why})" for name, why in self.left_out.items()]
-        end += [
-            f"note: {swap.sentence(label(path), 'the base')}"
+        notes = [
+            swap.sentence(label(path), "the base")
             for path, swaps in self.prefixes.items()
             for swap in swaps
         ]
-        return joined(end)
+        return joined([*end, *remarks(self.left_out, notes)])
 
 
 def verify(
@@ -129,8 +125,8 @@ def verify(
             proof.verdicts.append(MergeVerdict(key, "missing"))
         elif spec.shape != entry.spec.shape or not _comparable(spec, entry.spec):
             stated = f"{spec.dtype} {list(spec.shape)} instead of {entry.spec.dtype}"
-            word: Word = "untouched changed" if entry.plain else "different"
-            proof.verdicts.append(MergeVerdict(key, word, f"{stated} {list(entry.spec.shape)}"))
+            outcome: Outcome = "untouched changed" if entry.plain else "different"
+            proof.verdicts.append(MergeVerdict(key, outcome, f"{stated} {list(entry.spec.shape)}"))
         else:
             found[key] = replace(entry, spec=spec) if spec != entry.spec else entry
     jobs = _jobs(merge_plan, found, merged, prefix)
@@ -180,9 +176,9 @@ def _prefix(merge_plan: MergePlan, merged: Checkpoint) -> Prefixes:
 
 
 def _key(verdict: MergeVerdict) -> tuple[bool, str, str]:
-    return verdict.passed, verdict.word, template(verdict.tensor)
+    return verdict.passed, verdict.outcome, template(verdict.tensor)
 
 
-def _detail(group: list[MergeVerdict]) -> str:
-    details = list(dict.fromkeys(verdict.detail for verdict in group))
-    return details[0] if len(details) == 1 else f"{details[0]} and others"
+def _reason(group: list[MergeVerdict]) -> str:
+    reasons = list(dict.fromkeys(verdict.reason for verdict in group))
+    return reasons[0] if len(reasons) == 1 else f"{reasons[0]} and others"

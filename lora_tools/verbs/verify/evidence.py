@@ -1,6 +1,7 @@
 """Evidence: a merged tensor beside the sum that it should be, element by element."""
 
 from dataclasses import dataclass, replace
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from lora_tools.linalg.apply import normalise
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
+from lora_tools.linalg.tally import Tally, tally
 from lora_tools.merging import MergePlan, TensorPlan
 from lora_tools.merging.strips import Strip, by_columns, height, strips, tokens
 from lora_tools.shapes import Float
@@ -46,12 +48,10 @@ class Evidence(NamedTuple):
     """Elements that the base has, too."""
     due: int = 0
     """Elements that should differ from the base's."""
+    tally: Tally = Tally()
+    """What became of dW, over the parts that are not all equal; the next three likewise."""
     dot: float = 0.0
-    """``<M - W, dW>``, over the parts that are not all equal; the next three likewise."""
-    update: float = 0.0
-    """``||dW||_F ** 2``."""
-    change: float = 0.0
-    """``||M - W||_F ** 2``."""
+    """``<M - W, dW>``."""
     floor: float = 0.0
     """The sum of squared steps: 12 times what rounding alone leaves."""
     broken: int = 0
@@ -61,8 +61,7 @@ class Evidence(NamedTuple):
         """Return the evidence of both."""
         if not isinstance(other, Evidence):
             return NotImplemented
-        pairs: list[Any] = [mine + its for mine, its in zip(self, other, strict=True)]
-        return Evidence(*pairs)
+        return Evidence(*map(add, self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +207,8 @@ def _weigh(
         early_too + int(np.count_nonzero(merged == early)),
         kept,
         due,
+        tally(delta, change),
         float(change @ delta),
-        float(delta @ delta),
-        float(change @ change),
         float(step @ step),
         int(np.count_nonzero(broken)),
     )

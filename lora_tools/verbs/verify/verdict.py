@@ -7,7 +7,7 @@ from typing import Literal
 from lora_tools.merging import TensorPlan
 from lora_tools.verbs.verify.evidence import FEW, Evidence
 
-Word = Literal[
+Outcome = Literal[
     "copied",
     "exact",
     "rounding",
@@ -17,7 +17,7 @@ Word = Literal[
     "untouched changed",
     "missing",
 ]
-PASSED: frozenset[Word] = frozenset({"copied", "exact", "rounding"})
+PASSED: frozenset[Outcome] = frozenset({"copied", "exact", "rounding"})
 
 MOSTLY = 1 - 1e-4
 """The share of elements that have to agree with an explanation: float32 sums round a few away."""
@@ -31,15 +31,15 @@ class MergeVerdict:
     """What became of one tensor."""
 
     tensor: str
-    word: Word
-    detail: str = ""
-    factor: float | None = None
-    """The strength that fits best, as a multiple of the one expected."""
+    outcome: Outcome
+    reason: str = ""
+    strength: float | None = None
+    """What the update seems to be multiplied by, where one number explains the tensor."""
 
     @property
     def passed(self) -> bool:
         """Whether the tensor is what a merge may make of it."""
-        return self.word in PASSED
+        return self.outcome in PASSED
 
 
 def judge(entry: TensorPlan, evidence: Evidence, cast: str) -> MergeVerdict:
@@ -67,34 +67,38 @@ def judge(entry: TensorPlan, evidence: Evidence, cast: str) -> MergeVerdict:
 def _copy(entry: TensorPlan, e: Evidence) -> MergeVerdict:
     if e.equal == e.elements:
         return MergeVerdict(entry.key, "exact" if entry.source.adapter else "copied")
-    word: Word = "different" if entry.source.adapter else "untouched changed"
-    return MergeVerdict(entry.key, word, f"{e.elements - e.equal:,} of {e.elements:,} bytes differ")
+    outcome: Outcome = "different" if entry.source.adapter else "untouched changed"
+    return MergeVerdict(
+        entry.key, outcome, f"{e.elements - e.equal:,} of {e.elements:,} bytes differ"
+    )
 
 
 def _strength(entry: TensorPlan, e: Evidence) -> MergeVerdict | None:
     """Say with which strength an update was added, if any explains the tensor.
 
-    The least-squares factor f minimises ``||(M - W) - f dW||``. What is left has to be rounding: at
-    most half a step before and half a step after the sum, of variance step**2 / 12 each.
+    The least-squares strength f minimises ``||(M - W) - f dW||``. What is left has to be rounding:
+    at most half a step before and half a step after the sum, of variance step**2 / 12 each.
     """
     off = e.elements - e.equal - e.close - e.near
     few = off < FEW * e.elements  # too few for a strength: somebody changed single numbers
     dora = any(patch.dora for patch in entry.patches)
-    if few or dora or e.broken or not e.update or not e.floor:
+    update, error = e.tally.update, e.tally.error
+    if few or dora or e.broken or not update or not e.floor:
         return None
-    if not all(map(math.isfinite, (e.dot, e.update, e.change, e.floor))):
+    if not all(map(math.isfinite, (e.dot, update, error, e.floor))):
         return None  # squares that float64 cannot hold say nothing of a strength
-    factor = e.dot / e.update
-    rest = max(e.change - factor * e.dot, 0.0)
+    strength = e.dot / update
+    rest = max(error - (strength - 1) ** 2 * update, 0.0)
+    change = max(error + (2 * strength - 1) * update, 0.0)
     noise = e.floor / 12
-    if rest > 4 * noise + 1e-9 * e.change:
+    if rest > 4 * noise + 1e-9 * change:
         return None
-    if abs(factor - 1) < SURE * math.sqrt(noise / e.update):
+    if abs(strength - 1) < SURE * math.sqrt(noise / update):
         return None
     scales = set(entry.modules.values())
     if len(scales) == 1:
         scale = scales.pop()
-        seen = f"looks like scale {scale * factor:.4g} instead of {scale:.4g}"
+        seen = f"looks like scale {scale * strength:.4g} instead of {scale:.4g}"
     else:
-        seen = f"looks like {factor:.4g} times what was asked for"
-    return MergeVerdict(entry.key, "wrong strength", seen, factor)
+        seen = f"looks like {strength:.4g} times what was asked for"
+    return MergeVerdict(entry.key, "wrong strength", seen, strength)

@@ -76,7 +76,7 @@ def test_json_and_quiet_have_the_same_status(tmp_path):
     other = copy(tmp_path / "b", lora_alpha=16)
     done = run(PLAIN, other, "--json")
     data = json.loads(done.stdout)
-    assert (done.returncode, data["schema"], data["same"]) == (1, "lora-tools/diff/1", False)
+    assert (done.returncode, data["schema"], data["same"]) == (1, "lora-tools/diff/2", False)
     assert data["summary"] == ["B is 0.5 × A"]
     assert data["totals"]["relative_difference"] == pytest.approx(0.5)
     quiet = run(PLAIN, other, "--quiet")

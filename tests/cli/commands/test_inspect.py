@@ -82,7 +82,7 @@ def test_a_line_for_each_module():
 
 def test_json_is_what_the_schema_says():
     plain = json.loads(run("minilm-patterns", "--json").stdout)
-    assert plain["schema"] == "lora-tools/inspect/1"
+    assert plain["schema"] == "lora-tools/inspect/2"
     assert plain["ranks"] is None
     spectral = json.loads(run("minilm-patterns", "--json", "--spectrum").stdout)
     assert spectral.keys() == plain.keys()
@@ -106,7 +106,7 @@ def test_a_model_is_a_table_of_its_tensors(tmp_path):
     assert folder.stdout.partition("\n")[2] == file.stdout.partition("\n")[2]
     screens.check("inspect-model", screen(folder))
     document = json.loads(run("model", "--json", cwd=tmp_path).stdout)
-    assert document["schema"] == "lora-tools/tensors/1"
+    assert document["schema"] == "lora-tools/tensors/2"
     assert document["architecture"] == "BertModel"
     state = BertModel(config).state_dict()
     assert document["totals"]["tensors"] == len(state)

@@ -114,7 +114,7 @@ def test_what_changed_and_is_left_out_counts_in_the_whole_model(chgnet, tmp_path
     assert report.model_error == pytest.approx((left / sum(squares.values())) ** 0.5, rel=1e-4)
     names = {row.module: row.reason for row in report.rows if row.outcome == "left out"}
     assert names["mlp.layers.0"] == "--include, --exclude"
-    equal = sum(row.outcome == "equal" for row in report.rows)
+    equal = sum(row.outcome == "unchanged" for row in report.rows)
     assert equal == sum(torch.equal(before[name], after[name]) for name in before) == 8
 
 
@@ -176,7 +176,7 @@ def test_a_nan_is_named_and_skipped_if_asked(chgnet, tmp_path):
     report = run(
         chgnet[0], bad, tmp_path / "out", Fixed(4), ExtractOptions(skip_bad=True), resume=False
     )
-    assert [row.module for row in report.rows if row.outcome == "bad"] == ["mlp.layers.2"]
+    assert [row.module for row in report.rows if row.outcome == "not finite"] == ["mlp.layers.2"]
     assert len(report.extracted) == 49
 
 

@@ -193,7 +193,7 @@ def test_a_vocabulary_that_grew_asks_what_to_do(tmp_path):
     change = tuned["embed_tokens.weight"][:50] - base["embed_tokens.weight"]
     assert left["embed_tokens"].norm == pytest.approx(float(change.norm()), rel=1e-5)
     full = run(a, b, tmp_path / "full", options=ExtractOptions(embeddings="full"))
-    assert [row.module for row in full.rows if row.outcome == "full"] == ["embed_tokens"]
+    assert [row.module for row in full.rows if row.outcome == "carried"] == ["embed_tokens"]
     written = whole.state(tmp_path / "full")["base_model.model.embed_tokens.weight"]
     assert torch.equal(written, tuned["embed_tokens.weight"])
     assert any("53 in the tuned model" in note for note in full.notes)

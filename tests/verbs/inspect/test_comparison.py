@@ -45,16 +45,12 @@ def test_ratios_are_those_of_dense_matrices(name, dtype, base):
     document = compared(name, folder)
     prefixes = {module.name: module.key_prefix for module in read(FIXTURES / name).manifest.modules}
     for module in document["modules"]:
-        weight = weights[module["base"]["weight"]].double()
+        weight = weights[module["base_tensor"]].double()
         norm = float(deltas[prefixes[module["module"]]].norm())
-        assert module["base"]["norm"] == pytest.approx(float(weight.norm()), rel=1e-6)
-        assert module["base"]["ratio"] == pytest.approx(norm / float(weight.norm()), rel=1e-5)
-    assert document["base"] == {
-        "path": str(folder),
-        "prefixes": [],
-        "missing": [],
-        "misshapen": [],
-    }
+        assert module["base_norm"] == pytest.approx(float(weight.norm()), rel=1e-6)
+        assert module["relative_norm"] == pytest.approx(norm / float(weight.norm()), rel=1e-5)
+    assert document["base"] == str(folder)
+    assert document["prefixes"] == document["unmatched"] == document["misshapen"] == []
     specs = weights.specs.values()
     assert document["totals"]["base_params"] == sum(spec.numel for spec in specs)
     assert document["totals"]["base_bytes"] == sum(spec.nbytes for spec in specs)
@@ -64,23 +60,23 @@ def test_what_does_not_fit_is_named(base):
     key = "encoder.layer.2.attention.self.query.weight"
     folder = base("minilm-plain", torch.float32, **{key: torch.ones(3, 5)})
     document = compared("minilm-plain", folder)
-    assert document["base"]["misshapen"] == [
+    assert document["misshapen"] == [
         {
             "module": key.removesuffix(".weight"),
-            "weight": key,
-            "shape": [3, 5],
-            "expected": [384, 384],
+            "shape": [384, 384],
+            "base_tensor": key,
+            "base_shape": [3, 5],
         }
     ]
-    described = {module["module"]: module["base"] for module in document["modules"]}
+    described = {module["module"]: module["base_tensor"] for module in document["modules"]}
     assert described[key.removesuffix(".weight")] is None
 
 
 def test_another_model_holds_no_module(base):
     folder = base("gpt2-conv1d", torch.float32)
     document = compared("minilm-plain", folder)
-    assert len(document["base"]["missing"]) == len(document["modules"])
-    assert all(module["base"] is None for module in document["modules"])
+    assert len(document["unmatched"]) == len(document["modules"])
+    assert all(module["base_tensor"] is None for module in document["modules"])
 
 
 def test_packed_numbers_have_no_norm(base):
@@ -88,7 +84,8 @@ def test_packed_numbers_have_no_norm(base):
     packed = torch.ones(384, 384, dtype=torch.uint8)
     document = compared("minilm-plain", base("minilm-plain", torch.float32, **{key: packed}))
     (module,) = (m for m in document["modules"] if m["module"] == key.removesuffix(".weight"))
-    assert module["base"] == {"weight": key, "norm": None, "ratio": None}
+    assert module["base_tensor"] == key
+    assert module["base_norm"] is None is module["relative_norm"]
 
 
 def test_the_base_that_an_adapter_names_is_not_looked_at(base, tmp_path):

@@ -9,7 +9,7 @@ from lora_tools import inspect, read
 
 def test_every_module_is_described_from_headers_alone(adapter_path):
     data = json.loads(json.dumps(inspect(read(adapter_path)).to_dict()))
-    assert data["schema"] == "lora-tools/inspect/1"
+    assert data["schema"] == "lora-tools/inspect/2"
     assert data["format"] == "peft"
     dense = reference.deltas(adapter_path)
     tensors = reference.load(adapter_path)[0]

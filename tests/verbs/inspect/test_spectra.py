@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_dense_update(adapter_path):
         for field in ("norm", "sigma_max", "stable_rank", "effective_rank"):
             assert figures[field] == pytest.approx(wanted[field], rel=1e-5), field
         assert len(figures["sigma"]) == module.rank
-        for share, rank in figures["ranks"].items():
+        for share, rank in figures["energy_ranks"].items():
             kept = rank // module.groups
             energy = np.concatenate([[0.0], wanted["energy"]])
             assert energy[kept] >= float(share) - 1e-9
@@ -75,34 +75,38 @@ def test_figures_are_those_of_the_dense_update(adapter_path):
 def test_every_offer_is_what_shrink_then_does(adapter_path):
     adapter = read(adapter_path)
     uniform_ranks = spectral(adapter_path)["ranks"]
-    ranks = [uniform["rank"] for uniform in uniform_ranks]
+    ranks = [uniform["rank_after"] for uniform in uniform_ranks]
     assert ranks == sorted(ranks)
     assert ranks[-1] == max(module.r for module in adapter.manifest.modules)
-    assert uniform_ranks[-1]["error"] < 1e-6
+    assert uniform_ranks[-1]["optimal_error"] < 1e-6
     for uniform in uniform_ranks:
-        result = shrink(adapter, Fixed(uniform["rank"]))
+        result = shrink(adapter, Fixed(uniform["rank_after"]))
         report = result.report("shrink")
         rows = list(report.watch(result))
         assert len(rows) == len(adapter)
-        assert result.layout.size == uniform["bytes"]
-        assert report.optimal_error == pytest.approx(uniform["error"], abs=1e-9)
+        assert result.layout.size == uniform["bytes_after"]
+        assert report.optimal_error == pytest.approx(uniform["optimal_error"], abs=1e-9)
         params = sum(spec.numel for spec in result.manifest.specs.values())
         shared = shrink(adapter, MaxParams(params)).report("shrink")
         list(shared.watch(shrink(adapter, MaxParams(params))))
         assert uniform["allocated_error"] == pytest.approx(
-            min(shared.optimal_error, uniform["error"]), abs=1e-9
+            min(shared.optimal_error, uniform["optimal_error"]), abs=1e-9
         )
 
 
 def test_a_suggestion_keeps_what_it_says():
     document = spectral(FIXTURES / "minilm-patterns")
     suggestion = document["suggestion"]
-    (uniform,) = (uniform for uniform in document["ranks"] if uniform["rank"] == suggestion["rank"])
-    assert suggestion["energy"] == pytest.approx(1 - uniform["error"] ** 2)
+    (uniform,) = (
+        uniform
+        for uniform in document["ranks"]
+        if uniform["rank_after"] == suggestion["rank_after"]
+    )
+    assert suggestion["energy"] == pytest.approx(1 - uniform["optimal_error"] ** 2)
     assert suggestion["energy"] >= 0.99
-    assert suggestion["command"].endswith(f"--rank {uniform['rank']}")
-    smaller = [other for other in document["ranks"] if other["rank"] < uniform["rank"]]
-    assert all(1 - other["error"] ** 2 < 0.99 for other in smaller)
+    assert suggestion["arguments"].endswith(f"--rank {uniform['rank_after']}")
+    smaller = [other for other in document["ranks"] if other["rank_after"] < uniform["rank_after"]]
+    assert all(1 - other["optimal_error"] ** 2 < 0.99 for other in smaller)
 
 
 def test_no_rank_is_suggested_where_none_is_enough():
@@ -138,7 +142,7 @@ def test_a_module_of_zeros_has_no_ranks(tmp_path):
     document = spectral(changed(tmp_path, clear))
     (zero,) = (m["spectrum"] for m in document["modules"] if m["spectrum"]["state"] == "zero")
     assert zero["norm"] == 0.0
-    assert zero["ranks"] is None
+    assert zero["energy_ranks"] is None
     assert zero["stable_rank"] is None
     assert document["ranks"]
 

@@ -39,7 +39,7 @@ def made(tmp_path: Path, dtype=torch.bfloat16, folder: Path = PLAIN, weight=1.0)
 
 
 def words(proof: Proof) -> dict[str, str]:
-    return {verdict.tensor: verdict.word for verdict in proof.verdicts}
+    return {verdict.tensor: verdict.outcome for verdict in proof.verdicts}
 
 
 def edit(folder: Path, key: str, change) -> None:
@@ -74,13 +74,13 @@ def test_merges_by_peft_pass_and_are_named(dtype, safe, tmp_path):
     dense.save_base(tmp_path / "theirs", dense.state_of(theirs), dtype)
     proof = prove(tmp_path / "theirs", base)
     assert proof.passed
-    changed = [verdict for verdict in proof.verdicts if verdict.word != "copied"]
+    changed = [verdict for verdict in proof.verdicts if verdict.outcome != "copied"]
     assert len(changed) == 12
     if safe and dtype != torch.float32:
-        assert {verdict.word for verdict in changed} == {"rounding"}
-        assert all("as PEFT does" in verdict.detail for verdict in changed)
+        assert {verdict.outcome for verdict in changed} == {"rounding"}
+        assert all("as PEFT does" in verdict.reason for verdict in changed)
     else:  # in place, the sum of a narrow and a wide tensor is rounded once
-        assert {verdict.word for verdict in changed} == {"exact"}
+        assert {verdict.outcome for verdict in changed} == {"exact"}
 
 
 def test_peft_adds_the_output_of_a_multi_head_attention_twice(tmp_path):
@@ -91,10 +91,10 @@ def test_peft_adds_the_output_of_a_multi_head_attention_twice(tmp_path):
     dense.save_base(tmp_path / "theirs", dense.state_of(theirs), torch.float32)
     proof = prove(tmp_path / "theirs", base, folder)
     by_name = {verdict.tensor: verdict for verdict in proof.verdicts}
-    assert by_name["attention.in_proj_weight"].word == "exact"
+    assert by_name["attention.in_proj_weight"].outcome == "exact"
     twice = by_name["attention.out_proj.weight"]
-    assert twice.word == "wrong strength"
-    assert twice.factor == pytest.approx(2, rel=1e-4)
+    assert twice.outcome == "wrong strength"
+    assert twice.strength == pytest.approx(2, rel=1e-4)
 
 
 def test_a_layer_that_was_not_merged_is_found(tmp_path):
@@ -112,11 +112,11 @@ def test_a_wrong_strength_is_found_and_measured(weight, dtype, tmp_path):
     base, out = made(tmp_path, dtype, weight=weight)
     proof = prove(out, base)
     failed = [verdict for verdict in proof.verdicts if not verdict.passed]
-    assert {verdict.word for verdict in failed} == {"wrong strength"}
+    assert {verdict.outcome for verdict in failed} == {"wrong strength"}
     assert len(failed) == 12
     for verdict in failed:
-        assert verdict.factor == pytest.approx(weight, rel=0.02)
-        assert "instead of 2" in verdict.detail
+        assert verdict.strength == pytest.approx(weight, rel=0.02)
+        assert "instead of 2" in verdict.reason
     assert prove(out, base, weight=weight).passed
 
 
@@ -180,10 +180,8 @@ def test_the_proof_is_data(tmp_path):
     base, out = made(tmp_path)
     proof = prove(out, base)
     data = json.loads(proof.to_json())
-    assert data["schema"] == "lora-tools/verify/1"
+    assert data["schema"] == "lora-tools/verify/2"
     assert data["passed"] is True
-    assert data["counts"] == {
-        "copied": len(data["tensors"]) and proof.counts["copied"],
-        "exact": 12,
-    }
+    untouched = len(proof.verdicts) - 12
+    assert data["totals"]["outcomes"] == {"copied": untouched, "exact": 12}
     assert "passed: " in proof.to_text()

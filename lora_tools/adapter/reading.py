@@ -1,46 +1,28 @@
-"""Adapters: read lazily from files, written atomically to folders."""
+"""Reading an adapter: its header and configuration now, each tensor when it is asked for."""
 
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.errors import (
-    CheckpointError,
-    FormatError,
-    LoraToolsError,
-    UnsupportedError,
-    some,
-)
+from lora_tools.adapter.finding import README, REPORT, configuration, tensor_file
+from lora_tools.adapter.stated import stated, unpacked
+from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.checkpoint import Checkpoint
-from lora_tools.files.disk import write_text
 from lora_tools.files.fingerprint import check_state, state
-from lora_tools.files.inputs import is_present
-from lora_tools.files.layout import Layout
-from lora_tools.files.location import Location, entries
-from lora_tools.files.objects import read_object
-from lora_tools.files.opening import INDEX, open_checkpoint
-from lora_tools.files.ours import REPORT as OURS
-from lora_tools.files.sides import SideFiles, carry, side_files
-from lora_tools.files.stamp import blank, stamp
-from lora_tools.files.writer import TensorWriter
+from lora_tools.files.location import Location
+from lora_tools.files.opening import open_checkpoint
+from lora_tools.files.sides import SideFiles, side_files
 from lora_tools.formats.base import Contents, Format
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.registry import FORMATS, detected, format_named, known
+from lora_tools.formats.registry import detected, format_named
 from lora_tools.formats.rotary import Paired
 from lora_tools.formats.wrapped import unwrapped_names
-from lora_tools.text import config_text
 
 if TYPE_CHECKING:
     from lora_tools.update import Update
-
-REPORT = OURS
-README = "README.md"
-QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
@@ -64,7 +46,7 @@ class Adapter(Mapping[str, "Update"]):
     @cached_property
     def address(self) -> Address:
         """How another process reads it, in less than 4 kB."""
-        base, strict = _stated(self.manifest.base), not self.manifest.problems
+        base, strict = stated(self.manifest.base), not self.manifest.problems
         where = (self.path.absolute(), self.format.name, strict, base, self.alpha, self.state)
         return Address(_read_again, where)
 
@@ -155,9 +137,9 @@ def read(
 ) -> Adapter:
     """Read an adapter's header and configuration; no tensor is read before it is used.
 
-    ``path`` is a folder or a file; ``format`` is the name of the format, where it is not to be
-    recognised. ``base`` is the configuration of its base model and ``alpha`` its alpha, for formats
-    whose files do not say enough. An adapter whose tensors contradict its configuration is read
+    ``path`` is a folder or a file; ``format`` is the name of the format, which overrides detection.
+    ``base`` is the configuration of its base model and ``alpha`` its alpha, for formats whose files
+    do not say enough. An adapter whose tensors contradict its configuration is read
     only if not ``strict``, to be looked at: its manifest lists the problems.
 
     Raises `CheckpointError` if the file is missing or damaged, `FormatError` if the adapter
@@ -165,15 +147,17 @@ def read(
     matrices.
     """
     path = Path(path) if isinstance(path, str) else path
-    file = _tensor_file(path)
+    file = tensor_file(path)
     tensors = _unwrapped(open_checkpoint(file))
-    config, adapter_format = _config(file.parent), format_named(format) if format else None
+    config, adapter_format = configuration(file.parent), format_named(format) if format else None
     try:
         _check_gathered(tensors)
         adapter_format = adapter_format or detected(
-            tensors.specs, config, partial(_config, file.parent), file.name
+            tensors.specs, config, partial(configuration, file.parent), file.name
         )
-        config = _config(file.parent, adapter_format) if adapter_format.config_file else config
+        config = (
+            configuration(file.parent, adapter_format) if adapter_format.config_file else config
+        )
         contents = Contents(tensors.specs, config, tensors.metadata, tensors.scalars, base, alpha)
         manifest = adapter_format.read(contents)
         notes = (*tensors.notes, *manifest.notes, *_idle(adapter_format, contents))
@@ -189,8 +173,7 @@ def _read_again(
     path: Location, format: str, strict: bool, base: bytes | None, alpha: float | None, before: str
 ) -> Adapter:
     """Read an adapter that another process has read: what is sound there is to be so here."""
-    config = None if base is None else json.loads(zlib.decompress(base))
-    adapter = read(path, format, strict=strict, base=config, alpha=alpha)
+    adapter = read(path, format, strict=strict, base=unpacked(base), alpha=alpha)
     check_state(path, adapter.state, before)
     return adapter
 
@@ -224,105 +207,6 @@ def _check_gathered(tensors: Checkpoint) -> None:
 def _state(format: Format, tensors: Checkpoint) -> str:
     config = format.config_file
     return tensors.state + (state([tensors.path.parent / config]) if config else "")
-
-
-def _stated(config: Mapping[str, Any] | None) -> bytes | None:
-    """Return what formats ask a base's configuration for, small: its numbers and its names."""
-    return None if config is None else _packed(json.dumps(_plain(config), default=str))
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out tables (labels, quantised layers), which grow; keep those of models within it."""
-    sections = {k: _plain(v) for k, v in config.items() if _is_model(k, v)}
-    return {k: v for k, v in config.items() if not isinstance(v, Mapping)} | sections
-
-
-def _is_model(key: str, value: object) -> bool:
-    return isinstance(value, Mapping) and key.endswith("_config") and key not in QUANTISED
-
-
-@lru_cache(maxsize=8)
-def _packed(text: str) -> bytes:
-    """Return one object for one text, which a job with several adapters pickles once."""
-    return zlib.compress(text.encode())
-
-
-def write(
-    folder: Path,
-    manifest: Manifest,
-    updates: Iterable[tuple[str, "Update"]],
-    *,
-    like: Adapter,
-    format: Format | None = None,
-    name: str | None = None,
-) -> None:
-    """Fill an empty folder with a complete adapter, in ``format`` or in that of ``like``.
-
-    ``manifest`` fixes the layout of the file before the first update is computed; ``updates``
-    may come in any order. Other tensors and side files are copied from ``like``; with ``name``,
-    nothing but the file of that name is written. Use `staged` for a folder that appears only when
-    it is whole.
-    """
-    format = format or like.format
-    manifest = replace(manifest, metadata=blank(manifest.metadata))
-    plan = laid_out(format, manifest)
-    modules = {module.name: module for module in manifest.modules}
-    target = folder / (name or tensor_name(format, like))
-    with TensorWriter(target, plan) as file:
-        for extra in manifest.extras:
-            file[extra.key] = like.tensors.arrays[extra.key]
-        for module, update in updates:
-            for key, tensor in format.tensors(modules[module], update).items():
-                file[key] = tensor
-    stamp(target, manifest.specs, manifest.metadata)
-    if format.config_file:
-        write_text(folder / format.config_file, config_text(manifest.config))
-    for side in () if name else like.side_files().carried:
-        if not (folder / side.name).exists():
-            carry(side, folder / side.name)
-
-
-def tensor_name(format: Format, like: Adapter) -> str:
-    """Return what a format calls its file: its own name for it, or else that of the source."""
-    own = format.files[0] if format.files else ""
-    return own or Path(like.tensors.path.name).with_suffix(format.container.suffix).name
-
-
-def laid_out(format: Format, manifest: Manifest) -> Layout:
-    """Return where every tensor will be in the file that a format writes."""
-    return format.container.layout(manifest.specs, manifest.metadata)
-
-
-def _tensor_file(path: Location) -> Location:
-    if not path.is_dir():
-        if not is_present(path):
-            raise CheckpointError(f"{path}: no such file or folder")
-        return path
-    for format in known():
-        for name in format.files:
-            if (path / name).is_file():
-                return path / name
-    patterns = (f"*{INDEX}", "*.safetensors", "*.gguf")
-    found = next(filter(None, (entries(path, pattern) for pattern in patterns)), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = some(file.name for file in found)
-        raise CheckpointError(f"{path}: more than one tensor file: {names}").hint(
-            "Name the one that is meant."
-        )
-    raise CheckpointError(f"{path}: holds no adapter").hint(
-        f"Expected {', '.join(name for format in known() for name in format.files)}."
-    )
-
-
-def _config(folder: Location, own: Format | None = None) -> Mapping[str, Any] | None:
-    """Return the configuration of a format, or else the one that a neighbour of it left there."""
-    for format in (*([own] if own else []), *FORMATS):
-        file = folder / format.config_file if format.config_file else None
-        if file and is_present(file):
-            return read_object(file, FormatError)
-    return None
 
 
 def _idle(format: Format, contents: Contents) -> Iterator[str]:
