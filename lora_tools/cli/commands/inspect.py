@@ -1,6 +1,7 @@
 """lora-tools inspect: show what is in an adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def command(
         _write_page(document, html, found, force=force)
     if plot:
         _draw(document, plot, found, force=force)
-    _show(document, to_text(document, full=full), result.judgements, as_json=as_json)
+    _show(document, partial(to_text, full=full), result.judgements, as_json=as_json)
     return _verdict(result.judgements) or (1 if document["problems"] else 0)
 
 
@@ -170,11 +171,16 @@ def _nothing_to_draw(listing: Listing) -> UnsupportedError:
 
 
 def _show(
-    document: dict[str, Any], text: str, judgements: "Sequence[Judgement]", *, as_json: bool
+    document: dict[str, Any],
+    text_of: Callable[[dict[str, Any]], str],
+    judgements: "Sequence[Judgement]",
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
         show_json(document)
         return
+    text = text_of(document)
     if judgements:
         from lora_tools.runtimes import to_text as verdicts_text  # as above
 
@@ -189,7 +195,7 @@ def _verdict(judgements: "Sequence[Judgement]") -> int:
 
 def _list(listing: Listing, *, as_json: bool) -> int:
     document = listing.to_dict()
-    _show(document, listing_text(document), listing.judgements, as_json=as_json)
+    _show(document, listing_text, listing.judgements, as_json=as_json)
     if not listing.is_adapter:
         return 0
     if listing.unreadable:
