@@ -20,8 +20,8 @@ HUB = {"huggingface_hub", "httpx2", "lora_tools.hub.reading", "lora_tools.verbs.
 FAMILIES = {"lora_tools.architectures.families.llama"}
 """One of them: they come all at once."""
 RUNTIMES = {"lora_tools.runtimes"}
-PUBLISHING = {"lora_tools.cli.publication", "tempfile"}
-SLOW = {"email", "importlib.metadata", "socket", "statistics", "yaml", "zipfile"}
+PUBLISHING = {"lora_tools.cli.publication"}
+SLOW = {"tempfile", "email", "importlib.metadata", "socket", "statistics", "yaml", "zipfile"}
 """Modules of Python and of others that take as long as a header to read. A table, which is
 tabulate's, brings some of them: `--json` has none."""
 
@@ -94,7 +94,4 @@ def test_a_merge_by_name_into_a_model_without_a_head_needs_no_family(models, tmp
 def test_adapters_that_are_rewritten_or_compared_need_no_family_and_no_runtime(tmp_path):
     for arguments in (("shrink", PLAIN, tmp_path / "out", "--rank", 4), ("diff", PLAIN, PLAIN)):
         found = imported(tmp_path / "modules", *arguments)
-        assert (
-            sorted(found & (DRAWING | HUB | FAMILIES | RUNTIMES | {"lora_tools.cli.publication"}))
-            == []
-        )
+        assert sorted(found & (DRAWING | HUB | FAMILIES | RUNTIMES | PUBLISHING)) == []
