@@ -21,7 +21,7 @@ FAMILIES = {"lora_tools.architectures.families.llama"}
 """One of them: they come all at once."""
 RUNTIMES = {"lora_tools.runtimes"}
 PUBLISHING = {"lora_tools.cli.publication"}
-SLOW = {"tempfile", "email", "importlib.metadata", "socket", "statistics", "yaml", "zipfile"}
+SLOW = {"email", "importlib.metadata", "socket", "statistics", "yaml", "zipfile"}
 """Modules of Python and of others that take as long as a header to read. A table, which is
 tabulate's, brings some of them: `--json` has none."""
 
