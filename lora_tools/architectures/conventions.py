@@ -20,6 +20,15 @@ RENAMED = ((".mlp.", ".block_sparse_moe."), (".mlp.", ".feed_forward."))
 TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text"})
 """Models whose stacked experts are stored as (expert, in, out)."""
 
+PEFT_TRANSPOSED = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
+"""Those of which PEFT knows it (transformers' ``is_transposed``), and so reads A as the input."""
+STACKED_LAYERS = frozenset({"input_linear", "output_linear"})
+"""Layers that stack the matrices of experts in their weight."""
+ROUTERS = frozenset({"gate", "router"})
+"""Layers beside experts that choose among them."""
+DEPTHWISE = frozenset({"conv1d", "dwconv", "depthwise_conv", "conv_depth"})
+"""Convolutions with a group for each channel, which no shape tells for sure."""
+
 EMBEDDINGS = frozenset(
     {
         "embed_in",

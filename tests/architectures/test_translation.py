@@ -190,7 +190,7 @@ def test_parts_stand_in_the_order_of_the_table_whatever_the_files():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "said"),
+    ("sizes", "stated"),
     [
         (
             {"attn.to_q": Dimensions(12, 12), "attn.to_k": Dimensions(8, 12)},
@@ -267,7 +267,7 @@ def test_names_of_tensors_may_differ():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "said"),
+    ("name", "size", "stated"),
     [
         ("final_layer.adaLN_modulation.1", Dimensions(9, 8), "9 rows are not two halves"),
         ("mixins.adaln_layer.adaLN_modulations.3.1", Dimensions(9, 8), "9 rows are not those of"),

@@ -21,7 +21,7 @@ from lora_tools.verbs.extract.keep import Keep, identity, note, open_keep
 from lora_tools.verbs.extract.options import ExtractOptions
 from lora_tools.verbs.extract.plan import ExtractPlan, Item, make_plan
 from lora_tools.verbs.extract.ranks import ChosenRanks, choose, fixed, headroom
-from lora_tools.verbs.extract.rows import ExtractReport, ExtractRow
+from lora_tools.verbs.extract.rows import Compared, ExtractReport, ExtractRow, UnmatchedRow
 from lora_tools.verbs.extract.tasks import (
     ExtractJob,
     LoadedJob,
@@ -112,8 +112,11 @@ class Extraction:
             params=sum(spec.numel for spec in manifest.specs.values()),
             nbytes=output.plan_file(manifest).size,
             notes=(*self.plan.pairs.notes, *_notes(self.plan, ordered)),
-            only_base=self.plan.pairs.only_base,
-            only_tuned=self.plan.pairs.only_tuned,
+            unmatched=[
+                UnmatchedRow(each.name, each.side, each.spec.shape, each.spec.numel, each.reason)
+                for each in self.plan.pairs.unmatched
+            ],
+            compared=Compared(*(_compared(self.plan, side) for side in ("base", "tuned"))),
         )
 
     def _at_fixed(self, policy: Fixed) -> dict[int, FinishedItem]:
@@ -232,8 +235,8 @@ def _expected(jobs: Iterable[ExtractJob]) -> Iterator[ExtractJob]:
     """Pass jobs on to an executor, which takes them ahead of time: their weights are read ahead."""
     for job in jobs:
         (old, new), pair = job.plan.weights, job.item.pair
-        old[pair.base].expect()
-        new[pair.tuned].expect()
+        for weight in (*pair.base.weights(old), *pair.tuned.weights(new)):
+            weight.expect()
         yield job
 
 
@@ -250,6 +253,14 @@ def _as_in_base(
     order = {pair.name: number for number, pair in enumerate(plan.pairs.both)}
     pairs = sorted(zip(items, rows, strict=True), key=lambda both: order[both[0].pair.name])
     return [row for _, row in pairs]
+
+
+def _compared(plan: ExtractPlan, side: str) -> float:
+    """Return the share of a model's parameters that is compared with the other's."""
+    weights = plan.weights[side == "tuned"]
+    whole = sum(spec.numel for spec in weights.specs.values())
+    rest = sum(each.spec.numel for each in plan.pairs.unmatched if each.side == side)
+    return 1 - rest / whole if whole else 1.0
 
 
 def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:

@@ -72,13 +72,15 @@ def save_whole(plan: ExtractPlan, item: Item, keep: Keep) -> str:
     """
     name = _whole_name(item)
     if keep.load(name) is None:
-        keep.save(name, {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned)}, {})
+        keep.save(name, {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned.key)}, {})
     return name
 
 
 def _whole(plan: ExtractPlan, item: Item, keep: Keep) -> np.ndarray:
     kept = keep.load(_whole_name(item))
-    return plan.tuned.tensors.bytes_of(item.pair.tuned) if kept is None else kept.arrays["bytes"]
+    return (
+        plan.tuned.tensors.bytes_of(item.pair.tuned.key) if kept is None else kept.arrays["bytes"]
+    )
 
 
 def _whole_name(item: Item) -> str:

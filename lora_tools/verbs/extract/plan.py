@@ -67,7 +67,8 @@ class ExtractPlan:
     def files(self, item: Item) -> set[Path]:
         """Return the files that an item is read from."""
         old, new = self.weights
-        return old[item.pair.base].files | new[item.pair.tuned].files
+        weights = [*item.pair.base.weights(old), *item.pair.tuned.weights(new)]
+        return {path for weight in weights for path in weight.files}
 
     @property
     def precision(self) -> Precision:
@@ -109,7 +110,7 @@ class ExtractPlan:
     def unchanged(self) -> set[str]:
         """Every module of the base that has tensors, and those that hold them."""
         names: set[str] = set()
-        for key in self.base.tensors:
+        for key in self.pairs.names:
             parts = key.split(".")[:-1]
             names |= {".".join(parts[:stop]) for stop in range(1, len(parts) + 1)}
         return names
@@ -127,7 +128,9 @@ def make_plan(base: Model, tuned: Model, options: ExtractOptions) -> ExtractPlan
     )
     weights = base_of(base, remedy), base_of(tuned, remedy)
     pairs = match(*weights)
-    ordered = sorted(pairs.both, key=lambda pair: weights[1][pair.tuned].position)
+    ordered = sorted(
+        pairs.both, key=lambda pair: min(each.position for each in pair.tuned.weights(weights[1]))
+    )
     items = tuple(_item(number, pair, weights[1], options) for number, pair in enumerate(ordered))
     _check_patterns(items, tuned, options)
     grown = [item for item in items if item.pair.grown and item.treatment == "lora"]
@@ -157,7 +160,8 @@ def _item(number: int, pair: WeightPair, tuned: Base, options: ExtractOptions) -
     if treatment == "skip":
         reason = "--include, --exclude"
         if options.selects(name):
-            reason = "--embeddings skip" if pair.place else "no LoRA can hold it: --small skip"
+            why = pair.why or "no LoRA can hold it"
+            reason = "--embeddings skip" if pair.place else f"{why}: --small skip"
         return Item(number, pair, "skip", reason)
     return Item(number, pair, treatment, "")
 
@@ -165,7 +169,7 @@ def _item(number: int, pair: WeightPair, tuned: Base, options: ExtractOptions) -
 def _storable(pair: WeightPair, tuned: Base) -> bool:
     module, _, _ = pair.name.rpartition(".")
     known = pair.name.endswith((WEIGHT, BIAS)) and bool(module)
-    return known and tuned[pair.tuned].whole  # a scale would be lost
+    return known and pair.tuned.is_whole and tuned[pair.tuned.key].whole  # a scale would be lost
 
 
 def _check_patterns(items: tuple[Item, ...], tuned: Model, options: ExtractOptions) -> None:

@@ -42,6 +42,26 @@ class ExtractRow:
     """Passes over ``ΔW`` that the method took."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnmatchedRow:
+    """A tensor of one model that was compared with none of the other."""
+
+    tensor: str
+    side: str
+    """``base`` or ``tuned``."""
+    shape: tuple[int, ...]
+    params: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How much of two models an extraction has compared: the shares of their parameters."""
+
+    base: float = 1.0
+    tuned: float = 1.0
+
+
 @dataclass(slots=True)
 class ExtractReport(Document):
     """What an extraction did."""
@@ -56,8 +76,8 @@ class ExtractReport(Document):
     nbytes: int = 0
     """Size of the adapter's tensor file."""
     notes: Sequence[str] = ()
-    only_base: Sequence[str] = ()
-    only_tuned: Sequence[str] = ()
+    unmatched: Sequence[UnmatchedRow] = ()
+    compared: Compared = field(default_factory=Compared)
     arguments: str = ""
     seconds: float = 0.0
     """Not in the file: the same inputs give the same bytes."""
@@ -78,7 +98,10 @@ class ExtractReport(Document):
 
     @property
     def model_error(self) -> float:
-        """Relative error of the whole model: what changed and was left out counts in full."""
+        """Relative error of all that was compared: what changed and was left out counts in full.
+
+        Nothing is known of the change of what is in one model only.
+        """
         losses = {"extracted": None, "full": 0.0, "left out": 1.0}
         rows = [row for row in self.rows if row.outcome in losses]
         errors = [row.error if row.outcome == "extracted" else losses[row.outcome] for row in rows]
@@ -103,6 +126,8 @@ class ExtractReport(Document):
                 "optimal_error_lower_bound": self.bound,
                 "energy": _energy(self.extracted),
                 "whole_model_error": self.model_error,
+                "unmatched": len(self.unmatched),
+                "compared": asdict(self.compared),
                 "relative_norm": _relative(self.extracted),
                 "params": self.params,
                 "bytes": self.nbytes,
@@ -112,8 +137,7 @@ class ExtractReport(Document):
             "left_out": [asdict(row) for row in named["left out"]],
             "equal": [row.module for row in named["equal"]],
             "bad": [row.module for row in named["bad"]],
-            "only_in_base": list(self.only_base),
-            "only_in_tuned": list(self.only_tuned),
+            "unmatched": [asdict(row) for row in self.unmatched],
             "notes": list(self.notes),
         }
 
@@ -131,7 +155,7 @@ class ExtractReport(Document):
         lines = [
             f"error {percent(self.error)} as written; no adapter of these ranks has less than"
             f" {percent(self.bound)} (but for a chance of {self.chance:.0e})",
-            f"error of the whole model {percent(self.model_error)}, all that changed counted",
+            self._whole(),
             f"{self.params:,} parameters, {size(self.nbytes)}, {self.seconds:.1f} s",
         ]
         equal = self._named("equal")
@@ -150,12 +174,25 @@ class ExtractReport(Document):
         bad = self._named("bad")
         if bad:
             lines.append(f"NaN or Inf, skipped: {_names(bad)}")
-        for title, names in (("base", self.only_base), ("tuned model", self.only_tuned)):
-            if names:
-                lines.append(
-                    f"only in the {title}: {len(names)} tensors, such as {label(names[0])}"
-                )
+        for side in ("base", "tuned"):
+            found = [row for row in self.unmatched if row.side == side]
+            for reason in dict.fromkeys(row.reason for row in found):
+                names = [row.tensor for row in found if row.reason == reason]
+                title = "the base" if side == "base" else "the tuned model"
+                lines.append(f"unmatched in {title} ({label(reason)}): {_listed(names)}")
         return joined([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def _whole(self) -> str:
+        """Return what the error of the model is, and of how much of it."""
+        if not self.unmatched:
+            return f"error of the whole model {percent(self.model_error)}, all that changed counted"
+        params = sum(row.params for row in self.unmatched)
+        return (
+            f"error of what both models have {percent(self.model_error)}, all that changed there"
+            f" counted: {percent(self.compared.base)} of the base's parameters and"
+            f" {percent(self.compared.tuned)} of the tuned model's; {len(self.unmatched)} unmatched"
+            f" tensors of {params:,} parameters are in no error"
+        )
 
     def _named(self, outcome: str) -> list[ExtractRow]:
         return [row for row in self.rows if row.outcome == outcome]
@@ -204,6 +241,13 @@ def _share(rows: Sequence[ExtractRow], every: Sequence[ExtractRow]) -> float:
 
 
 def _names(rows: Sequence[ExtractRow]) -> str:
-    groups = [collapse([row.module for row in same]) for same in grouped(rows, _key)]
+    return _some([collapse([row.module for row in same]) for same in grouped(rows, _key)])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return _some([collapse(same) for same in grouped(names, template)])
+
+
+def _some(groups: Sequence[str]) -> str:
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return ", ".join(map(label, groups[:5])) + more
