@@ -26,8 +26,10 @@ STACKED_LAYERS = frozenset({"input_linear", "output_linear"})
 """Layers that stack the matrices of experts in their weight."""
 ROUTERS = frozenset({"gate", "router"})
 """Layers beside experts that choose among them."""
-DEPTHWISE = frozenset({"conv1d", "dwconv", "depthwise_conv", "conv_depth"})
-"""Convolutions with a group for each channel, which no shape tells for sure."""
+MAMBAS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Models whose kernels read weights behind a wrapper's back, so that PEFT refuses some layers."""
+MAMBA_LAYERS = frozenset({"conv1d", "out_proj"})
+"""Those layers."""
 
 EMBEDDINGS = frozenset(
     {
@@ -36,9 +38,13 @@ EMBEDDINGS = frozenset(
         "embed_tokens",
         "embedding",
         "embeddings",
+        "pos_embed",
+        "position_embedding",
         "position_embeddings",
+        "relative_attention_bias",
         "shared",
         "tok_embeddings",
+        "token_embedding",
         "token_type_embeddings",
         "word_embeddings",
         "wpe",

@@ -22,6 +22,7 @@ from lora_tools.verbs.extract.options import ExtractOptions
 from lora_tools.verbs.extract.plan import ExtractPlan, Item, make_plan
 from lora_tools.verbs.extract.ranks import ChosenRanks, choose, fixed, headroom
 from lora_tools.verbs.extract.rows import Compared, ExtractReport, ExtractRow, UnmatchedRow
+from lora_tools.verbs.extract.sites import by_token
 from lora_tools.verbs.extract.tasks import (
     ExtractJob,
     LoadedJob,
@@ -180,7 +181,7 @@ class Extraction:
             results = Serial().map(second, ahead(load, jobs))
         for job, result in zip(jobs, results, strict=True):
             note(self.journal, job.name)
-            if self.evict and result.outcome == "full":
+            if self.evict and job.item.treatment == "full":
                 note(self.journal, output.save_whole(self.plan, job.item, self.keep))
             for path in self.plan.files(job.item):
                 transient.done(path)
@@ -271,6 +272,14 @@ def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:
                 f"{item.name} has {before:,} rows in the base and {after:,} in the tuned model;"
                 " only those that both have are compared."
             )
+    if plan.base.tied and plan.tuned.tied:
+        for item, row in zip(plan.items, rows, strict=True):
+            place = item.pair.place
+            if row.outcome == "extracted" and place and by_token(place):
+                yield (
+                    f"{item.name} is tied to the head: PEFT adds this update to the input side"
+                    " alone until it is merged. --embeddings skip leaves it out."
+                )
     if plan.options.base_model is None:
         yield "The adapter does not name its base; --base-model ID does."
     if any(row.outcome == "extracted" and row.rank * 2 >= min(row.shape[:2]) for row in rows):

@@ -6,8 +6,9 @@ from lora_tools.architectures import conventions
 from lora_tools.architectures.conventions import (
     CONV1D_LAYERS,
     CONV1D_MODELS,
-    DEPTHWISE,
     EMBEDDINGS,
+    MAMBA_LAYERS,
+    MAMBAS,
     PEFT_TRANSPOSED,
     STACKED_LAYERS,
 )
@@ -65,8 +66,10 @@ def place(key: str, spec: Spec, kind: str, layer: Layer | None = None) -> Place:
         return Matrices(key, site, shape[0], shape[1], shape[2], kind in PEFT_TRANSPOSED)
     if name == key:
         return "a parameter of no layer that PEFT wraps"
-    if len(shape) > 2 and (leaf in DEPTHWISE or (layer is not None and layer.role == "depthwise")):
-        return "a depthwise convolution"
+    if kind in MAMBAS and leaf in MAMBA_LAYERS:
+        return "a layer of Mamba that PEFT refuses to wrap"
+    if len(shape) > 2 and shape[1] == 1 < shape[0]:
+        return "a convolution of one input channel, as depthwise ones are"
     if len(shape) > 5:
         return ""
     if len(shape) > 2:
