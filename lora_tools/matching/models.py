@@ -1,17 +1,17 @@
 """Which weights of two models are the same: a fine-tune's of its base, in any dialect of both."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect
-from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.index import Candidate, fine_paths, placing, reading
 from lora_tools.architectures.layout import Numbers
 from lora_tools.architectures.loading import EXPERT, STACKS, kinds_of, loaded, stacks
 from lora_tools.architectures.numbers import numbers_of
 from lora_tools.base import Base
-from lora_tools.errors import FormatError, LoraToolsError
+from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
 from lora_tools.matching.dialects import Translations, translated
 from lora_tools.matching.experts import split, stacked
 from lora_tools.matching.layers import decided, families_of, sizes
@@ -50,14 +50,14 @@ def correspond(base: Base, tuned: Base) -> Correspondence:
     """
     known = [kinds_of(side.model.config) for side in (base, tuned)]
     ours = _in_memory(base, known[0] or known[1])
-    stored = _in_memory(tuned, known[1] or known[0])
+    theirs = _in_memory(tuned, known[1] or known[0])
     if stacks(known[0] or known[1]):
         ours = stacked(ours)
-    theirs = _experts_as(ours, stored)
+    theirs = _experts_as(ours, theirs)
     left = {name: view for name, view in theirs.items() if not _fits(ours.get(name), view)}
     if not left:
         return _result(ours, theirs, {}, {}, ())
-    made, why, notes = _by_tables(base, tuned, ours, stored)
+    made, why, notes = _by_tables(base, tuned, ours)
     rest = {name: view for name, view in left.items() if made.gone.isdisjoint(view.keys)}
     free = [name for name in ours if name in left or name not in theirs]
     prefixes = align(list(rest), free, " ".join(known[0])).check(f"{tuned.path}: fits {base.path}")
@@ -100,7 +100,7 @@ def _in_memory(side: Base, kinds: frozenset[str]) -> dict[str, View]:
     return found
 
 
-def _experts_as(ours: Mapping[str, View], theirs: Mapping[str, View]) -> Mapping[str, View]:
+def _experts_as(ours: Mapping[str, View], theirs: Mapping[str, View]) -> dict[str, View]:
     """Return the tuned model's experts as the base has its: in stacks, or one by one."""
     leaves = {match["leaf"] for name in ours if (match := EXPERT.fullmatch(name))}
     if leaves:
@@ -128,7 +128,7 @@ class _Part(NamedTuple):
 
 
 def _by_tables(
-    base: Base, tuned: Base, ours: Mapping[str, View], stored: Mapping[str, View]
+    base: Base, tuned: Base, ours: Mapping[str, View]
 ) -> tuple[_Made, dict[str, str], tuple[str, ...]]:
     """Return the base's weights that tables make of components in other dialects."""
     made, why, notes = _Made({}, set()), dict[str, str](), list[str]()
@@ -136,7 +136,7 @@ def _by_tables(
     hints = next((h for h in map(Hints.of, stated) if h.type), Hints())
     numbers = numbers_of(stated[0] or stated[1])
     there = _parts(ours)
-    for own in _parts(stored):
+    for own in _parts({key: whole(tuned, key) for key in tuned}):
         answers: list[tuple[_Part, Translations]] = []
         for other in there:
             if _differ(own.component, other.component):
@@ -175,10 +175,23 @@ def _made_of(own: _Part, other: _Part, hints: Hints, numbers: Numbers) -> Transl
             for each in dialects
             if each.family is candidate.family
         ]
-        return max(answers, key=lambda answer: len(answer.views))
+        most = max(len(answer.views) for answer in answers)
+        best, *others = [answer for answer in answers if len(answer.views) == most]
+        if any(other.views != best.views for other in others):
+            raise UnsupportedError(
+                f"the base's names are those of several dialects of {candidate.family.name}, which"
+                " lay them out differently"
+            )
+        return best
+
+    def alike(candidate: Candidate) -> Hashable:
+        paths = [*own.component.paths[candidate].values()]
+        fine = fine_paths(candidate, paths)
+        places = (placing(each, fine) for each in dialects if each.family is candidate.family)
+        return reading(candidate, paths), tuple(places)
 
     shared = {each.family for each in dialects}
-    return decided(own.component.among(lambda c: c.family in shared), question, hints)
+    return decided(own.component.among(lambda c: c.family in shared), question, hints, alike)
 
 
 def _parts(views: Mapping[str, View]) -> list[_Part]:
