@@ -27,6 +27,17 @@ RENAMED = ((".mlp.", ".block_sparse_moe."), (".mlp.", ".feed_forward."))
 TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "llama4", "llama4_text"})
 """Models whose stacked experts are stored as (expert, in, out)."""
 
+PEFT_TRANSPOSED = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
+"""Those of which PEFT knows it (transformers' ``is_transposed``), and so reads A as the input."""
+STACKED_LAYERS = frozenset({"input_linear", "output_linear"})
+"""Layers that stack the matrices of experts in their weight."""
+ROUTERS = frozenset({"gate", "router"})
+"""Layers beside experts that choose among them."""
+MAMBAS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Models whose kernels read weights behind a wrapper's back, so that PEFT refuses some layers."""
+MAMBA_LAYERS = frozenset({"conv1d", "out_proj"})
+"""Those layers."""
+
 EMBEDDINGS = frozenset(
     {
         "embed_in",
@@ -34,9 +45,13 @@ EMBEDDINGS = frozenset(
         "embed_tokens",
         "embedding",
         "embeddings",
+        "pos_embed",
+        "position_embedding",
         "position_embeddings",
+        "relative_attention_bias",
         "shared",
         "tok_embeddings",
+        "token_embedding",
         "token_type_embeddings",
         "word_embeddings",
         "wpe",

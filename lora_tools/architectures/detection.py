@@ -177,7 +177,13 @@ def _components(
             behind = [name for name in behind if not name.startswith(others)]
         unmatched = tuple(name for name in behind if name not in paths)
         likely = tuple(c for c, own in best.items() if _is_likely(c, own, left))
-        named = {c: {name: each.path for name, each in own.items()} for c, own in best.items()}
+        flat = prefix.endswith("_")  # else a path is what follows the prefix, dot for dot
+        named = {
+            candidate: {
+                name: each.path if flat else name[len(prefix) :] for name, each in own.items()
+            }
+            for candidate, own in best.items()
+        }
         yield Component(prefix, named, likely, unmatched)
         gone = {*paths, *unmatched}
         left = {name: size for name, size in left.items() if name not in gone}
@@ -240,6 +246,8 @@ def known(path: str, size: Dimensions | None, candidate: Candidate) -> PathMatch
 
 def _within(match: PathMatch, family: Family) -> bool:
     """Whether a module's block is one of as many as the family's largest model has."""
+    if not family.blocks:
+        return True
     block = _block(match)
     return block is None or block[1] < max(family.blocks.get(block[0], (block[1] + 1,)))
 

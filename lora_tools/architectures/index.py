@@ -1,7 +1,7 @@
 """Which rule of which family a module's path falls under, dotted or flattened."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -137,6 +137,31 @@ def positions(
             numbers = entry.numbers(words)
             member = entry.member(words)
             yield Position(entry.rule, fill(entry.rule.path, numbers), part, member)
+
+
+def reading(candidate: Candidate, paths: Iterable[str]) -> Hashable:
+    """Return what a candidate says of modules with these paths; equal, where several say the same.
+
+    It depends on the paths with their numbers blanked, of which a model has few.
+    """
+    return tuple(_rules(candidate, paths)), tuple(candidate.family.blocks.items())
+
+
+def fine_paths(candidate: Candidate, paths: Iterable[str]) -> list[str]:
+    """Return the fine modules of modules with these paths, numbers blanked."""
+    rules = _rules(candidate, paths)
+    return sorted({template(part.path)[0] for rule in rules for part in rule.layout.parts})
+
+
+def placing(candidate: Candidate, fine: Iterable[str]) -> Hashable:
+    """Return where a candidate has fine modules; equal, where several have them alike."""
+    places = _parts(candidate)
+    return tuple(tuple((entry.rule, part) for entry, part in places.get(path, ())) for path in fine)
+
+
+def _rules(candidate: Candidate, paths: Iterable[str]) -> list[Rule]:
+    keys = sorted({template(path)[0] for path in paths})
+    return [entry.rule for key in keys for entry in _entries(candidate, key, flat=False)]
 
 
 @cache

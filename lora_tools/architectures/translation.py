@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from lora_tools.architectures.detection import known
 from lora_tools.architectures.index import Candidate, Position, positions
 from lora_tools.architectures.layout import Dimensions, Numbers, RowLayout, fill
 from lora_tools.architectures.rows import Rows, count, joined, paired
 from lora_tools.architectures.tables import Rule
-from lora_tools.errors import FormatError, UnsupportedError
+from lora_tools.errors import FormatError, LoraToolsError, UnsupportedError
 
 
 class DialectRows(NamedTuple):
@@ -116,18 +116,52 @@ def translate(
     if dialect not in (candidate.family.hub, *candidate.family.dialects):
         raise UnsupportedError(f"{candidate.family.name} has no names that are {dialect}'s")
     found, unmatched = fine(modules, candidate, numbers)
-    members: dict[tuple[str, Rule], list[tuple[Fine, Position]]] = {}
-    for each in found:
-        position = next(positions(each.path, each.size, there, tensor), None)
-        if position is None:
-            unmatched.append(each.place.module)
-        else:
-            members.setdefault((position.path, position.rule), []).append((each, position))
+    members, nowhere = _members(found, there, tensor)
     targets = tuple(
         _target(path, rule.layout, parts, numbers, modules)
         for (path, rule), parts in members.items()
     )
-    return Translation(targets, tuple(dict.fromkeys(unmatched)))
+    return Translation(targets, tuple(dict.fromkeys([*unmatched, *nowhere])))
+
+
+def undecided(
+    modules: Mapping[str, Dimensions],
+    candidate: Candidate,
+    dialect: str,
+    numbers: Numbers,
+    tensor: str = "weight",
+) -> dict[str, LoraToolsError]:
+    """Return the modules for which `translate` raises, each with why; the others it translates."""
+    found, why = [], dict[str, LoraToolsError]()
+    for module, size in modules.items():
+        try:
+            found += fine({module: size}, candidate, numbers)[0]
+        except LoraToolsError as error:
+            why[module] = error
+    members, _ = _members(found, candidate._replace(dialect=dialect), tensor)
+    for (path, rule), parts in members.items():
+        try:
+            _target(path, rule.layout, parts, numbers, modules)
+        except LoraToolsError as error:
+            why |= {each.place.module: error for each, _ in parts}
+    return why
+
+
+_Members: TypeAlias = dict[tuple[str, Rule], list[tuple[Fine, Position]]]
+"""The fine modules of each of a dialect's."""
+
+
+def _members(found: Sequence[Fine], there: Candidate, tensor: str) -> tuple[_Members, list[str]]:
+    """Return where a dialect has fine modules, and the source's modules that it has no name for."""
+    members: _Members = {}
+    nowhere = []
+    for each in found:
+        position = next(positions(each.path, each.size, there, tensor), None)
+        if position is None:
+            nowhere.append(each.place.module)
+        else:
+            members.setdefault((position.path, position.rule), []).append((each, position))
+    return members, nowhere
 
 
 def _unchanged(modules: Mapping[str, Dimensions], candidate: Candidate) -> Translation:

@@ -56,5 +56,5 @@ def fold(module: "Module", b: "Array", a: "Array") -> tuple["Array", "Array"]:
     """Bring matrices into the shapes in which they are stored: the inverse of `unfold`."""
     b_shape, a_shape = factor_shapes(module)
     if isinstance(module.site, Experts):
-        b = b.swapaxes(1, 2).swapaxes(0, 2)
+        b = b.reshape(module.site.count, module.out, module.rank).swapaxes(1, 2).swapaxes(0, 2)
     return b.reshape(b_shape), a.reshape(a_shape)

@@ -7,6 +7,7 @@ from typing import Any
 from lora_tools.adapter import Adapter
 from lora_tools.architectures.conventions import RENAMED
 from lora_tools.architectures.detection import Hints
+from lora_tools.architectures.loading import kinds_of, loaded
 from lora_tools.errors import FormatError
 from lora_tools.files.typed import Fields
 from lora_tools.formats.manifest import Extra, Module
@@ -25,6 +26,8 @@ class Matching:
     known: Mapping[str, Any]
     """What the configurations of both say, for what shapes leave open."""
     swaps: tuple[Swap, ...] = field(default=())
+    kinds: frozenset[str] = frozenset()
+    """What the base's model is called, which says how transformers renames its weights."""
 
     def sites(self, specs: Specs) -> dict[str, Site | None]:
         """Return the site of each module in a base of these tensors; None if it has no weight.
@@ -32,7 +35,12 @@ class Matching:
         Raises `FormatError` where neither shapes nor versions tell which side of a weight is its
         input, and where two components of the adapter belong in one place.
         """
-        found = {module.name: self._site(module, specs) for module in self.adapter.manifest.modules}
+        modules = self.adapter.manifest.modules
+        found = {module.name: self._site(module, specs) for module in modules}
+        memory = self._memory(specs)
+        for module in modules if memory else ():
+            if found[module.name] is None:
+                found[module.name] = self._in_memory(module, memory, specs)
         taken: dict[tuple[str, int], str] = {}
         for name, site in found.items():
             for piece in site.pieces if site else ():
@@ -47,8 +55,9 @@ class Matching:
         """Return the tensor of the base that another tensor of the adapter is, or None."""
         name = extra.name or extra.key
         rekeyed = (name, *(name.replace(new, old) for new, old in RENAMED))
-        keys = (self._prefix(name)(each) for each in rekeyed)
-        return next((key for key in keys if key in specs), None)
+        keys = [self._prefix(name)(each) for each in rekeyed]
+        found = (key for key in (*keys, self._memory(specs).get(name)) if key in specs)
+        return next(found, None)
 
     def why(self, name: str) -> str:
         """Return why a module has no weight, with the names of both sides where they differ."""
@@ -57,6 +66,20 @@ class Matching:
 
     def _prefix(self, name: str) -> Prefix:
         return self.prefixes.found.get(component(name), Prefix())
+
+    def _memory(self, specs: Specs) -> dict[str, str]:
+        """Return the weights that transformers renames, by their names in memory."""
+        pairs = ((loaded(key, self.kinds), key) for key in specs)
+        return {name: key for name, key in pairs if name != key}
+
+    def _in_memory(self, module: Module, memory: Mapping[str, str], specs: Specs) -> Site | None:
+        """Return the site of a module that the adapter has by its name in memory."""
+        renamed = {name: specs[key] for name, key in memory.items()}
+        site = find(module, Prefix(), renamed, self.known)
+        if site is None:
+            return None
+        pieces = tuple(piece._replace(key=memory[piece.key]) for piece in site.pieces)
+        return Site(pieces, site.misfit and memory.get(site.misfit, site.misfit))
 
     def _site(self, module: Module, specs: Specs) -> Site | None:
         own = exact(module, specs)
@@ -77,13 +100,14 @@ def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching
     manifest = adapter.manifest
     fields = Fields("config.json", config)
     kind = fields.mapping("text_config").text("model_type") or fields.text("model_type")
+    kinds = kinds_of(config)
     known = {"peft_version": manifest.config.get("peft_version"), "model_type": kind}
     wanted = [[*names(module)] for module in manifest.modules]
     wanted += [[extra.name or extra.key] for extra in manifest.extras]
     if all(any(name in specs for name in each) for each in wanted) and all(
         exact(module, specs) for module in manifest.modules
     ):
-        return Matching(adapter, Prefixes(), Tabled({}), known)
+        return Matching(adapter, Prefixes(), Tabled({}), known, kinds=kinds)
     hints = Hints(manifest.base_model or "", kind or "")
     tables = tabled(manifest.modules, specs, config, hints)
     left = [
@@ -95,7 +119,7 @@ def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching
     whose = " ".join(_classes(config))
     prefixes = align(left, specs, whose).check(f"{adapter.path}: fits the base")
     swaps = tables.swaps + prefixes.swaps(each[0] for each in left)
-    return Matching(adapter, prefixes, tables, known, swaps)
+    return Matching(adapter, prefixes, tables, known, swaps, kinds)
 
 
 def _classes(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,12 +1,11 @@
 """What the weights of a model are, as its family's table says."""
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect, known
-from lora_tools.architectures.index import Candidate, template
+from lora_tools.architectures.index import Candidate, fine_paths, reading, template
 from lora_tools.architectures.layout import Dimensions, Role
 from lora_tools.errors import LoraToolsError
 from lora_tools.files.header import Spec
@@ -30,12 +29,32 @@ def sizes(specs: Mapping[str, Spec]) -> dict[str, Dimensions | None]:
     }
 
 
-def decided(component: Component, question: Callable[[Candidate], T], hints: Hints) -> T:
-    """Return what a component's candidates answer, each asked once; raises as `decide` does.
+def decided(
+    component: Component,
+    question: Callable[[Candidate], T],
+    hints: Hints,
+    alike: Callable[[Candidate], Hashable],
+) -> T:
+    """Return what a component's candidates answer; raises as `decide` does.
 
-    The ``model_type`` of a configuration is its family's own word: others are not asked.
+    The ``model_type`` of a configuration is its family's own word: others are not asked. Of those
+    that are ``alike`` one is asked, as a question costs a look at every module.
     """
-    return _typed(component, hints).decide(cache(question), hints)
+    known: dict[Hashable, T | LoraToolsError] = {}
+
+    def once(candidate: Candidate) -> T:
+        key = alike(candidate)
+        if key not in known:
+            try:
+                known[key] = question(candidate)
+            except LoraToolsError as error:
+                known[key] = error
+        answer = known[key]
+        if isinstance(answer, LoraToolsError):
+            raise answer
+        return answer
+
+    return _typed(component, hints).decide(once, hints)
 
 
 def families_of(component: Component, hints: Hints) -> str:
@@ -63,8 +82,13 @@ def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
                 if (layer := _layer(path, modules[name], candidate))
             }
 
+        def alike(candidate: Candidate, component: Component = component) -> Hashable:
+            paths = component.paths[candidate].values()
+            fine = fine_paths(candidate, paths)
+            return reading(candidate, paths), tuple(map(candidate.family.role, fine))
+
         try:
-            found |= decided(component, question, hints)
+            found |= decided(component, question, hints, alike)
         except LoraToolsError:  # families that differ, so that names have to do
             continue
     return found

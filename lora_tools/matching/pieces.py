@@ -10,7 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lora_tools.architectures.conventions import DOWN, FUSED, GATE_UP, RENAMED, STACKS
+from lora_tools.architectures.conventions import (
+    DOWN,
+    FUSED,
+    GATE_UP,
+    PEFT_TRANSPOSED,
+    RENAMED,
+    STACKS,
+)
 from lora_tools.architectures.conventions import TRANSPOSED_EXPERTS as TRANSPOSED
 from lora_tools.architectures.rows import Rows
 from lora_tools.errors import FormatError
@@ -167,7 +174,7 @@ def _square(key: str, config: Mapping[str, Any]) -> bool:
             f"{key} is square, and the adapter does not say which PEFT wrote it: its input and"
             " output cannot be told apart"
         ).hint('Add "peft_version" to adapter_config.json, as `pip show peft` gave it then.')
-    stored = str(config.get("model_type")) in TRANSPOSED
+    stored = str(config.get("model_type")) in PEFT_TRANSPOSED
     if numbers >= (0, 19, 1):
         return stored
     return not stored if numbers >= (0, 19) else True

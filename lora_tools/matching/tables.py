@@ -1,12 +1,19 @@
 """The rows of a base that a module's update is added to, by the tables of a known family."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.architectures import families
 from lora_tools.architectures.detection import Component, Hints, detect
-from lora_tools.architectures.index import Candidate, Position, positions
+from lora_tools.architectures.index import (
+    Candidate,
+    Position,
+    fine_paths,
+    placing,
+    positions,
+    reading,
+)
 from lora_tools.architectures.layout import Dimensions, Numbers
 from lora_tools.architectures.numbers import numbers_of
 from lora_tools.architectures.rows import Rows, count, joined, paired
@@ -70,8 +77,19 @@ def tabled(
             ]
             return _best([_sites(ours, here.paths[candidate], candidate, p) for p in places])
 
+        def alike(candidate: Candidate, here: Component = here) -> Hashable:
+            paths = [*here.paths[candidate].values()]
+            fine = fine_paths(candidate, paths)
+            places = tuple(
+                (there.prefix, dialect.dialect == candidate.dialect, placing(dialect, fine))
+                for there in theirs
+                for dialect in there.candidates
+                if dialect.family is candidate.family
+            )
+            return reading(candidate, paths), places
+
         try:
-            prefix, sites = decided(here, question, hints)
+            prefix, sites = decided(here, question, hints, alike)
         except LoraToolsError as error:
             undecided |= dict.fromkeys(here.names, str(error))
             continue

@@ -129,12 +129,13 @@ SCHEMAS: Mapping[str, Schema] = {
         {
             "": _names(
                 "schema command policy base tuned arguments bound_tolerance failure_probability"
-                " totals modules tensors unchanged only_in_base only_in_tuned notes inputs?"
+                " totals modules tensors unchanged unmatched_tensors notes inputs?"
             ),
             "totals": _names(
                 "modules outcomes params_after bytes_after relative_norm energy error"
-                " optimal_error_lower_bound whole_model_error"
+                " optimal_error_lower_bound whole_model_error compared_base compared_tuned"
             ),
+            "unmatched_tensors[]": _names("tensor side shape params reason"),
             "modules[]": _names(
                 "module shape bytes_before rank_after rank_stored norm relative_norm energy error"
                 " optimal_error_lower_bound method steps outcome"

@@ -186,8 +186,10 @@ FIELDS: Mapping[str, Field] = {
     "dropped": Field("object: list of strings", "what `--drop` left out, by feature"),
     "left_out": Field("object: string", "what is not in the result, and why"),
     "unchanged": Field(NAMES, "what is equal on both sides, bit for bit"),
-    "only_in_base": Field(NAMES, "tensors that only the base has"),
-    "only_in_tuned": Field(NAMES, "tensors that only the fine-tuned model has"),
+    "unmatched_tensors": Field(LIST, "tensors of one model compared with none of the other"),
+    "side": Field(TEXT, "the model that has the tensor: `base` or `tuned`"),
+    "compared_base": Field(REAL, "parameters of the base that were compared", "share"),
+    "compared_tuned": Field(REAL, "parameters of the fine-tune that were compared", "share"),
     "only_in_merged": Field(NAMES, "tensors that only the merged model has"),
     "missing_files": Field(NAMES, "shards that the index names and that are not there"),
     # a comparison

@@ -2,50 +2,22 @@
 
 import numpy as np
 import pytest
-from dialects import converted
+from dialects import NUMBERS, RANK, converted, modules_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_tools.architectures.arrays import assemble
 from lora_tools.architectures.families import FAMILIES, family
 from lora_tools.architectures.index import Candidate, find
-from lora_tools.architectures.layout import Dimensions, fill
+from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.translation import translate
 from lora_tools.errors import FormatError, UnsupportedError
 
-NUMBERS = {"heads": 4, "kv_heads": 2}
-INP, RANK = 60, 3  # columns of which a third, a fourth and a fifth are whole
 PAIRS = [(known, dialect) for known in FAMILIES for dialect in known.dialects]
 
 
 def named(pair):
     return "-".join((pair[0].name, pair[1]))
-
-
-def size_for(layout, unit=8):
-    """Return a size that a module of this layout may have."""
-    if layout.ratio is not None:
-        out = int(layout.ratio * INP)
-    else:
-        shares = [part.share for part in layout.parts]
-        weights = [int(s) if s.isdigit() else NUMBERS.get(s, 0) for s in shares]
-        out = shares.count("in") * INP + unit * sum(weights)
-    return Dimensions(out, INP, 3 if layout.stacked else 1)
-
-
-def modules_of(known, dialect):
-    """Return a module for every rule of a dialect, with a size that fits it."""
-    found, fine = {}, set()
-    for rule in known.rules(dialect):
-        first = rule.layout.parts[0].path, rule.layout.tensors
-        if first in fine and not rule.layout.ratio:  # another name of the same module
-            continue
-        fine.add(first)
-        path = fill(rule.path, ["1"] * rule.path.count("#"))
-        if not rule.layout.has("weight") or rule.layout.role == "parameter":
-            continue
-        found.setdefault(path, size_for(rule.layout))
-    return found
 
 
 def factors(modules):

@@ -11,12 +11,17 @@ from safetensors.torch import save_file
 from lora_tools import base as bases
 from lora_tools import read
 from lora_tools.architectures import families
+from lora_tools.architectures.detection import Hints
 from lora_tools.architectures.family import MODEL, ContainerPrefix, Family, Tie
+from lora_tools.architectures.index import Candidate, reading
 from lora_tools.architectures.layout import Interleaved
 from lora_tools.architectures.tables import being, one, rows
 from lora_tools.errors import FormatError
+from lora_tools.files.header import Spec
+from lora_tools.formats.manifest import Module
 from lora_tools.formats.sites import Embedding, Linear
-from lora_tools.matching.tables import _contiguous
+from lora_tools.matching import tables
+from lora_tools.matching.tables import _contiguous, tabled
 from lora_tools.matching.ties import tie_of
 from lora_tools.model import open_model
 from lora_tools.verbs.extract.pairs import match as pair_models
@@ -206,3 +211,30 @@ def test_a_bias_moves_as_the_rows_of_its_weight(tmp_path):
     merge(plan(open_model(base), [WeightedAdapter(read(folder))])).write(tmp_path / "out")
     after = dense.load_model(tmp_path / "out")["trunk.0.paired.bias"]
     assert after.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@pytest.mark.parametrize("kind", ["llama", ""])
+def test_a_module_is_looked_at_once_however_many_families_it_may_be_of(monkeypatch, kind):
+    """Llama's names are those of eight families, which read them alike: one of them is asked."""
+    counts = []
+    fine = tables.fine
+    monkeypatch.setattr(tables, "fine", lambda *given: counts.append(given) or fine(*given))
+    shapes = {"self_attn.q_proj": (8, 8), "self_attn.k_proj": (4, 8), "mlp.gate_proj": (12, 8)}
+    looked = []
+    for layers in (2, 4):
+        names = {
+            f"layers.{i}.{name}": shape for i in range(layers) for name, shape in shapes.items()
+        }
+        modules = [
+            Module(name, Linear(), *shape, 1, 1.0, False, {}, "", name)
+            for name, shape in names.items()
+        ]
+        specs = {f"model.{name}.weight": Spec("F32", shape) for name, shape in names.items()}
+        counts.clear()
+        found = tabled(modules, specs, {}, Hints(type=kind))
+        assert found.sites.keys() == names.keys()
+        looked.append(len(counts))
+    assert looked == [6, 12]
+    here = Candidate(families.family("Llama"), "bare")
+    assert reading(here, names) == reading(here._replace(family=families.family("Qwen2")), names)
+    assert reading(here, names) != reading(here._replace(dialect="meta"), names)

@@ -24,7 +24,7 @@ from lora_tools.formats.peft.config import (
     write_config,
 )
 from lora_tools.formats.peft.extras import extra_of
-from lora_tools.formats.peft.fresh import extra_key, fresh_config, key_prefixes
+from lora_tools.formats.peft.fresh import extra_key, fresh_config, key_prefixes, targeted
 from lora_tools.formats.peft.keys import (
     LORA_KEY,
     PREFIX,
@@ -140,8 +140,10 @@ class Peft:
         """Describe a new adapter of these modules, in the safe profile.
 
         ``others`` are the modules of the base that it leaves alone; ``full`` are tensors of the
-        base, by name, that it replaces: of kind ``bias`` or ``modules_to_save``.
+        base, by name, that it replaces: of kind ``bias`` or ``modules_to_save``. The modules keep
+        their order, and perhaps not their names: see `targeted`.
         """
+        modules = targeted(modules, others)
         names = key_prefixes(modules)
         named = tuple(replace(module, key_prefix=names[module.name]) for module in modules)
         adapted = {module.name for module in modules}

@@ -1,7 +1,7 @@
 """The configuration of an adapter that PEFT did not make: the safe profile, and exact targets."""
 
-import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lora_tools.architectures.conventions import EXPERT_PARAMETERS
@@ -9,6 +9,28 @@ from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.patterns import Suffixes
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED
 from lora_tools.formats.sites import Experts, Linear
+
+RENAMED_TARGETS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Targets that PEFT takes for layers of experts, in models that stack those."""
+STACKS_SINCE = "0.19.1"
+"""The version of PEFT since which the A of a stack of experts reads their input."""
+
+
+def targeted(modules: Sequence[Module], others: Collection[str]) -> tuple[Module, ...]:
+    """Return the modules as PEFT can target them in a base that has ``others``, too.
+
+    Where experts are stacked, PEFT 0.19 and later read ``down_proj`` among the targets as the
+    stack's (`_convert_peft_config_moe`). A layer of that name, as the experts' shared one, is
+    adapted by its parameter.
+    """
+    if not any(name.endswith(".experts") for name in others):
+        return tuple(modules)
+    return tuple(
+        replace(m, name=f"{m.name}.weight", owner=f"{m.name}.weight", site=Experts("weight", 1))
+        if m.site == Linear() and _leaf(m.name) in RENAMED_TARGETS
+        else m
+        for m in modules
+    )
 
 
 def fresh_config(
@@ -38,6 +60,7 @@ def fresh_config(
         "inference_mode": True,
         "lora_dropout": 0.0,
         "task_type": None,
+        **({"peft_version": STACKS_SINCE} if len(names) < len(modules) else {}),
     }
 
 
@@ -81,8 +104,9 @@ def extra_key(name: str, kind: str, adapted: Collection[str]) -> str:
 
 
 def _saved(extras: Sequence[Extra]) -> list[str]:
+    """Return the modules' names as they are: PEFT compares them with ends of names."""
     kept = (extra.key for extra in extras if extra.kind == "modules_to_save")
-    return sorted({re.escape(key.removeprefix(PREFIX).rpartition(".")[0]) for key in kept})
+    return sorted({key.removeprefix(PREFIX).rpartition(".")[0] for key in kept})
 
 
 def _leaf(name: str) -> str:

@@ -21,7 +21,8 @@ from lora_tools.verbs.extract.keep import Keep, identity, note, open_keep
 from lora_tools.verbs.extract.options import ExtractOptions
 from lora_tools.verbs.extract.plan import ExtractPlan, Item, make_plan
 from lora_tools.verbs.extract.ranks import ChosenRanks, choose, fixed, headroom
-from lora_tools.verbs.extract.rows import ExtractReport, ExtractRow
+from lora_tools.verbs.extract.rows import Compared, ExtractReport, ExtractRow, UnmatchedRow
+from lora_tools.verbs.extract.sites import by_token
 from lora_tools.verbs.extract.tasks import (
     ExtractJob,
     LoadedJob,
@@ -114,8 +115,11 @@ class Extraction:
             params=sum(spec.numel for spec in manifest.specs.values()),
             nbytes=output.plan_file(manifest).size,
             notes=(*self.plan.pairs.notes, *_notes(self.plan, ordered)),
-            only_base=self.plan.pairs.only_base,
-            only_tuned=self.plan.pairs.only_tuned,
+            unmatched=[
+                UnmatchedRow(each.name, each.side, each.spec.shape, each.spec.numel, each.reason)
+                for each in self.plan.pairs.unmatched
+            ],
+            compared=Compared(*(_compared(self.plan, side) for side in ("base", "tuned"))),
         )
 
     def _at_fixed(self, policy: Fixed) -> dict[int, FinishedItem]:
@@ -179,7 +183,7 @@ class Extraction:
             results = Serial().map(second, ahead(load, jobs))
         for job, result in zip(jobs, results, strict=True):
             note(self.journal, job.name)
-            if self.evict and result.outcome == "carried":
+            if self.evict and job.item.treatment == "full":
                 note(self.journal, output.save_whole(self.plan, job.item, self.keep))
             for path in self.plan.files(job.item):
                 transient.done(path)
@@ -234,8 +238,8 @@ def _expected(jobs: Iterable[ExtractJob]) -> Iterator[ExtractJob]:
     """Pass jobs on to an executor, which takes them ahead of time: their weights are read ahead."""
     for job in jobs:
         (old, new), pair = job.plan.weights, job.item.pair
-        old[pair.base].expect()
-        new[pair.tuned].expect()
+        for weight in (*pair.base.weights(old), *pair.tuned.weights(new)):
+            weight.expect()
         yield job
 
 
@@ -254,6 +258,14 @@ def _as_in_base(
     return [row for _, row in pairs]
 
 
+def _compared(plan: ExtractPlan, side: str) -> float:
+    """Return the share of a model's parameters that is compared with the other's."""
+    weights = plan.weights[side == "tuned"]
+    whole = sum(spec.numel for spec in weights.specs.values())
+    rest = sum(each.spec.numel for each in plan.pairs.unmatched if each.side == side)
+    return 1 - rest / whole if whole else 1.0
+
+
 def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:
     for item in plan.items:
         if item.pair.grown:
@@ -262,6 +274,14 @@ def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:
                 f"{item.name} has {before:,} rows in the base and {after:,} in the tuned model;"
                 " only those that both have are compared."
             )
+    if plan.base.tied and plan.tuned.tied:
+        for item, row in zip(plan.items, rows, strict=True):
+            place = item.pair.place
+            if row.outcome == "extracted" and place and by_token(place):
+                yield (
+                    f"{item.name} is tied to the head: PEFT adds this update to the input side"
+                    " alone until it is merged. --embeddings skip leaves it out."
+                )
     if plan.options.base_model is None:
         yield "The adapter does not name its base; --base-model ID does."
     if any(row.outcome == "extracted" and row.rank_after * 2 >= min(row.shape[:2]) for row in rows):

@@ -1,6 +1,6 @@
 """Put finished factors together: an adapter in the safe profile, laid out before it is filled."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,36 @@ from lora_tools.formats.manifest import Extra, Manifest
 from lora_tools.formats.registry import PEFT
 from lora_tools.text import config_text
 from lora_tools.verbs.extract.keep import Keep
-from lora_tools.verbs.extract.plan import BIAS, ExtractPlan, Item
+from lora_tools.verbs.extract.plan import BIAS, ExtractPlan, Item, owner
 from lora_tools.verbs.extract.rows import ExtractRow
 
 
 def describe(plan: ExtractPlan, items: Sequence[Item], rows: Sequence[ExtractRow]) -> Manifest:
     """Return the adapter that these rows make."""
-    pairs = list(zip(items, rows, strict=True))
     modules = [
-        plan.module(item, row.rank_stored) for item, row in pairs if row.outcome == "extracted"
+        plan.module(item, row.rank_stored)
+        for item, row in zip(items, rows, strict=True)
+        if row.outcome == "extracted"
     ]
-    full = [_extra(plan, item) for item, row in pairs if row.outcome == "carried"]
+    lora = {i.pair.place.module for i in plan.items if i.pair.place and i.treatment == "lora"}
+    full = [_extra(item, lora) for item in stored_whole(items, rows)]
     others = plan.unchanged - {module.name for module in modules}
     return PEFT.start(modules, others, full, plan.options.base_model)
+
+
+def stored_whole(items: Sequence[Item], rows: Sequence[ExtractRow]) -> list[Item]:
+    """Return the items that are written whole: those that changed, and what is in their modules."""
+    pairs = list(zip(items, rows, strict=True))
+    changed = {owner(item.pair.name) for item, row in pairs if row.outcome == "carried"}
+
+    def beside(item: Item) -> bool:
+        return item.treatment == "full" and owner(item.pair.name) in changed
+
+    return [
+        item
+        for item, row in pairs
+        if row.outcome == "carried" or (row.outcome == "unchanged" and beside(item))
+    ]
 
 
 def plan_file(manifest: Manifest) -> Layout:
@@ -47,17 +64,18 @@ def write(
     ``names`` are what each row's factors are kept under. Memory holds one module at a time.
     """
     manifest = describe(plan, items, rows)
-    modules = {module.name: module for module in manifest.modules}
+    modules = iter(manifest.modules)
     extras = iter(manifest.extras)
+    whole = {item.number for item in stored_whole(items, rows)}
     with TensorWriter(folder / PEFT.files[0], plan_file(manifest)) as file:
         for item, row, name in zip(items, rows, names, strict=True):
-            if row.outcome == "carried":
+            if item.number in whole:
                 file.put(next(extras).key, memoryview(_whole(plan, item, keep).data))
             elif row.outcome == "extracted":
                 kept = keep.load(name)
                 if kept is None:
                     raise CheckpointError(f"{keep.folder}: {name} has gone while it was needed")
-                module = modules[row.module]
+                module = next(modules)
                 b, a = fold(module, kept.arrays["b"], kept.arrays["a"])
                 file.put(module.parts["b"].key, _bytes(b))
                 file.put(module.parts["a"].key, _bytes(a))
@@ -72,23 +90,24 @@ def save_whole(plan: ExtractPlan, item: Item, keep: Keep) -> str:
     """
     name = _whole_name(item)
     if keep.load(name) is None:
-        keep.save(name, {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned)}, {})
+        keep.save(name, {"bytes": plan.tuned.tensors.bytes_of(item.pair.tuned.key)}, {})
     return name
 
 
 def _whole(plan: ExtractPlan, item: Item, keep: Keep) -> np.ndarray:
     kept = keep.load(_whole_name(item))
-    return plan.tuned.tensors.bytes_of(item.pair.tuned) if kept is None else kept.arrays["bytes"]
+    return (
+        plan.tuned.tensors.bytes_of(item.pair.tuned.key) if kept is None else kept.arrays["bytes"]
+    )
 
 
 def _whole_name(item: Item) -> str:
     return f"{item.number:05d}-whole"
 
 
-def _extra(plan: ExtractPlan, item: Item) -> Extra:
+def _extra(item: Item, adapted: Collection[str]) -> Extra:
     name = item.pair.name
-    owners = {other.pair.place.module for other in plan.items if other.pair.place}
-    bias = name.endswith(BIAS) and name.removesuffix(BIAS) in owners
+    bias = name.endswith(BIAS) and name.removesuffix(BIAS) in adapted
     return Extra(name, item.pair.tuned_spec, "bias" if bias else "modules_to_save")
 
 

@@ -1,32 +1,49 @@
 """Which tensor of the tuned model is which of the base, or why they do not fit together."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-from lora_tools.architectures.conventions import EMBEDDINGS
+from lora_tools.architectures.conventions import EMBEDDINGS, ROUTERS
 from lora_tools.architectures.detection import Hints
 from lora_tools.base import Base
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
-from lora_tools.matching import align
 from lora_tools.matching.layers import Layer, layers
-from lora_tools.verbs.extract.sites import HEADS, WEIGHT, Matrices, by_token, place
+from lora_tools.matching.models import Correspondence, correspond
+from lora_tools.matching.prefixes import component
+from lora_tools.matching.views import View
+from lora_tools.names import NUMBER
+from lora_tools.verbs.extract.sites import HEADS, WEIGHT, Matrices, Place, by_token, place
+
+ROUTED = re.compile(r"(.*)\.experts\b")
+"""A layer that has experts, beside which its router is."""
+Side: TypeAlias = Literal["base", "tuned"]
 
 
 class WeightPair(NamedTuple):
     """A weight on both sides."""
 
     name: str
-    """As the base calls it; an output layer that only the tuned model has keeps its own name."""
-    base: str
-    """The base's tensor."""
-    tuned: str
-    spec: Spec
-    """Of the base's tensor."""
-    tuned_spec: Spec
+    """As PEFT meets it in the base; an output layer that only the tuned model has keeps its own."""
+    base: View
+    tuned: View
+    """In the layout of the base."""
     place: Matrices | None
     """None: no LoRA can hold its update."""
+    why: str = ""
+    """Why none can."""
+
+    @property
+    def spec(self) -> Spec:
+        """Of the base's tensor."""
+        return self.base.spec
+
+    @property
+    def tuned_spec(self) -> Spec:
+        """Of the tuned one."""
+        return self.tuned.spec
 
     @property
     def grown(self) -> bool:
@@ -39,99 +56,150 @@ class WeightPair(NamedTuple):
         return self.spec.nbytes + self.tuned_spec.nbytes
 
 
+class Unmatched(NamedTuple):
+    """A tensor of one model that is compared with none of the other."""
+
+    name: str
+    side: Side
+    spec: Spec
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Everything that both models hold, and what only one does."""
 
     both: tuple[WeightPair, ...]
-    only_base: tuple[str, ...] = ()
-    only_tuned: tuple[str, ...] = ()
+    unmatched: tuple[Unmatched, ...] = ()
+    """What of either is compared with nothing, and why."""
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """All of the base's tensors, as PEFT meets them."""
 
 
 def match(base: Base, tuned: Base) -> Pairs:
-    """Pair the tensors of two models, whatever prefix stands before either's names.
+    """Pair the tensors of two models, whatever dialects of one family they have.
 
     Raises `FormatError` if the models are of different architectures or shapes.
     """
-    ours, theirs = list(base), list(tuned)
-    prefixes = align(theirs, ours)
-    if prefixes.ties or not prefixes.found:
-        reason = "fit in several places" if prefixes.ties else "share no name"
+    found = correspond(base, tuned)
+    if not found.same:
         raise FormatError(
-            f"{tuned.path} and {base.path} are of different architectures: their tensors {reason}"
-        ).hint(f"Tuned: {some(theirs, 3)}. Base: {some(ours, 3)}.")
-    where: dict[str, str] = {}
-    for key in theirs:
-        name = prefixes(key)
-        known = name in base and name not in where
-        where[name if name and known else f"{key} (of the tuned model)"] = key
-    notes = [swap.sentence("The tuned model", "the base") for swap in prefixes.swaps(theirs)]
-    links = [(key, key, where[key]) for key in ours if key in where]
-    links += _tied(base, tuned, where, notes)
-    paired = {tuned_key for _, _, tuned_key in links}
-    tables = layers(base.specs, Hints(type=base.model.fields.text("model_type") or ""))
-    both = tuple(_pair(base, tuned, tables, *link) for link in links)
-    _check_shapes(base, tuned, both)
-    named = {base_key for name, base_key, _ in links if name == base_key} | {n for n, _, _ in links}
-    only_base = tuple(key for key in ours if key not in named)
-    only_tuned = tuple(key for key in theirs if key not in paired)
+            f"{tuned.path} and {base.path} are of different architectures: their tensors share no"
+            " name"
+        ).hint(f"Tuned: {some(list(tuned), 3)}. Base: {some(list(base), 3)}.")
+    notes = list(found.notes)
+    links = [(view.name, view, other) for view, other in found.same]
+    links += _tied(base, tuned, found, notes)
+    specs = {name: view.spec for name, view in found.base.items()}
+    kind = base.model.fields.mapping("text_config").text("model_type")
+    kind = kind or base.model.fields.text("model_type") or ""
+    tables = layers(specs, Hints(type=kind))
+    routed = {experts[1] for name in found.base if (experts := ROUTED.match(name))}
+    both = [_pair(base, tuned, tables, kind, routed, *link) for link in links]
+    odd = [pair for pair in both if pair.grown and not _is_vocabulary(pair)]
+    _check_shapes(base, tuned, both, odd)
+    reason = "has the shape {}, the {}'s {}"
+    why = [dict(found.why), dict(found.why)]
+    for pair in odd:
+        ours, theirs = list(pair.spec.shape), list(pair.tuned_spec.shape)
+        why[0] |= dict.fromkeys(pair.base.keys, reason.format(ours, "tuned model", theirs))
+        why[1] |= dict.fromkeys(pair.tuned.keys, reason.format(theirs, "base", ours))
+    both = [pair for pair in both if pair not in odd]
+    only_base = _rest(base, "base", {key for pair in both for key in pair.base.keys}, why[0])
     _check_overlap(base, tuned, both, only_base)
-    return Pairs(both, only_base, only_tuned, tuple(notes))
+    paired = {key for pair in both for key in pair.tuned.keys}
+    unmatched = (*only_base, *_rest(tuned, "tuned", paired, why[1]))
+    return Pairs(tuple(both), unmatched, tuple(notes), tuple(found.base))
+
+
+def _rest(
+    model: Base, side: Side, paired: set[str], why: Mapping[str, str]
+) -> tuple[Unmatched, ...]:
+    otherwise = f"not in the {'tuned model' if side == 'base' else 'base'}"
+    return tuple(
+        Unmatched(key, side, spec, why.get(key, otherwise))
+        for key, spec in model.specs.items()
+        if key not in paired
+    )
 
 
 def _pair(
-    base: Base, tuned: Base, known: Mapping[str, Layer], name: str, base_key: str, tuned_key: str
+    base: Base,
+    tuned: Base,
+    known: Mapping[str, Layer],
+    kind: str,
+    routed: set[str],
+    name: str,
+    ours: View,
+    theirs: View,
 ) -> WeightPair:
-    spec, other = base.specs[base_key], tuned.specs[tuned_key]
-    is_numbers = base[base_key].is_numbers and tuned[tuned_key].is_numbers
-    layer = known.get(base_key.removesuffix(WEIGHT)) if name == base_key else None
-    where = place(name, spec, base.model, layer) if is_numbers else None
-    return WeightPair(name, base_key, tuned_key, spec, other, where)
+    numbers = all(w.is_numbers for w in (*ours.weights(base), *theirs.weights(tuned)))
+    module = ours.name.removesuffix(WEIGHT)
+    layer = known.get(module) if name == ours.name else None
+    where: Place = place(name, ours.spec, kind, layer) if numbers else ""
+    parent, _, leaf = module.rpartition(".")
+    if leaf in ROUTERS and parent in routed:
+        where = "a router of experts, which PEFT does not wrap"
+    if isinstance(where, Matrices):
+        return WeightPair(name, ours, theirs, where)
+    return WeightPair(name, ours, theirs, None, where)
 
 
 def _tied(
-    base: Base, tuned: Base, where: dict[str, str], notes: list[str]
-) -> list[tuple[str, str, str]]:
+    base: Base, tuned: Base, found: Correspondence, notes: list[str]
+) -> list[tuple[str, View, View]]:
     """Pair an output layer that one side ties to its embedding with that embedding."""
-    table = next((key for key in base if _leaf(key) in EMBEDDINGS and key in where), None)
+    table = next((each for each in found.same if _leaf(each.base.name) in EMBEDDINGS), None)
     if table is None:
         return []
     links = []
-    heads = {key for key in [*base, *where] if _leaf(key) in HEADS}
-    for head in sorted(heads):
-        name = head.removesuffix(" (of the tuned model)")
-        if head in base and head not in where and tuned.model.tied:
-            links.append((name, head, where[table]))
-            notes.append(f"{name} is tied to {where[table]} in the tuned model.")
-        elif head in where and head not in base and name not in base:
-            same = base.specs[table].shape[1:] == tuned.specs[where[head]].shape[1:]
+    paired = {each.base.name for each in found.same}
+    for name, view in sorted(found.base.items()):
+        if _leaf(name) in HEADS and name not in paired and tuned.model.tied:
+            links.append((name, view, table.tuned))
+            notes.append(f"{name} is tied to {table.tuned.key} in the tuned model.")
+    for name, view in sorted(found.tuned.items()):
+        if _leaf(name) in HEADS and name not in found.base:
+            same = table.base.spec.shape[1:] == view.spec.shape[1:]
             if same and (base.model.tied or not base.model.config):
-                links.append((name, table, where[head]))
-                notes.append(f"{name} is tied to {table} in the base.")
+                links.append((name, table.base, view))
+                notes.append(f"{name} is tied to {table.base.key} in the base.")
     return links
 
 
-def _check_shapes(base: Base, tuned: Base, both: tuple[WeightPair, ...]) -> None:
+def _is_vocabulary(pair: WeightPair) -> bool:
+    columns = pair.spec.shape[1:] == pair.tuned_spec.shape[1:]
+    whole = pair.base.is_whole and pair.tuned.is_whole
+    return bool(columns and whole and pair.place and by_token(pair.place))
+
+
+def _check_shapes(base: Base, tuned: Base, both: list[WeightPair], odd: list[WeightPair]) -> None:
+    """Refuse two models of which most weights have other shapes: one of the two is another's."""
+    if 2 * len(odd) <= len(both):
+        return
     wrong = [
-        f"{pair.name} {list(pair.spec.shape)} and {list(pair.tuned_spec.shape)}"
-        for pair in both
-        if pair.grown
-        and not (
-            pair.place and by_token(pair.place) and pair.spec.shape[1:] == pair.tuned_spec.shape[1:]
-        )
+        f"{pair.name} {list(pair.spec.shape)} and {list(pair.tuned_spec.shape)}" for pair in odd
     ]
-    if wrong:
-        raise FormatError(
-            f"{tuned.path} does not fit {base.path}: {len(wrong)} shapes differ: {some(wrong)}"
-        ).hint("Extract from the very base that was fine-tuned.")
+    raise FormatError(
+        f"{tuned.path} does not fit {base.path}: {len(wrong)} shapes differ: {some(wrong)}"
+    ).hint("Extract from the very base that was fine-tuned.")
 
 
 def _check_overlap(
-    base: Base, tuned: Base, both: tuple[WeightPair, ...], only_base: tuple[str, ...]
+    base: Base, tuned: Base, both: list[WeightPair], only_base: tuple[Unmatched, ...]
 ) -> None:
-    """Refuse two models that merely share a few names."""
-    matrices = [key for key in only_base if len(base.specs[key].shape) > 1]
+    """Refuse two models that merely share a few names.
+
+    A part of the base of which the tuned model has no layer at all, as a vision tower, is listed.
+    """
+    parts = {component(key) for pair in both for key in pair.base.keys}
+    matrices = [
+        each.name
+        for each in only_base
+        if len(each.spec.shape) > 1
+        and (component(each.name) in parts or not NUMBER.search(each.name))
+    ]
     shared = sum(len(pair.spec.shape) > 1 for pair in both)
     if not shared or len(matrices) > shared:
         raise FormatError(
@@ -141,4 +209,4 @@ def _check_overlap(
 
 
 def _leaf(key: str) -> str:
-    return key.removesuffix(" (of the tuned model)").removesuffix(WEIGHT).rpartition(".")[2]
+    return key.removesuffix(WEIGHT).rpartition(".")[2]

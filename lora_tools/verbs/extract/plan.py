@@ -1,5 +1,7 @@
 """What becomes of each tensor, from the headers of both models alone."""
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -67,7 +69,8 @@ class ExtractPlan:
     def files(self, item: Item) -> set[Location]:
         """Return the files that an item is read from."""
         old, new = self.weights
-        return old[item.pair.base].files | new[item.pair.tuned].files
+        weights = [*item.pair.base.weights(old), *item.pair.tuned.weights(new)]
+        return {path for weight in weights for path in weight.files}
 
     @property
     def precision(self) -> Precision:
@@ -109,7 +112,7 @@ class ExtractPlan:
     def unchanged(self) -> set[str]:
         """Every module of the base that has tensors, and those that hold them."""
         names: set[str] = set()
-        for key in self.base.tensors:
+        for key in self.pairs.names:
             parts = key.split(".")[:-1]
             names |= {".".join(parts[:stop]) for stop in range(1, len(parts) + 1)}
         return names
@@ -127,8 +130,21 @@ def make_plan(base: Model, tuned: Model, options: ExtractOptions) -> ExtractPlan
     )
     weights = base_of(base, remedy), base_of(tuned, remedy)
     pairs = match(*weights)
-    ordered = sorted(pairs.both, key=lambda pair: weights[1][pair.tuned].position)
-    items = tuple(_item(number, pair, weights[1], options) for number, pair in enumerate(ordered))
+    ordered = sorted(
+        pairs.both, key=lambda pair: min(each.position for each in pair.tuned.weights(weights[1]))
+    )
+    chosen = [options.treatment(pair) for pair in ordered]
+    saved = savable(pairs, weights[1]) if "full" in chosen else frozenset()
+    wanted = {
+        owner(pair.name)
+        for pair, treatment in zip(ordered, chosen, strict=True)
+        if treatment == "full" and owner(pair.name) in saved
+    }
+    lora = {p.place.module for p, t in zip(ordered, chosen, strict=True) if p.place and t == "lora"}
+    items = tuple(
+        _item(number, pair, options, _fate(pair, treatment, wanted - lora, lora))
+        for number, (pair, treatment) in enumerate(zip(ordered, chosen, strict=True))
+    )
     _check_patterns(items, tuned, options)
     grown = [item for item in items if item.pair.grown and item.treatment == "lora"]
     if grown:
@@ -149,23 +165,73 @@ def make_plan(base: Model, tuned: Model, options: ExtractOptions) -> ExtractPlan
     return ExtractPlan(base, tuned, weights, pairs, items, options)
 
 
-def _item(number: int, pair: WeightPair, tuned: Base, options: ExtractOptions) -> Item:
-    treatment = options.treatment(pair)
-    name = pair.place.module if pair.place else pair.name
-    if treatment == "full" and not _storable(pair, tuned):
+def owner(name: str) -> str:
+    """Return the module that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def _fate(
+    pair: WeightPair, treatment: Treatment, saved: set[str], adapted: set[str]
+) -> Treatment | None:
+    """Return what becomes of a pair; None if it should be stored whole and PEFT cannot do that.
+
+    A module is stored with all its tensors: those that are equal, too, or PEFT misses them.
+    """
+    if owner(pair.name) in saved:
+        return "full"
+    bias = pair.name.endswith(BIAS) and owner(pair.name) in adapted
+    return None if treatment == "full" and not bias else treatment
+
+
+def _item(
+    number: int, pair: WeightPair, options: ExtractOptions, treatment: Treatment | None
+) -> Item:
+    if treatment is None:
         return Item(number, pair, "skip", "PEFT cannot store it whole")
     if treatment == "skip":
         reason = "--include, --exclude"
-        if options.selects(name):
-            reason = "--embeddings skip" if pair.place else "no LoRA can hold it: --small skip"
+        if options.selects(pair.place.module if pair.place else pair.name):
+            why = pair.why or "no LoRA can hold it"
+            reason = "--embeddings skip" if pair.place else f"{why}: --small skip"
         return Item(number, pair, "skip", reason)
     return Item(number, pair, treatment, "")
 
 
-def _storable(pair: WeightPair, tuned: Base) -> bool:
-    module, _, _ = pair.name.rpartition(".")
-    known = pair.name.endswith((WEIGHT, BIAS)) and bool(module)
-    return known and tuned[pair.tuned].whole  # a scale would be lost
+def savable(pairs: Pairs, tuned: Base) -> frozenset[str]:
+    """Return the modules that PEFT can store whole and find again.
+
+    It takes a module with all that is in it, and every other whose name ends with the same
+    letters (`peft.utils.other._set_trainable`). A weight with a scale would lose that.
+    """
+    inside: dict[str, set[str]] = {}
+    for name in pairs.names:
+        inside.setdefault(owner(name), set()).add(name)
+    above = {parent for module in inside for parent in _parents(module)}
+    known = {
+        pair.name
+        for pair in pairs.both
+        if pair.tuned.is_whole and tuned[pair.tuned.key].whole and tuned[pair.tuned.key].is_numbers
+    }
+    backwards = sorted(module[::-1] for module in above | inside.keys())
+    return frozenset(
+        module
+        for module, names in inside.items()
+        if module not in above
+        and names <= known
+        and all(name.endswith((WEIGHT, BIAS)) for name in names)
+        and not _is_end(module[::-1], backwards)
+    )
+
+
+def _parents(module: str) -> Iterator[str]:
+    while module := owner(module):
+        yield module
+
+
+def _is_end(module: str, backwards: Sequence[str]) -> bool:
+    """Whether a name is the end of another; all of them backwards, and sorted."""
+    at = bisect_right(backwards, module)
+    return at < len(backwards) and backwards[at].startswith(module)
 
 
 def _check_patterns(items: tuple[Item, ...], tuned: Model, options: ExtractOptions) -> None:

@@ -67,6 +67,26 @@ class ExtractRow:
         return {"tensor": self.module} | {name: row[name] for name in OF_TENSORS} | formed
 
 
+@dataclass(frozen=True, slots=True)
+class UnmatchedRow:
+    """A tensor of one model that was compared with none of the other."""
+
+    tensor: str
+    side: str
+    """``base`` or ``tuned``."""
+    shape: tuple[int, ...]
+    params: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How much of two models an extraction has compared: the shares of their parameters."""
+
+    base: float = 1.0
+    tuned: float = 1.0
+
+
 @dataclass(slots=True)
 class ExtractReport(Document):
     """What an extraction did."""
@@ -81,8 +101,8 @@ class ExtractReport(Document):
     nbytes: int = 0
     """Size of the adapter's tensor file."""
     notes: Sequence[str] = ()
-    only_base: Sequence[str] = ()
-    only_tuned: Sequence[str] = ()
+    unmatched: Sequence[UnmatchedRow] = ()
+    compared: Compared = field(default_factory=Compared)
     arguments: str = ""
     seconds: float = 0.0
     """Not in the file: the same inputs give the same bytes."""
@@ -103,7 +123,10 @@ class ExtractReport(Document):
 
     @property
     def model_error(self) -> float:
-        """Relative error of the whole model: what changed and was left out counts in full."""
+        """Relative error of all that was compared: what changed and was left out counts in full.
+
+        Nothing is known of the change of what is in one model only.
+        """
         losses = {"carried": 0.0, "left out": 1.0}
         return total(
             (row.norm, losses.get(row.outcome, row.error))
@@ -130,6 +153,8 @@ class ExtractReport(Document):
                 "optimal_error_lower_bound": self.bound,
                 "energy": _energy(self.extracted),
                 "whole_model_error": self.model_error,
+                "compared_base": self.compared.base,
+                "compared_tuned": self.compared.tuned,
                 "relative_norm": _relative(self.extracted),
                 "params_after": self.params,
                 "bytes_after": self.nbytes,
@@ -137,8 +162,7 @@ class ExtractReport(Document):
             "modules": [row.to_dict() for row in self.extracted],
             "tensors": [row.to_dict() for row in others],
             "unchanged": [row.module for row in self._named("unchanged")],
-            "only_in_base": list(self.only_base),
-            "only_in_tuned": list(self.only_tuned),
+            "unmatched_tensors": [asdict(row) for row in self.unmatched],
             "notes": list(self.notes),
         }
 
@@ -165,7 +189,7 @@ class ExtractReport(Document):
         lines = [
             f"error {percent(self.error)} as written; no adapter of these ranks has less than"
             f" {percent(self.bound)} (but for a chance of {self.chance:.0e})",
-            f"error of the whole model {percent(self.model_error)}, all that changed counted",
+            self._whole(),
             f"{self.params:,} parameters, {size(self.nbytes)}, {self.seconds:.1f} s",
         ]
         if equal := self._named("unchanged"):
@@ -182,12 +206,25 @@ class ExtractReport(Document):
                 )
         if bad := self._named("not finite"):
             lines.append(f"not finite, left out: {_names(bad)}")
-        for title, names in (("base", self.only_base), ("tuned model", self.only_tuned)):
-            if names:
-                lines.append(
-                    f"only in the {title}: {len(names)} tensors, such as {label(names[0])}"
-                )
+        for side in ("base", "tuned"):
+            found = [row for row in self.unmatched if row.side == side]
+            for reason in dict.fromkeys(row.reason for row in found):
+                names = [row.tensor for row in found if row.reason == reason]
+                title = "the base" if side == "base" else "the tuned model"
+                lines.append(f"unmatched in {title} ({label(reason)}): {_listed(names)}")
         return joined([*lines, *remarks({}, self.notes)])
+
+    def _whole(self) -> str:
+        """Return what the error of the model is, and of how much of it."""
+        if not self.unmatched:
+            return f"error of the whole model {percent(self.model_error)}, all that changed counted"
+        params = sum(row.params for row in self.unmatched)
+        return (
+            f"error of what both models have {percent(self.model_error)}, all that changed there"
+            f" counted: {percent(self.compared.base)} of the base's parameters and"
+            f" {percent(self.compared.tuned)} of the tuned model's; {len(self.unmatched)} unmatched"
+            f" tensors of {params:,} parameters are in no error"
+        )
 
     def _named(self, outcome: str) -> list[ExtractRow]:
         return [row for row in self.rows if row.outcome == outcome]
@@ -235,6 +272,13 @@ def _share(rows: Sequence[ExtractRow], every: Sequence[ExtractRow]) -> float:
 
 
 def _names(rows: Sequence[ExtractRow]) -> str:
-    groups = [collapse([row.module for row in same]) for same in grouped(rows, _key)]
+    return _some([collapse([row.module for row in same]) for same in grouped(rows, _key)])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return _some([collapse(same) for same in grouped(names, template)])
+
+
+def _some(groups: Sequence[str]) -> str:
     more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
     return ", ".join(map(label, groups[:5])) + more

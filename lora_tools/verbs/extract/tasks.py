@@ -87,10 +87,10 @@ def load(job: ExtractJob) -> LoadedJob:
     if kept is not None:
         return LoadedJob(job, kept, None)
     pair, plan = job.item.pair, job.plan
-    old, new = plan.weights[0][pair.base], plan.weights[1][pair.tuned]
-    if not (old.is_numbers and new.is_numbers):
+    stored = [*pair.base.weights(plan.weights[0]), *pair.tuned.weights(plan.weights[1])]
+    if not all(weight.is_numbers for weight in stored):
         same = pair.spec == pair.tuned_spec and np.array_equal(
-            plan.base.tensors.bytes_of(pair.base), plan.tuned.tensors.bytes_of(pair.tuned)
+            plan.base.tensors.bytes_of(pair.base.key), plan.tuned.tensors.bytes_of(pair.tuned.key)
         )
         return LoadedJob(job, None, None, "" if same else "not of a floating-point type")
     common = min(pair.spec.shape[0], pair.tuned_spec.shape[0]) if pair.grown else None

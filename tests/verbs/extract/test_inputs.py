@@ -309,8 +309,14 @@ def test_buffers_of_integers_are_listed(tmp_path):
 def test_tensors_of_one_side_are_listed(tmp_path):
     base, tuned = layers() | {"old": torch.ones(2)}, tuned_of(layers()) | {"new": torch.ones(2)}
     report = run(save(tmp_path / "a", base), save(tmp_path / "b", tuned), tmp_path / "out")
-    assert report.only_base == ("old",)
-    assert report.only_tuned == ("new",)
+    assert [(row.tensor, row.side, row.reason) for row in report.unmatched] == [
+        ("old", "base", "not in the tuned model"),
+        ("new", "tuned", "not in the base"),
+    ]
+    elements = 50 * 16 + 2 * 24 * 16 + 16
+    assert report.compared.base == report.compared.tuned == pytest.approx(elements / (elements + 2))
+    assert "all that changed there counted" in report.summary()
+    assert "whole model" not in report.summary()
 
 
 def test_scaled_weights_are_not_stored_whole_without_their_scales(tmp_path):
