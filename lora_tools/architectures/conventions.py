@@ -18,6 +18,8 @@ FUSED: Mapping[str, Ways] = {
 
 STACKS: Mapping[str, Ways] = {"gate_up_proj": GATE_UP, "down_proj": DOWN}
 """Parameters that stack experts' matrices, and what the layers are called one by one."""
+RENAMED_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Targets that PEFT takes for layers of experts, in models that stack those."""
 EXPERT_PARAMETERS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """Parameters of stacked experts in the order in which models define them."""
 
@@ -64,6 +66,8 @@ TOKENS = (*ONLY_TOKENS, "embed_in", "shared")
 """Those whose rows are the tokens of a vocabulary; the first names mean nothing else anywhere."""
 HEADS = ("lm_head", "embed_out", "cls.predictions.decoder", "output")
 """Modules whose rows score tokens."""
+ANY_HEADS = (*HEADS, "output_layer")
+"""The same, whichever tool names them."""
 EMBEDDING, HEAD = TOKENS[0], HEADS[0]
 """What most models call them."""
 MASKED = "word_embeddings"

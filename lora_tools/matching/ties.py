@@ -3,15 +3,13 @@
 from typing import NamedTuple
 
 from lora_tools.architectures import families
-from lora_tools.architectures.conventions import HEADS, MASKED, TOKENS, ends
+from lora_tools.architectures.conventions import ANY_HEADS, HEADS, MASKED, TOKENS, ends
 from lora_tools.architectures.family import Family
 from lora_tools.architectures.index import Candidate, positions
 from lora_tools.model import Model
 
 WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
 """How the names of architectures end that score tokens."""
-ANY_HEADS = (*HEADS, "output_layer")
-"""How the names of all families' heads end, whichever tool names them."""
 
 
 class TiedWeights(NamedTuple):

@@ -4,14 +4,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_tools.architectures.conventions import EXPERT_PARAMETERS
+from lora_tools.architectures.conventions import EXPERT_PARAMETERS, RENAMED_EXPERTS
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.patterns import Suffixes
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED
 from lora_tools.formats.sites import Experts, Linear
 
-RENAMED_TARGETS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
-"""Targets that PEFT takes for layers of experts, in models that stack those."""
 STACKS_SINCE = "0.19.1"
 """The version of PEFT since which the A of a stack of experts reads their input."""
 
@@ -27,7 +25,7 @@ def targeted(modules: Sequence[Module], others: Collection[str]) -> tuple[Module
         return tuple(modules)
     return tuple(
         replace(m, name=f"{m.name}.weight", owner=f"{m.name}.weight", site=Experts("weight", 1))
-        if m.site == Linear() and _leaf(m.name) in RENAMED_TARGETS
+        if m.site == Linear() and _leaf(m.name) in RENAMED_EXPERTS
         else m
         for m in modules
     )
