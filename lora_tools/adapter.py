@@ -34,7 +34,7 @@ from lora_tools.formats.rotary import Paired
 from lora_tools.text import config_text
 
 if TYPE_CHECKING:
-    from lora_tools.update import Update
+    from lora_tools.update import Array, Update
 
 REPORT = OURS
 README = "README.md"
@@ -226,13 +226,14 @@ def write(
     like: Adapter,
     format: Format | None = None,
     name: str | None = None,
+    beside: Mapping[str, "Array"] | None = None,
 ) -> None:
     """Fill an empty folder with a complete adapter, in ``format`` or in that of ``like``.
 
     ``manifest`` fixes the layout of the file before the first update is computed; ``updates``
-    may come in any order. Other tensors and side files are copied from ``like``; with ``name``,
-    nothing but the file of that name is written. Use `staged` for a folder that appears only when
-    it is whole.
+    may come in any order. Other tensors are those of ``beside``, if given, and else copied from
+    ``like``, as side files are. With ``name``, nothing but the file of that name is written. Use
+    `staged` for a folder that appears only when it is whole.
     """
     format = format or like.format
     manifest = replace(manifest, metadata=blank(manifest.metadata))
@@ -241,7 +242,7 @@ def write(
     target = folder / (name or tensor_name(format, like))
     with TensorWriter(target, plan) as file:
         for extra in manifest.extras:
-            file[extra.key] = like.tensors.arrays[extra.key]
+            file[extra.key] = (like.tensors.arrays if beside is None else beside)[extra.key]
         for module, update in updates:
             for key, tensor in format.tensors(modules[module], update).items():
                 file[key] = tensor

@@ -12,6 +12,7 @@ from lora_tools.cli.question import STATUS, UnansweredError
 from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 
 COMMANDS = (
+    "combine",
     "convert",
     "diff",
     "extract",
@@ -44,7 +45,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """See, shrink, extract, merge, convert and publish LoRA adapters, file to file.
+    """See, shrink, extract, merge, combine, convert and publish LoRA adapters, file to file.
 
     A source may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file],
     or org/name[@revision] where there is no such path.
