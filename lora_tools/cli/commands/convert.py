@@ -29,6 +29,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
+from lora_tools.cli.selection import Choice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.ours import Force
 from lora_tools.files.sides import WEIGHTS
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     " says the heads and the architecture that some formats leave out."
 )
 @click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE; repeatable.")
+@selection_options()
 @policy_options
 @rank_limit_options(", where ranks are lowered")
 @dtype_option()
@@ -70,6 +72,7 @@ def command(
     alpha: float | None,
     base: Path | None,
     drop: tuple[str, ...],
+    chosen: Choice,
     choice: PolicyChoice | None,
     min_rank: int,
     max_rank: int | None,
@@ -92,7 +95,8 @@ def command(
     same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full-rank diffs are LoRAs of a
     high rank. The error is that of the bytes written, against the updates of SOURCE.
     """
-    from lora_tools.verbs.convert import translate  # imports numpy
+    from lora_tools.rewrite.selection import selected  # imports numpy
+    from lora_tools.verbs.convert import translate
 
     began = time.monotonic()
     if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
@@ -114,6 +118,7 @@ def command(
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     executor = make_executor("cpu", jobs)
     of = translate(adapter, format, executor, drop=drop, paths=model or ())
+    of = selected(of, chosen.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"}, vllm=False)
     policy = choice.policy(of) if choice else None
