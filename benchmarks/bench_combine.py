@@ -72,7 +72,7 @@ def made(path: Path, architecture: Architecture, number: int) -> Path:
         tensors[f"{module}.lora_A.weight"] = a.half()
         tensors[f"{module}.lora_B.weight"] = b.half()
     save_file(tensors, path / adapters.WEIGHTS, metadata={"format": "pt"})
-    config = adapters.config(architecture, RANK)
+    config = adapters.config(architecture, RANK) | {"task_type": None}
     (path / adapters.CONFIG).write_text(json.dumps(config))
     return path
 
