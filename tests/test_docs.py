@@ -12,6 +12,7 @@ import click
 import pytest
 
 import lora_tools
+from lora_tools.cli import cli
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -92,6 +93,27 @@ def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(ROOT / "fixtures" / "minilm-plain", tmp_path / "my-adapter")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
+def test_commands_that_combine_and_select_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What how-to.md marks with ``sh combine``, on fixtures under the names that it uses."""
+    page = (DOCS / "how-to.md").read_text(encoding="utf-8")
+    lines = [
+        line.partition("  #")[0]
+        for block in re.findall(r"^```sh combine\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+    fixtures = {"my-adapter": "minilm-plain", "other-adapter": "minilm-rslora"}
+    fixtures |= {f"checkpoint-{number}": "minilm-plain" for number in range(1, 6)}
+    for name, fixture in fixtures.items():
+        (tmp_path / name).symlink_to(ROOT / "fixtures" / fixture)
+    monkeypatch.chdir(tmp_path)
+    assert len(lines) >= 10
+    for line in lines:
+        cli.main([*shlex.split(line)[1:], "--quiet"], standalone_mode=False)
+        assert any(Path(word).exists() for word in shlex.split(line)[3:] if word[0] not in "-'")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)

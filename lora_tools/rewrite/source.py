@@ -12,7 +12,8 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
 from lora_tools.linalg.rescale import summed
-from lora_tools.update import Biased, DoRA, Update
+from lora_tools.rules import Chosen
+from lora_tools.update import Biased, DoRA, Update, factors
 
 
 class Origin(NamedTuple):
@@ -63,16 +64,19 @@ class Sum(NamedTuple):
     """The weighted updates that a module to be written is the sum of."""
 
     terms: tuple[Term, ...]
+    rule: Chosen | None = None
+    """How they are combined; None: by their sum."""
 
     @property
     def is_pair(self) -> bool:
         """Whether its factors are in the files, if side by side."""
-        return all(term.source.origins[term.module.name].is_pair for term in self.terms)
+        pairs = (term.source.origins[term.module.name].is_pair for term in self.terms)
+        return self.rule is None and all(pairs)
 
     @property
     def is_moved(self) -> bool:
         """Whether its rank may be less than that of its factors."""
-        return len(self.terms) > 1
+        return len(self.terms) > 1 or self.rule is not None
 
     @property
     def weights(self) -> list[float]:
@@ -90,7 +94,9 @@ class Sum(NamedTuple):
         ]
 
     def total(self, updates: Sequence[Update], module: Module) -> Update:
-        """Return the weighted sum of the updates, for factors exactly."""
+        """Return the weighted sum of the updates, or what the rule makes of them."""
+        if self.rule:
+            return self.rule([factors(update) for update in updates], self.weights, module.name)
         kind = DTYPES[module.parts["bias"].spec.dtype if "bias" in module.parts else "F64"].torch
         return summed(updates, self.weights, str(kind))
 

@@ -234,10 +234,10 @@ def _outcome(job: RewriteJob, target: Target, whole: float, lost: float, unchang
         return "zero"
     if target.r < job.module.r:
         return "reduced" if job.known is None or lost <= NOISE**2 * whole else "shrunk"
-    if isinstance(job.origin, Sum) and job.origin.is_moved:
-        return "stacked"
     if not job.origin.is_pair:
         return "refactored"
+    if isinstance(job.origin, Sum) and job.origin.is_moved:
+        return "stacked"
     if not unchanged:
         return "rescaled"
     return "padded" if target.module.r > target.r else "kept"

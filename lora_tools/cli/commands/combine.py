@@ -41,6 +41,7 @@ from lora_tools.model import open_model
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
+    from lora_tools.rules import Chosen
     from lora_tools.verbs.combine import Weights
 
 
@@ -64,6 +65,21 @@ class Inputs(NamedTuple):
     metavar="F",
     help="The exponential moving average of the ADAPTERs, checkpoints in order: each counts 1 - F,"
     " what was before it F.",
+)
+@click.option(
+    "--method",
+    metavar="NAME",
+    default="concat",
+    show_default=True,
+    help="How updates are combined: concat, their sum; or a rule: ties, dare, dare-ties, magnitude,"
+    " knots, tsv, iso, core-ties.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=F",
+    multiple=True,
+    help="A parameter of the rule: density=0.2. Repeatable.",
 )
 @selection_options(numbered=True)
 @click.option("--to", "target", metavar="FORMAT", help="Format to write.  [default: the first's]")
@@ -89,6 +105,8 @@ def command(
     weights: tuple[float, ...],
     average: bool,
     ema: float | None,
+    method: str,
+    settings: tuple[str, ...],
     chosen: Choice,
     target: str | None,
     owns: tuple[str, ...],
@@ -116,6 +134,11 @@ def command(
     With one of --rank, --energy, --max-error, --max-params and --max-size, the sum is truncated as
     `lora-tools shrink` would: the error is that of the bytes written, against the exact sum. The
     report says what each adapter adds to each module, and where adapters fight.
+
+    A --method other than concat is no sum. Its result is truncated in the same way, and the error
+    is against that result. knots, tsv, iso and core-ties work on small matrices; ties, dare,
+    dare-ties and magnitude see every element of a module's dense updates, and take as long as its
+    singular value decomposition.
     """
     from lora_tools.verbs.combine import in_one_format, sum_of  # imports numpy
 
@@ -126,6 +149,7 @@ def command(
             " --max-params, --max-size"
         )
     weighted = _weights(len(adapters), weights, ema, chosen, average=average)
+    rule = _rule(method, settings)
     model = open_model(base) if base else None
     config = model.config if model else None
     found = [
@@ -156,6 +180,7 @@ def command(
         options,
         executor if quiet else Visible(executor),
         selection=chosen.selection(weighted=False),
+        rule=rule,
     )
     made = plan.report(began)
     made.report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
@@ -205,6 +230,24 @@ def _weights(
         weights = moving_average(ema, count)
     modules = tuple(ModuleWeight(pattern, w, number) for number, pattern, w in chosen.weights)
     return Weights(weights or (1.0,) * count, modules)
+
+
+def _rule(method: str, settings: tuple[str, ...]) -> "Chosen | None":
+    """Return the rule that was asked for with its parameters; None for the sum."""
+    from lora_tools.rules import chosen, rule_named
+
+    values: dict[str, float] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise click.UsageError(f"{setting!r} is not NAME=F with a number F") from None
+    if method == "concat":
+        if values:
+            raise click.UsageError("--set goes with a --method that is a rule")
+        return None
+    return chosen(rule_named(method), values)
 
 
 def _inputs(adapters: list[Adapter]) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.model import Model
 from lora_tools.rewrite import RewriteOptions, Source, keep, survey
 from lora_tools.rewrite.selection import Selection, selected
+from lora_tools.rules import Chosen
 from lora_tools.verbs.combine.combination import Combination, Combined, contributions
 from lora_tools.verbs.combine.extras import extras
 from lora_tools.verbs.combine.measured import measured
@@ -41,14 +42,16 @@ def combine(
     executor: Executor | None = None,
     *,
     format: Format | None = None,
+    rule: Chosen | None = None,
 ) -> Combination:
     """Plan one adapter whose update is the weighted sum of those of several.
 
-    ``weights`` are 1 if not given; the result is in ``format``, or that of the first adapter. See
-    `sum_of` for what a policy does, and for what is raised.
+    ``weights`` are 1 if not given; the result is in ``format``, or that of the first adapter. With
+    a ``rule`` it is what that makes of the weighted updates. See `sum_of` for what a policy does,
+    and for what is raised.
     """
     sources = in_one_format(adapters, format, executor)
-    return sum_of(sources, weights, policy, options, executor)
+    return sum_of(sources, weights, policy, options, executor, rule=rule)
 
 
 def in_one_format(
@@ -77,12 +80,14 @@ def sum_of(
     executor: Executor | None = None,
     *,
     selection: Selection | None = None,
+    rule: Chosen | None = None,
 ) -> Combination:
     """Plan the weighted sum of sources that are in one format.
 
     Without a policy it is exact: the factors stand side by side, at the rank that their sum has,
     and those whose scales allow it keep their bits. With one, it is truncated optimally over all
-    modules, and the error is that of the bytes written against the exact sum.
+    modules, and the error is that of the bytes written against the exact sum, or against the exact
+    result of the ``rule``. One that sees dense updates needs a policy: its result has full rank.
 
     Reads every factor once, and once more when the result is iterated. Memory holds the modules in
     flight, and a matrix of the policy's rank for each module where it is known. Raises
@@ -93,8 +98,12 @@ def sum_of(
     weights = weights or Weights((1.0,) * len(sources))
     if len(weights.adapters) != len(sources):
         raise PolicyError(f"{len(weights.adapters)} weights for {len(sources)} adapters")
+    if rule and rule.rule.space == "dense" and policy is None:
+        raise PolicyError(f"what {rule.rule.name} makes has full rank").hint(
+            "Give one of --rank, --energy, --max-error, --max-params, --max-size."
+        )
     selection = selection or Selection()
-    whole = selected(combined(sources, weights), selection, executor)
+    whole = selected(combined(sources, weights, rule), selection, executor)
     beside = extras(sources, weights)
     kept = tuple(extra for extra in beside.described.values() if selection.keeps(extra))
     whole = replace(whole, manifest=replace(whole.manifest, extras=kept))
@@ -104,7 +113,8 @@ def sum_of(
         if policy is None
         else survey(sums.source, options, executor, found=sums.found).rewrite(policy)
     )
-    return Combination(rewrite, beside, weights, contributions(sums), str(policy or ""))
+    how = ", ".join(str(each) for each in (rule, policy) if each)
+    return Combination(rewrite, beside, weights, contributions(sums), how)
 
 
 def _columns(policy: RankPolicy | None, options: RewriteOptions) -> int | None:

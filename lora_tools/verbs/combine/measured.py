@@ -97,7 +97,7 @@ def measure(job: RewriteJob, most: int | None = None) -> Measured:
     except NonFiniteError as error:
         raise named(job, error) from error
     least = low.rank
-    if len(updates) > 1:
+    if origin.is_moved:
         least = 1 if found.is_zero else numerical_rank(found.s)
     kept = found.left[..., : least if most is None else min(most, least)]
     slim = Decomposition(found.s, kept.copy())

@@ -13,11 +13,14 @@ from lora_tools.formats.sites import Convolution, Linear, Site
 from lora_tools.matching import Prefixes, Swap, align
 from lora_tools.rewrite.selection import weigh
 from lora_tools.rewrite.source import Made, Source, Sum, Term
+from lora_tools.rules import Chosen
 from lora_tools.verbs.combine.weights import Weights
 
 
-def combined(sources: Sequence[Source], weights: Weights) -> Source:
+def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = None) -> Source:
     """Return the source whose modules are the weighted sums of those of the sources.
+
+    With a rule they are what it makes of the weighted updates instead.
 
     All are in one format. What stands before the names of one is brought to that of those before
     it, and a module that some have counts as zero in the others; at a weight of 0 it goes. Reads
@@ -34,10 +37,10 @@ def combined(sources: Sequence[Source], weights: Weights) -> Source:
                 terms.setdefault(name, []).append(Term(source, module, weight, number))
     if not terms:
         raise UnsupportedError("no module is left: every weight is 0")
-    _check(terms)
+    _check(terms, rule)
     first = sources[0]
-    modules = tuple(_module(name, summands) for name, summands in terms.items())
-    origins: dict[str, Made] = {name: Sum(tuple(summands)) for name, summands in terms.items()}
+    modules = tuple(_module(name, summands, rule) for name, summands in terms.items())
+    origins: dict[str, Made] = {name: Sum(tuple(each), rule) for name, each in terms.items()}
     same = {module.name for module in first.manifest.modules} == terms.keys()
     manifest = replace(
         first.manifest,
@@ -50,16 +53,16 @@ def combined(sources: Sequence[Source], weights: Weights) -> Source:
         first.format,
         manifest,
         origins,
-        Address(_again, (weights, *(source.address for source in sources))),
+        Address(_again, (weights, rule, *(source.address for source in sources))),
         {key: names for source in sources for key, names in source.dropped.items()},
         removed={name: norm for source in sources for name, norm in source.removed.items()},
         others=tuple(adapter for s in sources[1:] for adapter in s.adapters),
     )
 
 
-def _again(weights: Weights, *sources: Source) -> Source:
+def _again(weights: Weights, rule: Chosen | None, *sources: Source) -> Source:
     """Combine sources for the jobs of another process."""
-    return combined(sources, weights)
+    return combined(sources, weights, rule)
 
 
 def _names(
@@ -84,15 +87,17 @@ def _names(
     return found, swaps
 
 
-def _module(name: str, terms: Sequence[Term]) -> Module:
-    """Describe a sum as its factors side by side; what they have in common is found later."""
+def _module(name: str, terms: Sequence[Term], rule: Chosen | None) -> Module:
+    """Describe a sum as its factors side by side; the rank that it has is found later."""
     module = terms[0].module
     if name != module.name:
         module = replace(module, name=name, key_prefix=name, owner=name)
-    if len(terms) == 1:
+    if len(terms) == 1 and rule is None:
         return weigh(module, terms[0].weight)
     dtypes = {role: _widest(_dtypes(terms, role)) for role in ("b", "a")}
-    sized = module.resized(sum(term.module.r for term in terms))
+    most = min(module.out, module.inp) * module.groups
+    r = sum(term.module.r for term in terms)
+    sized = module.resized(most if rule and rule.rule.space == "dense" else r)
     parts: dict[Role, Part] = {
         role: part._replace(spec=Spec(dtypes.get(role, part.spec.dtype), part.spec.shape))
         for role, part in sized.parts.items()
@@ -115,9 +120,11 @@ def _widest(codes: set[str]) -> str:
     return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
 
 
-def _check(terms: Mapping[str, Sequence[Term]]) -> None:
+def _check(terms: Mapping[str, Sequence[Term]], rule: Chosen | None) -> None:
     """Raise where the updates of a module are no summands of one."""
-    alone = all(len(summands) == 1 and summands[0].weight == 1.0 for summands in terms.values())
+    alone = rule is None and all(
+        len(summands) == 1 and summands[0].weight == 1.0 for summands in terms.values()
+    )
     for name, summands in terms.items():
         dora = [t for t in summands if {"magnitude", "columns"} & t.module.parts.keys()]
         if dora and not alone:
@@ -125,6 +132,12 @@ def _check(terms: Mapping[str, Sequence[Term]]) -> None:
                 f"{dora[0].source.path}: {name}: DoRA's update cannot be weighted or added to"
                 " another: the merged weight is normalised after it is added"
             ).hint("Merge one adapter after the other, or leave the magnitudes out: --drop DoRA.")
+        biased = [term for term in summands if "bias" in term.module.parts]
+        if biased and rule:
+            raise UnsupportedError(
+                f"{biased[0].source.path}: {name}: {rule.rule.name} is for weights, and this has a"
+                " bias of B, too"
+            ).hint("Leave the biases out: --drop bias.")
         first = summands[0]
         for term in summands[1:]:
             if _form(term.module) != _form(first.module):

@@ -1,6 +1,7 @@
 """Combinations against dense float64 sums of what the files hold, read without our own code."""
 
 import json
+import pickle
 from itertools import permutations
 from math import sqrt
 
@@ -19,6 +20,9 @@ from lora_tools.errors import FormatError, NonFiniteError, PolicyError, Unsuppor
 from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
 from lora_tools.rewrite import RewriteOptions
 from lora_tools.rewrite.selection import Selection
+from lora_tools.rewrite.tasks import rewrite
+from lora_tools.rules import chosen, rule_named
+from lora_tools.update import LowRank
 from lora_tools.verbs.combine import (
     KEEP,
     ModuleWeight,
@@ -496,3 +500,61 @@ def test_the_format_can_be_another(tmp_path):
     combined(folders, tmp_path / "out", format=format_named("kohya"))
     back = convert(read(next((tmp_path / "out").glob("*.safetensors"))), format_named("peft"))
     assert len(back) == len(SHAPES)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare", "knots", "tsv", "iso", "core-ties"])
+def test_the_error_of_a_rule_is_against_its_exact_result(method, tmp_path):
+    folders = [peft(tmp_path / str(n), n) for n in range(2)]
+    folders.append(peft(tmp_path / "c", 2, ("l.0.up",)))
+    rule = chosen(rule_named(method), {})
+    report = combined(folders, tmp_path / "out", policy=Fixed(3), rule=rule)
+    found = deltas(tmp_path / "out")
+    lost = whole = best = 0.0
+    for row in report["modules"]:
+        adapters = [read(f) for f in folders if row["module"] in read(f)]
+        low = rule(
+            [
+                LowRank(*(t.double().numpy() for t in (u.a, u.b)), u.alpha)
+                for u in (a[row["module"]] for a in adapters)
+            ],
+            [1.0] * len(adapters),
+            row["module"],
+        )
+        exact = torch.from_numpy(low.scale * low.b @ low.a)
+        lost += float((exact - found[PREFIX + row["module"]]).square().sum())
+        whole += float(exact.square().sum())
+        best += tail(exact, 3)
+    assert report["totals"]["error"] == pytest.approx(sqrt(lost / whole), rel=1e-5)
+    assert report["totals"]["error"] == pytest.approx(sqrt(best / whole), rel=1e-3, abs=1e-6)
+    assert report["policy"].startswith(method)
+
+
+def test_a_rule_of_full_rank_needs_a_policy_and_takes_no_bias(tmp_path):
+    folders = [peft(tmp_path / str(n), n) for n in range(2)]
+    with pytest.raises(PolicyError, match="full rank"):
+        combined(folders, tmp_path / "out", rule=chosen(rule_named("ties"), {}))
+    rule = chosen(rule_named("iso"), {})
+    with pytest.raises(UnsupportedError, match="a bias of B"):
+        combined([FIXTURES / "minilm-lorabias"] * 2, tmp_path / "out", rule=rule)
+    with pytest.raises(UnsupportedError, match="DoRA"):
+        combined([FIXTURES / "minilm-dora"], tmp_path / "out", rule=rule)
+
+
+def test_jobs_are_addresses_and_the_same_is_done_anywhere(tmp_path):
+    folders = [peft(tmp_path / str(n), n) for n in range(8)]
+    for rule, policy in (
+        (None, None),
+        (None, Fixed(2)),
+        (chosen(rule_named("dare"), {}), Fixed(2)),
+    ):
+        plan = combine([read(folder) for folder in folders], average_of(8), policy, rule=rule)
+        for change, job in zip(plan, plan.rewrite.jobs, strict=True):
+            data = pickle.dumps(job)
+            assert len(data) < 4096
+            again = rewrite(pickle.loads(data))
+            assert (again.update.b == change.update.b).all()
+            assert (again.update.a == change.update.a).all()
+
+
+def average_of(count):
+    return Weights(average(count))

@@ -52,3 +52,15 @@ def test_svd_is_the_truncated_sum(tmp_path):
     found = ours(folders, (0.6, 0.4), tmp_path / "out", "--rank", "5")
     for name, delta in found.items():
         torch.testing.assert_close(delta, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ties", "magnitude"])
+def test_rules_on_dense_updates_are_those_of_peft(method, tmp_path):
+    """At equal weights: PEFT elects the signs of TIES before it weighs the updates."""
+    folders = [adapter(tmp_path / "a", 0, 4), adapter(tmp_path / "b", 1, 4)]
+    kind = {"ties": "ties_svd", "magnitude": "magnitude_prune_svd"}[method]
+    theirs = weighted(folders, (1.0, 1.0), kind, svd_rank=5, density=0.5)
+    more = ("--method", method, "--set", "density=0.5", "--rank", "5")
+    found = ours(folders, (1.0, 1.0), tmp_path / "out", *more)
+    for name, delta in found.items():
+        torch.testing.assert_close(delta, theirs[name], rtol=1e-3, atol=1e-4)
