@@ -14,6 +14,7 @@ from lora_tools.matching import Prefixes, Swap, align
 from lora_tools.rewrite.selection import weigh
 from lora_tools.rewrite.source import Made, Source, Sum, Term
 from lora_tools.rules import Chosen
+from lora_tools.verbs.combine.dialects import check_dialects
 from lora_tools.verbs.combine.weights import Weights
 
 
@@ -27,6 +28,7 @@ def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = 
     no tensor. Raises `FormatError` for modules of one name whose shapes differ, and
     `UnsupportedError` for DoRA, which is no summand.
     """
+    check_dialects(sources)
     names, swaps = _names(sources)
     weights.check([list(each.values()) for each in names])
     terms: dict[str, list[Term]] = {}

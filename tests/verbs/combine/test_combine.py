@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from lora_tools import read, staged, write
 from lora_tools.adapter import REPORT
 from lora_tools.errors import FormatError, NonFiniteError, PolicyError, UnsupportedError
+from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
 from lora_tools.rewrite import RewriteOptions
 from lora_tools.rewrite.selection import Selection
@@ -494,8 +495,6 @@ def test_differences_of_biases_add_up(tmp_path):
 
 
 def test_the_format_can_be_another(tmp_path):
-    from lora_tools.formats.registry import format_named
-
     folders = [peft(tmp_path / str(n), n) for n in range(2)]
     combined(folders, tmp_path / "out", format=format_named("kohya"))
     back = convert(read(next((tmp_path / "out").glob("*.safetensors"))), format_named("peft"))
@@ -558,3 +557,49 @@ def test_jobs_are_addresses_and_the_same_is_done_anywhere(tmp_path):
 
 def average_of(count):
     return Weights(average(count))
+
+
+def test_one_model_under_two_namings_is_added_or_refused(tmp_path):
+    """kohya has UNets under the original names and under diffusers': the same weights."""
+    block = "transformer_blocks_0_attn1_to"
+    namings = (
+        [f"lora_unet_input_blocks_4_1_{block}_q", f"lora_unet_middle_block_1_{block}_k"],
+        [
+            f"lora_unet_down_blocks_1_attentions_0_{block}_q",
+            f"lora_unet_mid_block_attentions_0_{block}_k",
+        ],
+    )
+    files, wanted = [], []
+    for number, names in enumerate(namings):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {}
+        for name, size in zip(names, (640, 1280), strict=True):
+            up, down = (
+                torch.randn(size, 2, generator=generator),
+                torch.randn(2, size, generator=generator),
+            )
+            tensors |= {
+                f"{name}.lora_up.weight": up,
+                f"{name}.lora_down.weight": down,
+                f"{name}.alpha": torch.tensor(2.0),
+            }
+        files.append(tmp_path / f"{number}.safetensors")
+        save_file(tensors, files[-1])
+        wanted.append(
+            [
+                (
+                    tensors[f"{n}.lora_up.weight"].double()
+                    @ tensors[f"{n}.lora_down.weight"].double()
+                )
+                for n in names
+            ]
+        )
+    with pytest.raises(UnsupportedError, match="names the modules of"):
+        combined(files, tmp_path / "out")
+    combined(files, tmp_path / "out", format=format_named("diffusers"))
+    adapter = read(tmp_path / "out")
+    found = [update.scale * update.b.double() @ update.a.double() for update in adapter.values()]
+    sums = [first + second for first, second in zip(*wanted, strict=True)]
+    found.sort(key=len)
+    for delta, total in zip(found, sums, strict=True):
+        torch.testing.assert_close(delta, total, rtol=1e-5, atol=1e-5)
