@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from lora_tools.architectures.pipelines import split
 from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.executors import Executor, Serial
@@ -92,6 +94,7 @@ def selected(source: Source, selection: Selection, executor: Executor | None = N
 
 
 @exact()
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
 def norm(job: RewriteJob) -> float:
     """Return the norm of one module's update; `NonFiniteError` names the tensor that has none."""
     try:

@@ -1,6 +1,6 @@
 """Adapters of one format that call the same modules by names of different tools."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_tools.architectures.detection import detect
 from lora_tools.architectures.layout import Dimensions
@@ -8,26 +8,29 @@ from lora_tools.errors import UnsupportedError
 from lora_tools.rewrite.source import Source
 
 
-def check_dialects(sources: Sequence[Source]) -> None:
+def check_dialects(sources: Sequence[Source], names: Sequence[Mapping[str, str]]) -> None:
     """Raise `UnsupportedError` where adapters name one model's modules in different ways.
 
-    kohya's files have UNets under diffusers' names and under the original ones: side by side they
-    would be different modules, and a runtime would load each weight's update twice or once.
+    ``names`` are those that the modules of each will have, prefixes aligned. kohya's files have
+    UNets under diffusers' names and under the original ones: side by side they would be different
+    modules, of which a runtime takes one.
     """
     known: dict[str, tuple[Source, frozenset[str], frozenset[str]]] = {}
-    for source in sources:
-        for family, (dialects, names) in _dialects(source).items():
-            other, before, theirs = known.setdefault(family, (source, dialects, names))
-            if not (before & dialects or theirs & names):
+    for source, renamed in zip(sources, names, strict=True):
+        for family, (dialects, ours) in _dialects(source, renamed).items():
+            other, before, theirs = known.setdefault(family, (source, dialects, ours))
+            if not (before & dialects or theirs & ours):
                 raise UnsupportedError(
                     f"{other.path} names the modules of {family} as {' or '.join(sorted(before))}"
                     f" files do, {source.path} as {' or '.join(sorted(dialects))} files do"
                 ).hint("Write a format that has one of the namings: --to diffusers or comfyui.")
 
 
-def _dialects(source: Source) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+def _dialects(
+    source: Source, renamed: Mapping[str, str]
+) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """Return the dialects that the names of each family may be in, and those names."""
-    sizes = {m.name: Dimensions(m.out, m.inp) for m in source.manifest.modules}
+    sizes = {renamed[m.name]: Dimensions(m.out, m.inp) for m in source.manifest.modules}
     found: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
     for component in detect(sizes):
         for candidate in component.candidates:

@@ -76,6 +76,7 @@ def extras(sources: Sequence[Source], weights: Weights) -> Extras:
                 copies.setdefault(extra.key, []).append(Copy(source, extra, weight))
     for key, found in copies.items():
         _check(key, found)
+        _check_named(key, found[0], sources[0])
     return Extras({key: tuple(found) for key, found in copies.items()})
 
 
@@ -101,6 +102,16 @@ def _check(key: str, copies: Sequence[Copy]) -> None:
                 f"{key} ({first.extra.kind}) is replaced by {first.source.path} and otherwise by"
                 f" {copy.source.path}"
             ).hint(hint)
+
+
+def _check_named(key: str, copy: Copy, first: Source) -> None:
+    """Raise `UnsupportedError` for a replacement that the configuration would not name."""
+    if copy.extra.kind in DIFFERENCES or copy.source is first or not first.format.config_file:
+        return
+    raise UnsupportedError(
+        f"{copy.source.path}: {key} ({copy.extra.kind}) is not in {first.path}, whose"
+        " configuration the result has, and a loader would leave it out"
+    ).hint(f"Name that adapter first, or leave it out: --drop {copy.extra.kind!r}.")
 
 
 def _equal(x: Copy, y: Copy) -> bool:

@@ -82,6 +82,7 @@ def measured(source: Source, executor: Executor, columns: int | None) -> Sums:
 
 
 @exact()
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
 def measure(job: RewriteJob, most: int | None = None) -> Measured:
     """Return what one sum is; `NonFiniteError` names the tensor that holds NaN or Inf."""
     origin = job.origin

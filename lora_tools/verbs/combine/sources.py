@@ -28,8 +28,8 @@ def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = 
     no tensor. Raises `FormatError` for modules of one name whose shapes differ, and
     `UnsupportedError` for DoRA, which is no summand.
     """
-    check_dialects(sources)
     names, swaps = _names(sources)
+    check_dialects(sources, names)
     weights.check([list(each.values()) for each in names])
     terms: dict[str, list[Term]] = {}
     for number, (source, renamed) in enumerate(zip(sources, names, strict=True), 1):

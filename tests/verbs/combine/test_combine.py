@@ -465,6 +465,14 @@ def test_replacements_that_disagree_are_refused_by_name_and_agreeing_ones_are_ke
         combined([source, other], tmp_path / "two", (1.0, -1.0))
 
 
+def test_a_replacement_that_the_first_configuration_does_not_name_is_refused(tmp_path):
+    plain, biased = FIXTURES / "minilm-plain", FIXTURES / "minilm-bias"
+    with pytest.raises(UnsupportedError, match="a loader would leave it out"):
+        combined([plain, biased], tmp_path / "out")
+    report = combined([biased, plain], tmp_path / "out")
+    assert report["carried"]
+
+
 def test_biases_of_b_add_up(tmp_path):
     source = FIXTURES / "minilm-lorabias"
     combined([source, source], tmp_path / "out", (2.0, -0.5))
