@@ -172,6 +172,13 @@ class Source:
         found = dict(self.adapter.side_files().left_out)
         if old.config_file and self.adapter.config and not same:
             found[old.config_file] = "read for its meaning; its other fields have no place"
+        for other in self.others:
+            names = [file.name for file in other.side_files().carried]
+            names += [old.config_file] if old.config_file and other.config else []
+            names += [f"header field {key}" for key in sorted(other.manifest.metadata)]
+            found |= {
+                f"{other.path}: {name}": "of another adapter than the first" for name in names
+            }
         gone = self.adapter.manifest.metadata.keys() - written.metadata.keys()
         return found | {f"header field {key}": "describes another file" for key in sorted(gone)}
 

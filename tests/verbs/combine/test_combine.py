@@ -502,6 +502,16 @@ def test_differences_of_biases_add_up(tmp_path):
     torch.testing.assert_close(load_file(file)[f"{stem}.diff_b"].double(), 2 * x - y)
 
 
+def test_what_only_the_others_have_beside_their_updates_is_listed(tmp_path):
+    folders = [peft(tmp_path / str(n), n) for n in range(2)]
+    (folders[1] / "notes.txt").write_text("how it was trained")
+    report = combined(folders, tmp_path / "out")
+    assert report["left_out"] == {
+        f"{folders[1]}: {name}": "of another adapter than the first"
+        for name in ("notes.txt", "adapter_config.json")
+    }
+
+
 def test_the_format_can_be_another(tmp_path):
     folders = [peft(tmp_path / str(n), n) for n in range(2)]
     combined(folders, tmp_path / "out", format=format_named("kohya"))
