@@ -37,6 +37,7 @@ def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = 
             name = renamed[module.name]
             if weight := weights.of(number, name):
                 terms.setdefault(name, []).append(Term(source, module, weight, number))
+    gone = tuple(dict.fromkeys(n for each in names for n in each.values() if n not in terms))
     if not terms:
         raise UnsupportedError("no module is left: every weight is 0")
     _check(terms, rule)
@@ -56,10 +57,20 @@ def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = 
         manifest,
         origins,
         Address(_again, (weights, rule, *(source.address for source in sources))),
-        {key: names for source in sources for key, names in source.dropped.items()},
+        _dropped(sources, gone),
         removed={name: norm for source in sources for name, norm in source.removed.items()},
         others=tuple(adapter for s in sources[1:] for adapter in s.adapters),
     )
+
+
+def _dropped(sources: Sequence[Source], gone: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is left out of any source, by feature, and the modules that have no weight."""
+    found: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for feature, names in source.dropped.items():
+            found.setdefault(feature, {}).update(dict.fromkeys(names))
+    found |= {"module of weight 0": dict.fromkeys(gone)} if gone else {}
+    return {feature: tuple(names) for feature, names in found.items()}
 
 
 def _again(weights: Weights, rule: Chosen | None, *sources: Source) -> Source:

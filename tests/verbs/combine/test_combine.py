@@ -363,6 +363,7 @@ def test_a_weight_of_0_removes(tmp_path):
     folders = [peft(tmp_path / "a", 0, ("l.0.up",)), peft(tmp_path / "b", 1, ("l.0.q_proj",))]
     report = combined(folders, tmp_path / "out", (0.0, 1.0))
     assert [row["module"] for row in report["modules"]] == ["l.0.q_proj"]
+    assert report["dropped"] == {"module of weight 0": ["l.0.up"]}
     with pytest.raises(UnsupportedError, match="every weight is 0"):
         combined(folders, tmp_path / "none", (0.0, 0.0))
 
