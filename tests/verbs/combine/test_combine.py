@@ -578,7 +578,8 @@ def average_of(count):
     return Weights(average(count))
 
 
-def test_one_model_under_two_namings_is_added_or_refused(tmp_path):
+@pytest.mark.parametrize("target", ["diffusers", "comfyui"])
+def test_one_model_under_two_namings_is_added_or_refused(target, tmp_path):
     """kohya has UNets under the original names and under diffusers': the same weights."""
     block = "transformer_blocks_0_attn1_to"
     namings = (
@@ -615,7 +616,7 @@ def test_one_model_under_two_namings_is_added_or_refused(tmp_path):
         )
     with pytest.raises(UnsupportedError, match="names the modules of"):
         combined(files, tmp_path / "out")
-    combined(files, tmp_path / "out", format=format_named("diffusers"))
+    combined(files, tmp_path / "out", format=format_named(target))
     adapter = read(tmp_path / "out")
     found = [update.scale * update.b.double() @ update.a.double() for update in adapter.values()]
     sums = [first + second for first, second in zip(*wanted, strict=True)]
