@@ -172,7 +172,7 @@ def report(
     yield f"{layers * len(LLAMA2_7B.linears)} modules each, float16. Small: {SMALL.layers} layers,"
     yield '1024 and 2816 wide. PEFT: `add_weighted_adapter(combination_type="svd")` of a model'
     yield "with the adapters loaded. Dense: the sum of products in float32 and its full SVD,"
-    yield "as sd-scripts' `svd_merge_lora.py` describes it."
+    yield "as the description of sd-scripts has it."
     yield from medians(usages, "Whole processes, medians")
     yield from alternating(usages)
     yield from disturbance(loud(usages))
