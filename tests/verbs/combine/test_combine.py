@@ -122,7 +122,17 @@ def written(folder, config):
         dtype=DTYPES[config.pop("dtype")],
         **config,
     )
-    return source, weight, kohya
+    return source, weight, as_kohya(source) if kohya else source
+
+
+def as_kohya(source):
+    """Write an adapter as sd-scripts would: alphas in tensors, factors under other names."""
+    plan = convert(read(source), format_named("kohya"))
+    folder = source.with_name(f"{source.name}-kohya")
+    folder.mkdir()
+    updates = ((change.module, change.update) for change in plan)
+    write(folder, plan.manifest, updates, like=plan.source.adapter, format=plan.source.format)
+    return folder
 
 
 @SLOW
@@ -130,10 +140,9 @@ def written(folder, config):
 def test_a_sum_is_that_of_dense_matrices(tmp_path_factory, configs):
     root = tmp_path_factory.mktemp("sum")
     made = [written(root / str(n), config) for n, config in enumerate(configs)]
-    folders, weights = [source for source, *_ in made], [weight for _, weight, _ in made]
-    report = combined(
-        folders, root / "out", tuple(weights), options=RewriteOptions(scale="keep", dtype="F32")
-    )
+    folders, weights, paths = zip(*made, strict=True)
+    options = RewriteOptions(scale="keep", dtype="F32")
+    report = combined(paths, root / "out", weights, options=options, format=format_named("peft"))
     wanted = dense(folders, weights)
     size = sum(
         abs(w) * sqrt(sum(float(d.square().sum()) for d in deltas(f).values()))
@@ -156,16 +165,13 @@ def test_a_sum_is_that_of_dense_matrices(tmp_path_factory, configs):
 def test_a_truncation_is_the_dense_optimum_whatever_the_order(tmp_path_factory, configs, policy):
     root = tmp_path_factory.mktemp("cut")
     made = [written(root / str(n), config) for n, config in enumerate(configs)]
-    everything = [source for source, *_ in made], [weight for _, weight, _ in made]
-    wanted = dense(*everything)
+    wanted = dense([source for source, *_ in made], [weight for _, weight, _ in made])
     whole = sum(float(delta.square().sum()) for delta in wanted.values())
     errors = []
     for n, order in enumerate(permutations(range(len(made)))):
-        folders, weights = ([each[i] for i in order] for each in everything)
-        out = root / f"out{n}"
-        report = combined(
-            folders, out, tuple(weights), policy, RewriteOptions(scale="keep", dtype="F32")
-        )
+        _, weights, paths = zip(*(made[i] for i in order), strict=True)
+        out, options = root / f"out{n}", RewriteOptions(scale="keep", dtype="F32")
+        report = combined(paths, out, weights, policy, options, format=format_named("peft"))
         found = deltas(out)
         assert wanted.keys() == found.keys()
         if whole < 1e-9:  # they cancel each other
