@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_tools.rewrite import RewriteOptions
     from lora_tools.runtimes import VLLM
     from lora_tools.update import Biased, DoRA, LowRank, Update
+    from lora_tools.verbs.combine import Weights, combine
     from lora_tools.verbs.convert import convert, translate
     from lora_tools.verbs.diff import diff
     from lora_tools.verbs.inspect import inspect, read_or_list
@@ -35,6 +36,7 @@ _MODULES = {
     "linalg.svd": ("SVD", "svd"),
     "model": ("Model", "open_model"),
     "verbs.diff": ("diff",),
+    "verbs.combine": ("Weights", "combine"),
     "verbs.convert": ("convert", "translate"),
     "verbs.inspect": ("inspect", "read_or_list"),
     "verbs.shrink": ("shrink", "survey"),
@@ -69,6 +71,8 @@ __all__ = [
     "Serial",
     "Threads",
     "Update",
+    "Weights",
+    "combine",
     "convert",
     "diff",
     "format_named",

@@ -6,12 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import click
 import pytest
 
 import lora_tools
+from lora_tools.cli import cli
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,6 +101,29 @@ def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(ROOT / "fixtures" / "minilm-plain", tmp_path / "my-adapter")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
+def test_commands_that_combine_and_select_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of two sections of how-to.md, on fixtures under the names that they have there."""
+    page = (DOCS / "how-to.md").read_text(encoding="utf-8")
+    part = page.partition("\n## Combine adapters\n")[2].partition("\n## Merge into the base\n")[0]
+    blocks = [block for language, block in BLOCK.findall(part) if language == "sh"]
+    lines = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
+    lines = [line for line in lines if "sdxl" not in line]  # tests/rewrite has one
+    fixtures = {"my-adapter": "minilm-plain", "other-adapter": "minilm-rslora"}
+    fixtures |= {f"checkpoint-{number}": "minilm-plain" for number in range(1, 6)}
+    for name, fixture in fixtures.items():
+        (tmp_path / name).symlink_to(ROOT / "fixtures" / fixture)
+    monkeypatch.chdir(tmp_path)
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line)[1:]
+        out = list(takewhile(lambda word: not word.startswith("-"), words))[-1]
+        assert not Path(out).exists()
+        cli.main([*words, "--quiet"], standalone_mode=False)
+        assert Path(out).exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)

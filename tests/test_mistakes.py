@@ -14,6 +14,7 @@ import torch
 from conftest import FIXTURES
 from reference import deltas, relative_error
 from safetensors.torch import load_file, save_file
+from weighted import weighted
 
 from lora_tools.cli import cli
 
@@ -205,6 +206,31 @@ def test_the_update_is_rounded_before_it_is_added(dtype, tmp_path):
         nearest = (exact.to(dtype).double() - exact).abs()
         step = 1e-6 * exact.abs()  # the sum itself is formed in float32
         assert bool((error <= nearest + step).all())
+
+
+SUMS = {
+    "rslora-cat": ({"use_rslora": True, "rank": 4}, "cat", {}, 0.5),
+    "rslora-svd": ({"use_rslora": True, "rank": 4}, "svd", {"svd_rank": 8}, 0.5),
+    "linear": ({"rank": 4}, "linear", {}, 0.5),
+    "linear-at-half-weight": ({"rank": 4, "lora_alpha": 2}, "linear", {}, 0.3),
+}
+"""How two adapters are, what method adds them, and how far off the sum is at the least."""
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_weighted_sum_of_adapters_is_another_one(name, tmp_path):
+    """peft: add_weighted_adapter keeps rsLoRA and takes alpha = rank, whose scale is then its
+    root; `linear` multiplies the A of one adapter by the B of another."""
+    config, kind, more, least = SUMS[name]
+    folders = [peft(tmp_path / "a", **config), peft(tmp_path / "b", **config)]
+    tensors = load_file(folders[1] / "adapter_model.safetensors")
+    turned = {key: tensor.flip(0) + 0.5 for key, tensor in tensors.items()}
+    save_file(turned, folders[1] / "adapter_model.safetensors")
+    run("combine", *folders, tmp_path / "out", "--weight", 1, "--weight", 0.5, "--quiet")
+    first, second = map(deltas, folders)
+    wanted = {path: first[path] + 0.5 * second[path] for path in first}
+    assert relative_error(wanted, deltas(tmp_path / "out")) < 1e-6
+    assert relative_error(wanted, weighted(folders, (1.0, 0.5), kind, **more)) > least
 
 
 # sft-cli 0.2.2

@@ -1,6 +1,6 @@
 """Writing an adapter: every tensor at its place, whatever else its folder holds beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from lora_tools.formats.manifest import Manifest
 from lora_tools.text import config_text
 
 if TYPE_CHECKING:
-    from lora_tools.update import Update
+    from lora_tools.update import Array, Update
 
 
 def write(
@@ -27,13 +27,14 @@ def write(
     like: Adapter,
     format: Format | None = None,
     name: str | None = None,
+    beside: Mapping[str, "Array"] | None = None,
 ) -> None:
     """Fill an empty folder with a complete adapter, in ``format`` or in that of ``like``.
 
     ``manifest`` fixes the layout of the file before the first update is computed; ``updates``
-    may come in any order. Other tensors and side files are copied from ``like``; with ``name``,
-    nothing but the file of that name is written. Use `staged` for a folder that appears only when
-    it is whole.
+    may come in any order. Other tensors are those of ``beside``, if given, and else copied from
+    ``like``, as side files are. With ``name``, nothing but the file of that name is written. Use
+    `staged` for a folder that appears only when it is whole.
     """
     format = format or like.format
     manifest = replace(manifest, metadata=blank(manifest.metadata))
@@ -42,7 +43,7 @@ def write(
     target = folder / (name or tensor_name(format, like))
     with TensorWriter(target, plan) as file:
         for extra in manifest.extras:
-            file[extra.key] = like.tensors.arrays[extra.key]
+            file[extra.key] = (like.tensors.arrays if beside is None else beside)[extra.key]
         for module, update in updates:
             for key, tensor in format.tensors(modules[module], update).items():
                 file[key] = tensor

@@ -13,6 +13,7 @@ from lora_tools.errors import BoundError, LoraToolsError, PolicyError
 from lora_tools.version import __version__
 
 COMMANDS = (
+    "combine",
     "convert",
     "diff",
     "extract",
@@ -45,7 +46,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """See, shrink, extract, merge, convert and publish LoRA adapters, file to file.
+    """See, shrink, extract, merge, combine, convert and publish LoRA adapters, file to file.
 
     A source may be a path or an address on the Hugging Face Hub: hf://org/name[@revision][/file],
     or org/name[@revision] where there is no such path.

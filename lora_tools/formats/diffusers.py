@@ -103,7 +103,7 @@ class Diffusers:
         for component in rslora:
             mine = [m for m, (_, of) in zip(modules, named, strict=True) if of == component]
             check_uniform(mine, f"diffusers' {component}")
-            its = old.get(str(component))
+            its = old.get(str(component)) or old.get(MODEL)
             config = dict(its.fields.values if its else {}) | _config(str(component), mine)
             fields |= {f"{component}.{field}": value for field, value in config.items()}
         text = json.dumps(fields, indent=2, sort_keys=True)
@@ -150,6 +150,10 @@ def _component(name: str, own: Mapping[str, str]) -> str | None:
     return component if component and component != NATIVE[:-1] else None
 
 
+MODEL = ""
+"""The component of a header that is of one model, not of a pipeline."""
+
+
 class Config(NamedTuple):
     """What the header says of a component, its patterns read once."""
 
@@ -163,7 +167,9 @@ def _configs(metadata: Mapping[str, str]) -> dict[str, Config]:
     fields = json_object(metadata.get(CONFIG, "{}"), where, FormatError)
     found: dict[str, dict[str, Any]] = {}
     for key, value in fields.items():
-        component, _, field = key.partition(".")
+        component, dot, field = key.partition(".")
+        if not dot:  # `save_lora_adapter` of one model, whose names have no component either
+            component, field = MODEL, key
         found.setdefault(component, {})[field] = value
     for component, config in found.items():
         if strange := [field for field in STRANGE if config.get(field)]:
@@ -172,26 +178,27 @@ def _configs(metadata: Mapping[str, str]) -> dict[str, Config]:
 
 
 def _read(where: str, component: str, config: dict[str, Any]) -> Config:
-    fields = Fields(where, config, above=f"{component}.")
+    fields = Fields(where, config, above=f"{component}." if component else "")
     ranks, alphas = fields.mapping("rank_pattern"), fields.mapping("alpha_pattern")
     for key in ranks.values:
         ranks.count(key)
     for key in alphas.values:
         alphas.number(key)
-    called = f"{where}: {component}"
+    called = f"{where}: {component}." if component else f"{where}: "
     return Config(
         fields,
-        Patterns(ranks.values, f"{called}.rank_pattern"),
-        Patterns(alphas.values, f"{called}.alpha_pattern"),
+        Patterns(ranks.values, f"{called}rank_pattern"),
+        Patterns(alphas.values, f"{called}alpha_pattern"),
     )
 
 
 def _configured(module: Module, configs: Mapping[str, Config]) -> Module:
     """Give a module the alpha that its component's configuration has for it, if there is one."""
     component, path = split(module.name)
-    if "alpha" in module.parts or component not in configs:
+    config = configs.get(component) or configs.get(MODEL)
+    if "alpha" in module.parts or config is None:
         return module
-    fields, ranks, alphas = configs[component]
+    fields, ranks, alphas = config
     rank = ranks.value(path) or fields.count("r")
     if rank is not None and rank != module.r:
         raise FormatError(f"{module.name}: rank {module.r}, but {rank} in the header")

@@ -196,6 +196,8 @@ class Manifest:
     """How configuration and tensors contradict each other; only `inspect` shows such a file."""
     base: Mapping[str, Any] | None = None
     """The base model's configuration, if it is given: what a format that is written may need."""
+    changed: bool = False
+    """Whether it has other modules than those that its configuration was written for."""
 
     @property
     def specs(self) -> dict[str, Spec]:

@@ -1,6 +1,7 @@
 """Say the same update under another scale or in another type, without rounding where possible."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ from lora_tools.linalg.exact import exact
 from lora_tools.linalg.factors import as_factor, host
 from lora_tools.linalg.metrics import length, squared_distance, squared_norm
 from lora_tools.linalg.range import check_measurable
-from lora_tools.update import Biased, DoRA, LowRank, Update
+from lora_tools.linalg.sums import concatenated
+from lora_tools.update import Biased, DoRA, LowRank, Update, factors
 
 ROUNDING = 2.0**-53
 
@@ -81,6 +83,28 @@ def bias_error(before: Update, after: Update) -> float:
         error = length(p * (x - y) if p == q else p * x - q * y)
     check_measurable(error)
     return error**2
+
+
+@exact()
+def summed(updates: Sequence[Update], weights: Sequence[float], kind: str) -> Update:
+    """Return ``sum(w * update)``, exactly but for biases, which are rounded to ``kind``.
+
+    A bias of B is multiplied by the scale, so it is a difference that adds up as the factors do.
+    DoRA magnitudes do not: the update of one adapter may have them, at a weight of 1.
+    """
+    if len(updates) == 1 and weights[0] == 1.0:
+        return updates[0]
+    assert not any(isinstance(update, DoRA) for update in updates), "magnitudes do not add up"
+    low = concatenated([factors(update) for update in updates], weights)
+    biases = [
+        w * update.weight.scale * host(update.bias)
+        for update, w in zip(updates, weights, strict=True)
+        if isinstance(update, Biased)
+    ]
+    if not biases:
+        return low
+    total = sum(biases[1:], biases[0]) / low.scale
+    return Biased(low, as_factor(total[:, None]).scaled(1.0, kind)[0].array[:, 0])
 
 
 def _ratio(old: LowRank, new: LowRank) -> float:

@@ -27,7 +27,7 @@ class Truncated(NamedTuple):
 def truncate(
     update: LowRank,
     s: Float[Small, "*stack rank"],
-    left: Float[Small, "*stack rank rank"],
+    left: Float[Small, "*stack rank k"],
     rank: int,
     *,
     dtypes: tuple[str, str],
@@ -37,7 +37,8 @@ def truncate(
 ) -> Truncated:
     """Return the best approximation of ``rank`` as factors of types ``dtypes`` (of B, of A).
 
-    ``s`` and ``left`` are those of the update's `core`, ``factors`` its factors if held already.
+    ``s`` and ``left`` are those of the update's `core`, with at least ``rank`` columns of ``left``;
+    ``factors`` are its factors if held already.
 
     B' = U sqrt(S) is rounded first; A' is then the least-squares fit to B' *as rounded*, which
     costs nothing that the error would not need, and is never worse than rounding sqrt(S) Vt. Both

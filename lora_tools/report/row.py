@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-OUTCOMES = ("kept", "padded", "rescaled", "refactored", "reduced", "shrunk", "zero")
+OUTCOMES = ("kept", "padded", "rescaled", "refactored", "stacked", "reduced", "shrunk", "zero")
 """``kept``, bit for bit; ``padded`` with zeros; ``rescaled`` to another scale or dtype;
-``refactored``, if the source has no pair of factors; ``reduced`` to the rank that the update has,
+``refactored``, if the source has no pair of factors; ``stacked``, if it is a sum, the factors of
+the summands side by side; ``reduced`` to the rank that the update has,
 less than that of its factors; ``shrunk``, if it was asked for; ``zero``, if all of it is."""
 
 

@@ -40,38 +40,56 @@ VERDICTS: Objects = {
 }
 FIGURES = "norm_a norm_b difference relative_difference noise cosine"
 
+REWRITE: Objects = {
+    "": _names(
+        "schema command policy source source_format target_format arguments totals modules"
+        " carried dropped removed left_out notes inputs?"
+    ),
+    "totals": _names(
+        "modules outcomes error optimal_error params_before params_after bytes_before"
+        " bytes_after seconds"
+    ),
+    "modules[]": _names(
+        "module key_prefix shape rank_before rank_after rank_stored scale_before scale"
+        " alpha dtype norm energy error optimal_error sigma_max sigma_discarded outcome"
+    ),
+    **MADE,
+}
+REWRITTEN = {
+    "shrunk": "the rank was lowered",
+    "reduced": "to the rank that the update has, less than that of its stacked factors",
+    "rescaled": "the rank stayed, the scale or the dtype of the factors changed",
+    "refactored": "the source has no pair of factors",
+    "padded": "the factors are the same, bit for bit, filled up with zeros",
+    "kept": "the factors are the same, bit for bit",
+    "zero": "the update is zero, and its errors are given as 0",
+}
+
 SCHEMAS: Mapping[str, Schema] = {
     "lora-tools/report/3": Schema(
         "`shrink` and `convert --json`, `shrink --report FILE`, `lora_tools_report.json` in OUT",
-        {
-            "": _names(
-                "schema command policy source source_format target_format arguments totals modules"
-                " carried dropped left_out notes inputs?"
-            ),
-            "totals": _names(
-                "modules outcomes error optimal_error params_before params_after bytes_before"
-                " bytes_after seconds"
-            ),
-            "modules[]": _names(
-                "module key_prefix shape rank_before rank_after rank_stored scale_before scale"
-                " alpha dtype norm energy error optimal_error sigma_max sigma_discarded outcome"
-            ),
-            **MADE,
-        },
-        {
-            "shrunk": "the rank was lowered",
-            "reduced": "to the rank that the update has, less than that of its stacked factors",
-            "rescaled": "the rank stayed, the scale or the dtype of the factors changed",
-            "refactored": "the source has no pair of factors",
-            "padded": "the factors are the same, bit for bit, filled up with zeros",
-            "kept": "the factors are the same, bit for bit",
-            "zero": "the update is zero, and its errors are given as 0",
-        },
+        REWRITE,
+        REWRITTEN,
         "Errors below 10⁻⁸ are [noise](mathematics.md#the-error-that-is-written), an exact 0 is"
         " exact. With `lora_bias`, rounding of the bias counts into `error`. For DoRA, all figures"
         " are those of the low-rank direction. `sigma_max` is null where no singular value had to"
         " be computed. With `--dry-run` the report is the same: the factors are computed and"
         " measured, and not written.",
+    ),
+    "lora-tools/combine/1": Schema(
+        "`combine --json`, `lora_tools_report.json` in OUT",
+        REWRITE
+        | ADAPTERS
+        | {
+            "": (*REWRITE[""], "adapters", "contributions", "conflicts"),
+            "contributions[]": _names("module adapter_numbers norms norm remaining adapter_pairs"),
+            "contributions[].adapter_pairs[]": _names(
+                "adapter_numbers cosine column_angles row_angles"
+            ),
+        },
+        REWRITTEN | {"stacked": "a sum, the factors of its summands side by side"},
+        "The fields of `lora-tools/report/3`, where errors are against the exact weighted sum."
+        " Angles are the smallest and the largest, of the weighted updates as `cosine` is.",
     ),
     "lora-tools/ranks/2": Schema(
         "`shrink --dry-run --json` without a policy",

@@ -184,6 +184,11 @@ FIELDS: Mapping[str, Field] = {
     # what was not transformed
     "carried": Field("object: string", "tensors that were copied bit for bit, and their kind"),
     "dropped": Field("object: list of strings", "what `--drop` left out, by feature"),
+    "removed": Field(
+        "object: number",
+        "modules that `--drop-modules` … left out, and their share of ‖ΔW‖",
+        "share",
+    ),
     "left_out": Field("object: string", "what is not in the result, and why"),
     "unchanged": Field(NAMES, "what is equal on both sides, bit for bit"),
     "unmatched_tensors": Field(LIST, "tensors of one model compared with none of the other"),
@@ -192,6 +197,15 @@ FIELDS: Mapping[str, Field] = {
     "compared_tuned": Field(REAL, "parameters of the fine-tune that were compared", "share"),
     "only_in_merged": Field(NAMES, "tensors that only the merged model has"),
     "missing_files": Field(NAMES, "shards that the index names and that are not there"),
+    # a combination
+    "contributions": Field(LIST, "what each adapter adds to each module"),
+    "adapter_numbers": Field("list of integers", "places of adapters in the list, from 1"),
+    "norms": Field("list of numbers", "‖w·ΔW‖ of each of these adapters", "of weights"),
+    "remaining": Field(
+        REAL, "`norm` over the sum of `norms`: 1 if all point one way, 0 if they cancel", "share"
+    ),
+    "adapter_pairs": Field(LIST, "these adapters two by two, without those that add nothing"),
+    "conflicts": Field(NAMES, "where adapters fight, and what cancels, a sentence each"),
     # a comparison
     "tolerance": Field(REAL, "relative difference up to which modules are the same", "relative"),
     "same": Field("boolean", "whether every outcome is `same`: exit status 0, else 1"),

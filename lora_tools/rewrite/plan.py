@@ -59,13 +59,14 @@ class Rewrite:
         return Report(
             command,
             policy=policy,
-            source=str(source.path),
+            source=", ".join(str(adapter.path) for adapter in source.adapters),
             source_format=source.adapter.format.name,
             target_format=source.format.name,
             params=(source.params, sum(s.numel for s in self.manifest.specs.values())),
-            nbytes=(source.adapter.nbytes, self.layout.size),
+            nbytes=(source.nbytes, self.layout.size),
             carried={extra.key: extra.kind for extra in self.manifest.extras},
             dropped=source.dropped,
+            removed=source.removed,
             left_out=source.left_out(self.manifest),
             notes=self.manifest.notes,
             started=time.monotonic() if began is None else began,
@@ -81,16 +82,24 @@ class Ranked(NamedTuple):
     known: Decomposition | None = None
 
 
-def keep(source: Source, executor: Executor | None = None, *, dtype: str | None = None) -> Rewrite:
+def keep(
+    source: Source,
+    executor: Executor | None = None,
+    *,
+    dtype: str | None = None,
+    found: Mapping[str, Decomposition] | None = None,
+) -> Rewrite:
     """Plan a rewrite with every update as it is, at no more than the rank that it has.
 
-    Nothing is decomposed but updates whose rank is less than that of their factors.
+    Nothing is decomposed but updates whose rank is less than that of their factors, and of those
+    what is ``found`` already is not looked for.
     """
     options = RewriteOptions(scale="keep", dtype=dtype)
     ranked = []
     for module in source.manifest.modules:
         r = source.ranks.get(module.name, module.r)
-        ranked.append(Ranked(module, r, options.target(module, r)))
+        known = found.get(module.name) if found else None
+        ranked.append(Ranked(module, r, options.target(module, r), known))
     return planned(source, ranked, executor or Serial(), options.device)
 
 

@@ -1,16 +1,19 @@
 """What is rewritten: an adapter's updates, under the names of the format that they will have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from lora_tools.adapter import Adapter
 from lora_tools.files.address import Address, reopened
+from lora_tools.files.dtypes import DTYPES
 from lora_tools.files.location import Location
 from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
-from lora_tools.update import Biased, DoRA, Update
+from lora_tools.linalg.rescale import summed
+from lora_tools.rules import Chosen
+from lora_tools.update import Biased, DoRA, Update, factors
 
 
 class Origin(NamedTuple):
@@ -42,22 +45,92 @@ class Origin(NamedTuple):
         ]
         return upon(updates, self.places, module.out) if self.places else updates[0]
 
+    def files(self, adapter: Adapter) -> Iterator[tuple[Adapter, Module]]:
+        """Yield what it is made of, and the adapter that holds it."""
+        yield from ((adapter, module) for module in self.modules)
+
+
+class Term(NamedTuple):
+    """A summand: a module of a source, and what its update is multiplied by."""
+
+    source: "Source"
+    module: Module
+    weight: float
+    number: int = 1
+    """Which of several adapters it is of, from 1."""
+
+
+class Sum(NamedTuple):
+    """The weighted updates that a module to be written is the sum of."""
+
+    terms: tuple[Term, ...]
+    rule: Chosen | None = None
+    """How they are combined; None: by their sum."""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether its factors are in the files, if side by side."""
+        pairs = (term.source.origins[term.module.name].is_pair for term in self.terms)
+        return self.rule is None and all(pairs)
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether its rank may be less than that of its factors."""
+        return len(self.terms) > 1 or self.rule is not None
+
+    @property
+    def weights(self) -> list[float]:
+        """What each update is multiplied by."""
+        return [term.weight for term in self.terms]
+
+    def update(self, adapter: Adapter, module: Module, *, on_host: bool = True) -> Update:
+        """Read the updates and return their sum, exactly."""
+        return self.total(self.updates(module, on_host=on_host), module)
+
+    def updates(self, module: Module, *, on_host: bool = True) -> list[Update]:
+        """Read the updates, with no part that the module does not have."""
+        return [
+            _kept(term.source.update(term.module, on_host=on_host), module) for term in self.terms
+        ]
+
+    def total(self, updates: Sequence[Update], module: Module) -> Update:
+        """Return the weighted sum of the updates, or what the rule makes of them."""
+        if self.rule:
+            return self.rule([factors(update) for update in updates], self.weights, module.name)
+        kind = DTYPES[module.parts["bias"].spec.dtype if "bias" in module.parts else "F64"].torch
+        return summed(updates, self.weights, str(kind))
+
+    def files(self, adapter: Adapter) -> Iterator[tuple[Adapter, Module]]:
+        """Yield what it is made of, and the adapters that hold it."""
+        for term in self.terms:
+            made = term.source.origins[term.module.name]
+            yield from made.files(term.source.adapter)
+
+
+Made: TypeAlias = Origin | Sum
+"""How a module to be written comes from the modules of files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """An adapter whose modules have the names and the layout of the format to be written."""
 
     adapter: Adapter
+    """The one that is rewritten; of several, the first, beside whose updates all else is taken."""
     format: Format
     manifest: Manifest
     """The modules under their new names, at the rank that their factors have."""
-    origins: Mapping[str, Origin]
+    origins: Mapping[str, Made]
     address: Address
     """How another process finds the same origins."""
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What is left out because it was asked for, by feature."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The ranks of updates that their factors are larger than, but for rounding."""
+    removed: Mapping[str, float] = field(default_factory=dict)
+    """The norms of the updates of modules that are left out because it was asked for."""
+    others: tuple[Adapter, ...] = ()
+    """Further adapters whose updates it holds."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address, for the origins; what was measured goes with each job."""
@@ -76,8 +149,18 @@ class Source:
 
     @property
     def params(self) -> int:
-        """Number of elements of all tensors of the adapter."""
-        return self.adapter.params
+        """Number of elements of all tensors of its adapters."""
+        return sum(adapter.params for adapter in self.adapters)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors' files of its adapters."""
+        return sum(adapter.nbytes for adapter in self.adapters)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All that its updates are read from."""
+        return (self.adapter, *self.others)
 
     def update(self, module: Module, *, on_host: bool = True) -> Update:
         """Read a module's update, exactly that of the adapter."""
@@ -89,13 +172,20 @@ class Source:
         found = dict(self.adapter.side_files().left_out)
         if old.config_file and self.adapter.config and not same:
             found[old.config_file] = "read for its meaning; its other fields have no place"
+        for other in self.others:
+            names = [file.name for file in other.side_files().carried]
+            names += [old.config_file] if old.config_file and other.config else []
+            names += [f"header field {key}" for key in sorted(other.manifest.metadata)]
+            found |= {
+                f"{other.path}: {name}": "of another adapter than the first" for name in names
+            }
         gone = self.adapter.manifest.metadata.keys() - written.metadata.keys()
         return found | {f"header field {key}": "describes another file" for key in sorted(gone)}
 
 
 def source(adapter: Adapter) -> Source:
     """Return an adapter as the source of one in the same format."""
-    origins = {module.name: Origin((module,)) for module in adapter.manifest.modules}
+    origins: dict[str, Made] = {m.name: Origin((m,)) for m in adapter.manifest.modules}
     address = Address(source, (adapter.address,))
     return Source(adapter, adapter.format, adapter.manifest, origins, address)
 

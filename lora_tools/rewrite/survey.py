@@ -21,7 +21,13 @@ from lora_tools.report import Change, Report, Row
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.plan import Ranked, Rewrite, planned
 from lora_tools.rewrite.source import Source
-from lora_tools.rewrite.tasks import RewriteJob, Target, decompose, decompose_and_rewrite
+from lora_tools.rewrite.tasks import (
+    Decomposition,
+    RewriteJob,
+    Target,
+    decompose,
+    decompose_and_rewrite,
+)
 from lora_tools.rewrite.units import Unit, units
 
 ATTEMPTS = 32
@@ -147,7 +153,7 @@ class Survey:
             if not over:
                 return result
             high = [any(m.name in over for m in unit.modules) for unit in self.units]
-            full = [r == unit.head.r for unit, r in zip(self.units, ranks.kept, strict=True)]
+            full = [r == unit.own for unit, r in zip(self.units, ranks.kept, strict=True)]
             if any(above and whole for above, whole in zip(high, full, strict=True)):
                 break
             least = [
@@ -212,31 +218,34 @@ def survey(
     executor: Executor | None = None,
     *,
     expect: RankPolicy | None = None,
+    found: Mapping[str, Decomposition] | None = None,
 ) -> Survey:
     """Find the spectra of an adapter's modules. Reads every factor once.
 
     Memory holds one r x r matrix per module and the few modules in flight. Where the policy that
     will be asked for is known to be ``expect``, and tells ranks from headers, modules are written
-    in the same pass; the results are kept if they are small. Raises `NonFiniteError` for NaN and
+    in the same pass; the results are kept if they are small. What is ``found`` already, of every
+    module, is not looked for. Raises `NonFiniteError` for NaN and
     Inf, `PolicyError` for patterns that match nothing, and `UnsupportedError` for what the runtime
     would refuse.
     """
     options, executor = options or RewriteOptions(), executor or Serial()
     options.check(source)
-    modules = source.manifest.modules
+    if found is not None:
+        known = [found[name] for name in source]
+        return Survey(source, options, executor, units(source, known))
     plan = _from_headers(source, options, executor, expect)
     if plan is None:
-        found = list(executor.map(decompose, jobs(source, options.device)))
-        return Survey(source, options, executor, units(modules, found))
+        known = list(executor.map(decompose, jobs(source, options.device)))
+        return Survey(source, options, executor, units(source, known))
     pairs = list(executor.map(decompose_and_rewrite, plan.jobs))
     finished = {
         job.module.name: (job.target, change)
         for job, (_, change) in zip(plan.jobs, pairs, strict=True)
         if job.target and change
     }
-    return Survey(
-        source, options, executor, units(modules, [found for found, _ in pairs]), finished
-    )
+    known = [decomposition for decomposition, _ in pairs]
+    return Survey(source, options, executor, units(source, known), finished)
 
 
 def jobs(source: Source, device: str) -> list[RewriteJob]:
@@ -252,8 +261,9 @@ def _from_headers(
         return None
     ranked = []
     for module in source.manifest.modules:
-        asked = options.rank_of(module) or policy.rank if options.selects(module) else module.r
-        r = max(min(asked, module.r) // module.groups, 1) * module.groups
+        own = source.ranks.get(module.name, module.r)
+        asked = options.rank_of(module) or policy.rank if options.selects(module) else own
+        r = max(min(asked, own) // module.groups, 1) * module.groups
         ranked.append(Ranked(module, r, options.target(module, r)))
     if sum(each.target.nbytes for each in ranked) > MOST_FINISHED:
         return None

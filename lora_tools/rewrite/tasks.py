@@ -15,10 +15,12 @@ from lora_tools.linalg.exact import exact, placed
 from lora_tools.linalg.factors import Factors, Small, factors_of, padded
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
+from lora_tools.linalg.spectrum import NOISE
+from lora_tools.linalg.sums import is_rounding
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.truncate import truncate
 from lora_tools.report import Change, Row
-from lora_tools.rewrite.source import Origin, Source
+from lora_tools.rewrite.source import Made, Source, Sum
 from lora_tools.scaling import alpha_for
 from lora_tools.shapes import Float
 from lora_tools.update import LowRank, Update, factors
@@ -36,7 +38,7 @@ class Decomposition(NamedTuple):
     """A module's singular values, and what turns its B into the best B of every lower rank."""
 
     s: Float[Small, "*stack rank"]
-    left: Float[Small, "*stack rank rank"]
+    left: Float[Small, "*stack rank k"]
 
     @property
     def is_zero(self) -> bool:
@@ -64,27 +66,35 @@ class RewriteJob:
         return RewriteJob, (self.source, self.module, self.device, self.target, None, surveyed)
 
     @property
+    def lacks_decomposition(self) -> bool:
+        """Whether it is not at hand, or not as much of it as the target needs."""
+        if self.known is None or self.target is None:
+            return self.surveyed
+        r = self.target.r
+        return r < self.module.r and self.known.left.shape[-1] < r // self.module.groups
+
+    @property
     def adapter(self) -> Adapter:
         """The adapter that it is read from."""
         return self.source.adapter
 
     @property
-    def origin(self) -> Origin:
-        """What of the adapter it is made of."""
+    def origin(self) -> Made:
+        """What of its adapters it is made of."""
         return self.source.origins[self.module.name]
 
 
 @exact()
 def decompose(job: RewriteJob) -> Decomposition:
     """Return the spectrum of one module; `NonFiniteError` names the tensor that has none."""
-    return _decomposed(job, *_read(job))
+    return decomposed(job, *_read(job))
 
 
 @exact()
 def decompose_and_rewrite(job: RewriteJob) -> tuple[Decomposition, Change | None]:
     """Return the spectrum of one module and, unless it is zero, the module at its target."""
     update, update_factors = _read(job)
-    found = _decomposed(job, update, update_factors)
+    found = decomposed(job, update, update_factors)
     return found, None if found.is_zero else _change(
         replace(job, known=found), update, update_factors
     )
@@ -94,8 +104,8 @@ def decompose_and_rewrite(job: RewriteJob) -> tuple[Decomposition, Change | None
 def rewrite(job: RewriteJob) -> Change:
     """Return the module's update as its target says, with what it cost."""
     update, update_factors = _read(job)
-    if job.surveyed and job.known is None:
-        job = replace(job, known=_decomposed(job, update, update_factors))
+    if job.lacks_decomposition:
+        job = replace(job, known=decomposed(job, update, update_factors))
     return _change(job, update, update_factors)
 
 
@@ -104,16 +114,16 @@ def named(job: RewriteJob, why: object) -> NonFiniteError:
 
     What it is made of is read once more: a module may be some rows of one in the file, or several.
     """
-    where, olds = job.adapter.tensors.path, job.origin.modules
-    if keys := [key for old in olds for key in broken(old, job.adapter.update(old))]:
-        return damaged([f"{where}: {' and '.join(keys)}"])
-    return NonFiniteError(f"{where}: {job.module.name}: {why}")
+    for adapter, module in job.origin.files(job.adapter):
+        if keys := broken(module, adapter.update(module)):
+            return damaged([f"{adapter.tensors.path}: {' and '.join(keys)}"])
+    return NonFiniteError(f"{job.adapter.tensors.path}: {job.module.name}: {why}")
 
 
 def _read(job: RewriteJob) -> tuple[Update, Factors]:
     """Read a module's update: into arrays of numpy on the host, into torch's on a device."""
     host = job.device == "cpu"
-    update = job.origin.update(job.adapter, job.module, on_host=host)
+    update = job.source.update(job.module, on_host=host)
     if not sound(update):
         raise named(job, "")
     if not host:
@@ -126,12 +136,16 @@ def _read(job: RewriteJob) -> tuple[Update, Factors]:
         raise named(job, error) from error
 
 
-def _decomposed(job: RewriteJob, update: Update, update_factors: Factors) -> Decomposition:
+def decomposed(job: RewriteJob, update: Update, update_factors: Factors) -> Decomposition:
+    """Return the spectrum of an update that has been read; that of rounding is zero."""
     try:
         heart = core(factors(update), update_factors)
     except NonFiniteError as error:
         raise named(job, error) from error
-    return Decomposition(heart.s, heart.left)
+    s = heart.s
+    if isinstance(job.origin, Sum) and is_rounding(s, update_factors):
+        return Decomposition(np.zeros_like(s), np.zeros_like(heart.left))
+    return Decomposition(s, heart.left)
 
 
 def _change(job: RewriteJob, before: Update, update_factors: Factors) -> Change:
@@ -211,17 +225,19 @@ def _row(
         optimal_error=math.sqrt(discarded / whole) if whole else 0.0,
         sigma_max=None if known is None else float(known.s.max()),
         sigma_discarded=0.0 if tail is None or not tail.size else float(tail.max()),
-        outcome=_outcome(job, target, whole, unchanged),
+        outcome=_outcome(job, target, whole, discarded, unchanged),
     )
 
 
-def _outcome(job: RewriteJob, target: Target, whole: float, unchanged: bool) -> str:
+def _outcome(job: RewriteJob, target: Target, whole: float, lost: float, unchanged: bool) -> str:
     if not whole and job.known is not None:
         return "zero"
     if target.r < job.module.r:
-        return "reduced" if job.known is None else "shrunk"
+        return "reduced" if job.known is None or lost <= NOISE**2 * whole else "shrunk"
     if not job.origin.is_pair:
         return "refactored"
+    if isinstance(job.origin, Sum) and job.origin.is_moved:
+        return "stacked"
     if not unchanged:
         return "rescaled"
     return "padded" if target.module.r > target.r else "kept"

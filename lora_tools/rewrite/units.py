@@ -9,6 +9,7 @@ import numpy as np
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.spectrum import Spectrum, choices, tail
 from lora_tools.rewrite.options import RewriteOptions
+from lora_tools.rewrite.source import Source
 from lora_tools.rewrite.tasks import Decomposition
 
 
@@ -18,6 +19,8 @@ class Unit:
 
     modules: tuple[Module, ...]
     found: tuple[Decomposition, ...]
+    own: int
+    """The rank that its updates have, which may be less than that of their factors."""
 
     @property
     def head(self) -> Module:
@@ -48,7 +51,7 @@ class Unit:
         )
 
     def _choices(self, options: RewriteOptions, least: int) -> tuple[int, ...]:
-        own, groups = self.head.r, self.head.groups
+        own, groups = self.own, self.head.groups
         asked = options.rank_of(self.head)
         if not options.selects(self.head):
             return (own,)
@@ -64,12 +67,16 @@ class Unit:
         )
 
 
-def units(modules: Sequence[Module], found: Sequence[Decomposition]) -> tuple[Unit, ...]:
+def units(source: Source, found: Sequence[Decomposition]) -> tuple[Unit, ...]:
     """Gather the modules of each owner, in the order in which owners occur."""
     owners: dict[str, list[tuple[Module, Decomposition]]] = {}
-    for module, spectrum in zip(modules, found, strict=True):
+    for module, spectrum in zip(source.manifest.modules, found, strict=True):
         owners.setdefault(module.owner, []).append((module, spectrum))
     return tuple(
-        Unit(tuple(m for m, _ in members), tuple(s for _, s in members))
+        Unit(
+            tuple(m for m, _ in members),
+            tuple(s for _, s in members),
+            max(source.ranks.get(m.name, m.r) for m, _ in members),
+        )
         for members in owners.values()
     )

@@ -26,6 +26,7 @@ def folder(tmp_path_factory) -> Path:
     """An adapter, a base that fits it, and a fine-tune of the base."""
     folder = tmp_path_factory.mktemp("inputs")
     shutil.copytree(PLAIN, folder / "adapter")
+    shutil.copytree(PLAIN, folder / "other")
     factors = load_file(PLAIN / "adapter_model.safetensors")
     names = [key.removesuffix(".lora_A.weight") for key in factors if ".lora_A." in key]
     paths = [name.removeprefix("base_model.model.") for name in names]
@@ -42,6 +43,7 @@ def folder(tmp_path_factory) -> Path:
 COMMANDS = {
     "shrink": lambda folder, out: ("shrink", folder / "adapter", out, "--rank", 2),
     "convert": lambda folder, out: ("convert", folder / "adapter", out, "--to", "kohya"),
+    "combine": lambda folder, out: ("combine", folder / "adapter", folder / "other", out),
     "merge": lambda folder, out: ("merge", folder / "base", folder / "adapter", out),
     "extract": lambda folder, out: ("extract", folder / "base", folder / "tuned", out, "--rank", 2),
 }
@@ -68,6 +70,7 @@ def test_what_is_made_from_a_private_file_is_private(folder, tmp_path, name, fil
     names = {
         "shrink": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
         "convert": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
+        "combine": ("other/adapter_model.safetensors", "other/adapter_config.json"),
         "merge": ("base/model.safetensors", "base/config.json"),
         "extract": ("tuned/model.safetensors", "tuned/config.json"),
     }

@@ -43,6 +43,7 @@ class Command:
 
 SHRINK = "shrink ../inputs/adapter result --jobs 1"
 CONVERT = "convert ../inputs/adapter"
+COMBINE = "combine ../inputs/adapter ../inputs/other"
 EXTRACT = "extract ../inputs/base ../inputs/tuned result --jobs 1"
 MERGE = "merge ../inputs/base ../inputs/adapter result --max-shard-size 100KB --jobs 1"
 INSPECT = "inspect ../inputs/adapter --spectrum --jobs 1"
@@ -73,6 +74,7 @@ COMMANDS = (
     Command(
         "convert-file-old-kernel", f"{CONVERT} {SINGLE} --to kohya", (SINGLE,), old_kernel=True
     ),
+    Command("combine", f"{COMBINE} result --rank 4 --jobs 1"),
     Command("extract", f"{EXTRACT} --rank 4", resumes=True),
     Command("extract-energy", f"{EXTRACT} --energy 0.9", resumes=True, cost=2),
     Command(

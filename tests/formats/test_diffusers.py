@@ -325,3 +325,16 @@ def test_numbered_parts_of_fused_layers_are_no_modules():
         assert not [format.name for format in FORMATS if format.detect(order, None)]
         with pytest.raises(UnsupportedError, match="number the parts of fused layers"):
             detected(order, None)
+
+
+@pytest.mark.parametrize("build", [unet, flux], ids=["unet", "flux"])
+def test_what_a_model_saves_has_the_alpha_of_its_header(build, tmp_path):
+    """`save_lora_adapter` writes the configuration without a component before its fields."""
+    peft = judge("peft")
+    model = build()
+    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=3, target_modules=["to_q"]))
+    model.save_lora_adapter(str(tmp_path))
+    (file,) = tmp_path.glob("*.safetensors")
+    adapter = read(file)
+    assert adapter.format.name == "diffusers"
+    assert {module.scale for module in adapter.manifest.modules} == {0.75}

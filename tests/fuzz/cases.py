@@ -56,6 +56,8 @@ COMMANDS = (
     "merge {base} {x} {out} --dry-run --jobs 1",
     "merge {base} {x} {out} --allow-missing --jobs 1 --quiet",
     "verify {base} {base} {x} --jobs 1",
+    "combine {x} {peer} {out} --weight 0.5 --weight -1 --jobs 1 --quiet",
+    "combine {peer} {x} {out} --rank 2 --jobs 1 --quiet",
 )
 BASES = (
     "inspect {x}",

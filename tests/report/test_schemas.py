@@ -103,6 +103,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     run("shrink", PLAIN, folder / "none", "--dry-run")
     run("convert", FIXTURES / "minilm-dora", folder / "none", "--to", "kohya", "--dry-run")
     run("convert", FIXTURES / "minilm-tokens", folder / "peft", "--to", "peft", out="peft")
+    run("combine", PLAIN, FIXTURES / "minilm-rslora", PATTERNS, folder / "sum", out="sum")
+    run("combine", PLAIN, PLAIN, folder / "none", "--rank", 4, "--only", "*.query", "--dry-run")
     for adapter in sorted(FIXTURES.glob("*/adapter_config.json")):
         run("inspect", adapter.parent, "--spectrum", "--for", "all")
     run("inspect", PATTERNS)

@@ -29,6 +29,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
+from lora_tools.cli.selection import Choice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     " says the heads and the architecture that some formats leave out."
 )
 @click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
+@selection_options()
 @policy_options
 @rank_limit_options(", where ranks are lowered")
 @dtype_option()
@@ -71,6 +73,7 @@ def command(
     alpha: float | None,
     base: Location | None,
     drop: tuple[str, ...],
+    chosen: Choice,
     choice: PolicyChoice | None,
     min_rank: int,
     max_rank: int | None,
@@ -93,7 +96,8 @@ def command(
     same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full-rank diffs are LoRAs of a
     high rank. The error is that of the bytes written, against the updates of SOURCE.
     """
-    from lora_tools.verbs.convert import translate  # imports numpy
+    from lora_tools.rewrite.selection import selected  # imports numpy
+    from lora_tools.verbs.convert import translate
 
     began = time.monotonic()
     if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
@@ -115,6 +119,7 @@ def command(
         check_output(out, inputs("source", source, adapter.format.config_file), force=force)
     executor = make_executor("cpu", jobs)
     of = translate(adapter, format, executor, drop=drop, paths=model or ())
+    of = selected(of, chosen.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})
     policy = choice.policy(of) if choice else None

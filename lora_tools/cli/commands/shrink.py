@@ -26,6 +26,7 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_options
+from lora_tools.cli.selection import Choice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @out_argument
 @policy_options
 @limit_options
+@selection_options()
 @format_option()
 @alpha_option
 @executor_options
@@ -63,6 +65,7 @@ def command(
     out: Path,
     choice: PolicyChoice | None,
     limits: Limits,
+    chosen: Choice,
     own: str | None,
     alpha: float | None,
     device: str,
@@ -96,7 +99,7 @@ def command(
     policy = choice.policy(adapter) if choice else None
     executor = make_executor(device, jobs)
     survey = _survey(
-        adapter, policy, limits.options(device), executor if quiet else Visible(executor)
+        adapter, chosen, policy, limits.options(device), executor if quiet else Visible(executor)
     )
     if policy is None:
         _show_ranks(survey, as_json=as_json, quiet=quiet)
@@ -125,11 +128,18 @@ def command(
 
 
 def _survey(
-    adapter: Adapter, policy: "RankPolicy | None", options: "RewriteOptions", executor: Executor
+    adapter: Adapter,
+    chosen: Choice,
+    policy: "RankPolicy | None",
+    options: "RewriteOptions",
+    executor: Executor,
 ) -> "Survey":
-    from lora_tools.verbs.shrink import survey  # imports numpy
+    from lora_tools.rewrite.selection import selected  # imports numpy
+    from lora_tools.rewrite.source import source
+    from lora_tools.verbs.shrink import survey
 
-    return survey(adapter, options, executor, expect=policy)
+    of = selected(source(adapter), chosen.selection(), executor)
+    return survey(of, options, executor, expect=policy)
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:

@@ -21,6 +21,7 @@ from lora_tools.formats.peft.config import (
     ADALORA,
     base_model,
     config_of,
+    retargeted,
     write_config,
 )
 from lora_tools.formats.peft.extras import extra_of
@@ -170,6 +171,8 @@ class Peft:
             # A regex or "all-linear": servers read lists only. AdaLoRA may have left targets none.
             owners = (m.owner for m in modules if not isinstance(m.site, Experts))
             config["target_modules"] = list(dict.fromkeys(owners))
+        if manifest.changed and manifest.config:
+            config |= retargeted(config, modules)
         metadata = {"format": "pt"} | dict(manifest.metadata)
         return replace(
             manifest, format=self.name, modules=modules, config=config, metadata=metadata

@@ -233,6 +233,14 @@ def config_of(modules: Sequence[Module], base: str | None) -> dict[str, Any]:
     }
 
 
+def retargeted(config: Mapping[str, Any], modules: Sequence[Module]) -> dict[str, Any]:
+    """Return the fields that say which modules have an adapter, for these and no others."""
+    fresh = config_of(modules, None)
+    others = ("exclude_modules", "layers_pattern", "layers_to_transform")
+    targets = {field: fresh[field] for field in ("target_modules", "target_parameters")}
+    return targets | {field: None for field in others if field in config}
+
+
 def base_model(config: Mapping[str, Any]) -> str | None:
     """Return the name or path of the base model, if the configuration has one."""
     return Fields(CONFIG, config).text("base_model_name_or_path") or None

@@ -8,7 +8,7 @@ from lora_tools.executors import Executor
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.spectrum import numerical_rank
 from lora_tools.linalg.svd import core
-from lora_tools.rewrite import Source
+from lora_tools.rewrite import Origin, Source
 from lora_tools.rewrite.survey import jobs
 from lora_tools.rewrite.tasks import RewriteJob, named
 from lora_tools.update import factors
@@ -42,6 +42,7 @@ def measured(source: Source, executor: Executor) -> Source:
 def measure(job: RewriteJob) -> Rank:
     """Return the rank of a module's factors and, where it may be lower, that of its update."""
     module, origin = job.module, job.origin
+    assert isinstance(origin, Origin), "a conversion is of one adapter"
     update = factors(origin.update(job.adapter, module))
     least = update.rank
     several = bool(origin.places) and least > max(m.rank for m in origin.modules)

@@ -166,7 +166,7 @@ def spectra(adapter: Adapter, executor: Executor, device: str = "cpu") -> Spectr
         for module, result in zip(modules, found, strict=True)
     }
     whole = modules and len(finite) == len(found) and not adapter.manifest.problems
-    survey = Survey(of, RewriteOptions(), executor, units(modules, finite)) if whole else None
+    survey = Survey(of, RewriteOptions(), executor, units(of, finite)) if whole else None
     return Spectra(adapter, figures, faults, survey, bool(whole) and _doubled(adapter))
 
 

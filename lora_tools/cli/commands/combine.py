@@ -1,0 +1,258 @@
+"""lora-tools combine: add several adapters up to one."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from lora_tools.adapter import README, REPORT, Adapter, read, write
+from lora_tools.card import carry
+from lora_tools.cli.console import Visible, show, show_json
+from lora_tools.cli.inputs import inputs
+from lora_tools.cli.options import (
+    adapters_argument,
+    alpha_option,
+    base_option,
+    dry_run_option,
+    dtype_option,
+    each_format,
+    force_option,
+    formats_option,
+    jobs_option,
+    json_option,
+    make_executor,
+    out_argument,
+    quiet_option,
+    rank_limit_options,
+    weight_option,
+)
+from lora_tools.cli.publish import push_to_option
+from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
+from lora_tools.cli.selection import Choice, selection_options
+from lora_tools.errors import PolicyError
+from lora_tools.files.location import Location
+from lora_tools.files.ours import Force
+from lora_tools.files.sides import WEIGHTS
+from lora_tools.files.writer import check_output, staged, staged_file
+from lora_tools.formats.registry import format_named
+from lora_tools.model import open_model
+from lora_tools.text import visible
+
+if TYPE_CHECKING:
+    from lora_tools.rules import Chosen
+    from lora_tools.verbs.combine import Weights
+
+
+class Inputs(NamedTuple):
+    """What a percentage of parameters is of: all adapters together."""
+
+    params: int
+
+
+@click.command(short_help="Add several adapters up to one.")
+@adapters_argument
+@out_argument
+@weight_option(
+    "Multiply the update of an adapter by W: once for each ADAPTER, in order. A negative W takes"
+    " it away.  [default: 1]"
+)
+@click.option("--average", is_flag=True, help="Equal weights that add up to 1.")
+@click.option(
+    "--ema",
+    type=float,
+    metavar="F",
+    help="The exponential moving average of the ADAPTERs, checkpoints in order: each counts 1 - F,"
+    " what was before it F.",
+)
+@click.option(
+    "--method",
+    metavar="NAME",
+    default="concat",
+    show_default=True,
+    help="How updates are combined: concat, their sum; or a rule: ties, dare, dare-ties, magnitude,"
+    " knots, tsv, iso, core-ties.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=F",
+    multiple=True,
+    help="A parameter of the rule: density=0.2. Repeatable.",
+)
+@selection_options(numbered=True)
+@click.option("--to", "target", metavar="FORMAT", help="Format to write.  [default: the first's]")
+@formats_option("the ADAPTERs")
+@alpha_option
+@base_option(
+    "Base model: used to restore the dotted module paths that kohya flattened; its config.json"
+    " says the heads and the architecture that some formats leave out."
+)
+@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE; repeatable.")
+@policy_options
+@rank_limit_options(", where ranks are lowered")
+@dtype_option()
+@jobs_option("one per core")
+@push_to_option
+@dry_run_option("Report without writing.")
+@json_option
+@force_option()
+@quiet_option
+def command(
+    adapters: tuple[Path, ...],
+    out: Path,
+    weights: tuple[float, ...],
+    average: bool,
+    ema: float | None,
+    method: str,
+    settings: tuple[str, ...],
+    chosen: Choice,
+    target: str | None,
+    owns: tuple[str, ...],
+    alpha: float | None,
+    base: Path | None,
+    drop: tuple[str, ...],
+    choice: PolicyChoice | None,
+    min_rank: int,
+    max_rank: int | None,
+    multiple_of: int,
+    dtype: str | None,
+    jobs: int | None,
+    dry_run: bool,
+    as_json: bool,
+    force: Force,
+    quiet: bool,
+) -> None:
+    """Write one adapter to OUT whose update is the weighted sum of those of the ADAPTERs.
+
+    The sum is exact: factors stand side by side, at the rank that their sum has. Ranks, alphas,
+    dtypes, key namings and formats may differ, and a module that an adapter lacks counts as zero
+    there. OUT is a folder, or a file with the ending .safetensors (.gguf for gguf) where the format
+    has no configuration beside its tensors.
+
+    With one of --rank, --energy, --max-error, --max-params and --max-size, the sum is truncated as
+    `lora-tools shrink` would: the error is that of the bytes written, against the exact sum. The
+    report says what each adapter adds to each module, and where adapters fight.
+
+    A --method other than concat is no sum. Its result is truncated in the same way, and the error
+    is against that result. knots, tsv, iso and core-ties work on small matrices; ties, dare,
+    dare-ties and magnitude see every element of a module's dense updates, and take as long as its
+    singular value decomposition.
+    """
+    from lora_tools.verbs.combine import in_one_format, sum_of  # imports numpy
+
+    began = time.monotonic()
+    if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
+        raise click.UsageError(
+            "--min-rank, --max-rank and --multiple-of go with one of --rank, --energy, --max-error,"
+            " --max-params, --max-size"
+        )
+    weighted = _weights(len(adapters), weights, ema, chosen, average=average)
+    rule = _rule(method, settings)
+    model = open_model(base) if base else None
+    config = model.config if model else None
+    found = [
+        read(path, own, base=config, alpha=alpha)
+        for path, own in zip(adapters, each_format(owns, len(adapters)), strict=True)
+    ]
+    format = format_named(target) if target else found[0].format
+    single = out.suffix in WEIGHTS
+    if single and format.config_file:
+        raise click.UsageError(
+            f"{format.name} has a configuration beside its tensors: OUT is a folder"
+        )
+    if single and out.suffix != format.container.suffix:
+        raise click.UsageError(
+            f"{format.name} is written to files that end in {format.container.suffix}"
+        )
+    if not dry_run:
+        check_output(out, _inputs(found), force=force)
+    executor = make_executor("cpu", jobs)
+    sources = in_one_format(found, format, executor, drop=drop, paths=model or ())
+    policy = choice.policy(Inputs(sum(each.params for each in found))) if choice else None
+    limits = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
+    options = Limits({**limits, "dtype": dtype, "scale": "keep"}).options("cpu")
+    plan = sum_of(
+        sources,
+        weighted,
+        policy,
+        options,
+        executor if quiet else Visible(executor),
+        selection=chosen.selection(weighted=False),
+        rule=rule,
+    )
+    made = plan.report(began)
+    made.report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    rows = made.report.watch(plan)
+    if dry_run:
+        for _ in rows:
+            pass
+    else:
+        stage = staged_file if single else staged
+        files = tuple(file for each in found for file in each.files)
+        with stage(out, force=force, sources=files) as place:
+            folder, name = (place.parent, place.name) if single else (place, None)
+            write(
+                folder,
+                plan.rewrite.manifest,
+                rows,
+                like=found[0],
+                format=format,
+                name=name,
+                beside=plan.extras,
+            )
+            if not single:
+                section = made.to_markdown()
+                made.report.notes += carry(found[0].path / README, place / README, section)
+                made.save(place / REPORT)
+    if as_json:
+        show_json(made.to_json())
+    elif not quiet:
+        show(made.to_text())
+        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
+
+
+def _weights(
+    count: int, weights: tuple[float, ...], ema: float | None, chosen: Choice, *, average: bool
+) -> "Weights":
+    """Return the weights that were asked for, in one way or another."""
+    from lora_tools.verbs.combine import ModuleWeight, Weights, moving_average
+    from lora_tools.verbs.combine import average as equal
+
+    if (average + bool(weights) + (ema is not None)) > 1:
+        raise click.UsageError("give only one of --weight, --average and --ema")
+    if weights and len(weights) != count:
+        raise PolicyError(f"{len(weights)} --weight for {count} adapters")
+    if average:
+        weights = equal(count)
+    elif ema is not None:
+        weights = moving_average(ema, count)
+    modules = tuple(ModuleWeight(pattern, w, number) for number, pattern, w in chosen.weights)
+    return Weights(weights or (1.0,) * count, modules)
+
+
+def _rule(method: str, settings: tuple[str, ...]) -> "Chosen | None":
+    """Return the rule that was asked for with its parameters; None for the sum."""
+    from lora_tools.rules import chosen, rule_named
+
+    values: dict[str, float] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise click.UsageError(f"{setting!r} is not NAME=F with a number F") from None
+    if method == "concat":
+        if values:
+            raise click.UsageError("--set goes with a --method that is a rule")
+        return None
+    return chosen(rule_named(method), values)
+
+
+def _inputs(adapters: list[Adapter]) -> dict[str, Location]:
+    found: dict[str, Location] = {}
+    for adapter in adapters:
+        found |= inputs(f"adapter {adapter.path}", adapter.path, adapter.format.config_file)
+    return found

@@ -1,0 +1,209 @@
+"""One source of several: every module, with the weighted updates that it is the sum of."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.files.address import Address
+from lora_tools.files.header import Spec
+from lora_tools.formats.manifest import Module, Part, Role
+from lora_tools.formats.rotary import Paired
+from lora_tools.formats.sites import Convolution, Linear, Site
+from lora_tools.matching import Prefixes, Swap, align
+from lora_tools.rewrite.selection import weigh
+from lora_tools.rewrite.source import Made, Source, Sum, Term
+from lora_tools.rules import Chosen
+from lora_tools.verbs.combine.dialects import check_dialects
+from lora_tools.verbs.combine.weights import Weights
+
+
+def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = None) -> Source:
+    """Return the source whose modules are the weighted sums of those of the sources.
+
+    With a rule they are what it makes of the weighted updates instead.
+
+    All are in one format. What stands before the names of one is brought to that of those before
+    it, and a module that some have counts as zero in the others; at a weight of 0 it goes. Reads
+    no tensor. Raises `FormatError` for modules of one name whose shapes differ, and
+    `UnsupportedError` for DoRA, which is no summand.
+    """
+    names, swaps = _names(sources)
+    check_dialects(sources, names)
+    weights.check([list(each.values()) for each in names])
+    terms: dict[str, list[Term]] = {}
+    for number, (source, renamed) in enumerate(zip(sources, names, strict=True), 1):
+        for module in source.manifest.modules:
+            name = renamed[module.name]
+            if weight := weights.of(number, name):
+                terms.setdefault(name, []).append(Term(source, module, weight, number))
+    gone = tuple(dict.fromkeys(n for each in names for n in each.values() if n not in terms))
+    if not terms:
+        raise UnsupportedError("no module is left: every weight is 0")
+    _check(terms, rule)
+    first = sources[0]
+    modules = tuple(_module(name, summands, rule) for name, summands in terms.items())
+    origins: dict[str, Made] = {name: Sum(tuple(each), rule) for name, each in terms.items()}
+    same = {module.name for module in first.manifest.modules} == terms.keys()
+    manifest = replace(
+        first.manifest,
+        modules=modules,
+        notes=(*_notes(sources, swaps), *_distinct(sources)),
+        changed=first.manifest.changed or not same,
+    )
+    return Source(
+        first.adapter,
+        first.format,
+        manifest,
+        origins,
+        Address(_again, (weights, rule, *(source.address for source in sources))),
+        _dropped(sources, gone),
+        removed={name: norm for source in sources for name, norm in source.removed.items()},
+        others=tuple(adapter for s in sources[1:] for adapter in s.adapters),
+    )
+
+
+def _dropped(sources: Sequence[Source], gone: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is left out of any source, by feature, and the modules that have no weight."""
+    found: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for feature, names in source.dropped.items():
+            found.setdefault(feature, {}).update(dict.fromkeys(names))
+    found |= {"module of weight 0": dict.fromkeys(gone)} if gone else {}
+    return {feature: tuple(names) for feature, names in found.items()}
+
+
+def _again(weights: Weights, rule: Chosen | None, *sources: Source) -> Source:
+    """Combine sources for the jobs of another process."""
+    return combined(sources, weights, rule)
+
+
+def _names(
+    sources: Sequence[Source],
+) -> tuple[list[dict[str, str]], list[tuple[Source, tuple[Swap, ...]]]]:
+    """Return what the modules of each source are called in the result, and what changed."""
+    known: dict[str, None] = {}
+    found, swaps = [], []
+    for source in sources:
+        prefixes = align(list(source), known) if known else Prefixes()
+        try:
+            prefixes.check("its names fit those of the adapters before it")
+        except FormatError as error:
+            raise error.located(source.path) from error
+        renamed = {name: prefixes(name) or name for name in source}
+        twice = [name for name, count in Counter(renamed.values()).items() if count > 1]
+        if twice:
+            raise FormatError(f"{source.path}: two modules would be {some(twice)}")
+        known |= dict.fromkeys(renamed.values())
+        found.append(renamed)
+        swaps.append((source, prefixes.swaps(source)))
+    return found, swaps
+
+
+def _module(name: str, terms: Sequence[Term], rule: Chosen | None) -> Module:
+    """Describe a sum as its factors side by side; the rank that it has is found later."""
+    module = terms[0].module
+    if name != module.name:
+        module = replace(module, name=name, key_prefix=name, owner=name)
+    if len(terms) == 1 and rule is None:
+        return weigh(module, terms[0].weight)
+    dtypes = {role: _widest(_dtypes(terms, role)) for role in ("b", "a")}
+    most = min(module.out, module.inp) * module.groups
+    r = sum(term.module.r for term in terms)
+    sized = module.resized(most if rule and rule.rule.space == "dense" else r)
+    parts: dict[Role, Part] = {
+        role: part._replace(spec=Spec(dtypes.get(role, part.spec.dtype), part.spec.shape))
+        for role, part in sized.parts.items()
+        if role != "bias"
+    }
+    biases = [term.module.parts["bias"] for term in terms if "bias" in term.module.parts]
+    if biases:
+        code = _widest({bias.spec.dtype for bias in biases})
+        parts["bias"] = biases[0]._replace(spec=Spec(code, (module.out,)))
+    return replace(sized, parts=parts)
+
+
+def _dtypes(terms: Iterable[Term], role: Role) -> set[str]:
+    pairs = (term.module.resized(term.module.r) for term in terms)
+    return {pair.parts[role].spec.dtype for pair in pairs}
+
+
+def _widest(codes: set[str]) -> str:
+    """Return the dtype that holds the numbers of all: float16 and bfloat16 need float32."""
+    return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
+
+
+def _check(terms: Mapping[str, Sequence[Term]], rule: Chosen | None) -> None:
+    """Raise where the updates of a module are no summands of one."""
+    alone = rule is None and all(
+        len(summands) == 1 and summands[0].weight == 1.0 for summands in terms.values()
+    )
+    for name, summands in terms.items():
+        dora = [t for t in summands if {"magnitude", "columns"} & t.module.parts.keys()]
+        if dora and not alone:
+            raise UnsupportedError(
+                f"{dora[0].source.path}: {name}: DoRA's update cannot be weighted or added to"
+                " another: the merged weight is normalised after it is added"
+            ).hint("Merge one adapter after the other, or leave the magnitudes out: --drop DoRA.")
+        biased = [term for term in summands if "bias" in term.module.parts]
+        if biased and rule:
+            raise UnsupportedError(
+                f"{biased[0].source.path}: {name}: {rule.rule.name} is for weights, and this has a"
+                " bias of B, too"
+            ).hint("Leave the biases out: --drop bias.")
+        first = summands[0]
+        for term in summands[1:]:
+            if _form(term.module) != _form(first.module):
+                raise FormatError(
+                    f"{name} is {_shown(first.module)} in {first.source.path} and"
+                    f" {_shown(term.module)} in {term.source.path}"
+                ).hint("Are they adapters of the same base model?")
+        unknown = [term for term in summands if term.module.rows == Paired(None)]
+        if 0 < len(unknown) < len(summands):
+            unknown[0].source.adapter.check_order()
+    _check_owners(terms)
+
+
+def _check_owners(terms: Mapping[str, Sequence[Term]]) -> None:
+    """Raise `UnsupportedError` where modules of one owner, and so of one alpha, differ in scale."""
+    scales: dict[str, tuple[str, list[float]]] = {}
+    for name, summands in terms.items():
+        owner = summands[0].module.owner
+        found = [term.weight * term.module.scale for term in summands]
+        other, before = scales.setdefault(owner, (name, found))
+        if before != found and owner != name:
+            raise UnsupportedError(
+                f"{name} and {other} have one rank and one alpha, that of {owner}, and their"
+                " updates would have several"
+            )
+
+
+def _form(module: Module) -> tuple[Site, int, int]:
+    """Return what summands have to share; a 1x1 convolution is a linear layer."""
+    site = module.site
+    match site:
+        case Linear():
+            site = Linear()
+        case Convolution(kernel=kernel, groups=1) if set(kernel) == {1}:
+            site = Linear()
+    return site, module.out, module.inp
+
+
+def _shown(module: Module) -> str:
+    kind = type(module.site).__name__.lower()
+    return f"{kind} {'×'.join(map(str, module.shape))}"
+
+
+def _notes(
+    sources: Sequence[Source], swaps: Sequence[tuple[Source, tuple[Swap, ...]]]
+) -> Iterator[str]:
+    bases = dict.fromkeys(s.manifest.base_model for s in sources if s.manifest.base_model)
+    if len(bases) > 1:
+        yield f"The adapters name different base models: {', '.join(bases)}."
+    for source, found in swaps:
+        for swap in found:
+            yield swap.sentence(str(source.path), "the adapters before it")
+
+
+def _distinct(sources: Sequence[Source]) -> Iterator[str]:
+    yield from dict.fromkeys(note for source in sources for note in source.manifest.notes)

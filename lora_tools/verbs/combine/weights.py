@@ -1,0 +1,93 @@
+"""Weights: what the update of each adapter, and of each of its modules, is multiplied by."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lora_tools.errors import PolicyError, some
+from lora_tools.names import matches
+
+
+class ModuleWeight(NamedTuple):
+    """A factor for the modules that match a pattern."""
+
+    pattern: str
+    weight: float
+    adapter: int | None = None
+    """The number of the adapter whose modules are meant, from 1; None: of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weight of each adapter, in order, and factors for modules; the last match wins.
+
+    >>> weights = Weights((0.5, -1.0), (ModuleWeight("q_proj", 2.0, adapter=1),))
+    >>> weights.of(1, "layers.0.q_proj"), weights.of(2, "layers.0.q_proj")
+    (1.0, -1.0)
+    """
+
+    adapters: tuple[float, ...]
+    modules: tuple[ModuleWeight, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbers = [*self.adapters, *(each.weight for each in self.modules)]
+        if strange := [number for number in numbers if not math.isfinite(number)]:
+            raise PolicyError(f"{some(strange)}: no weight")
+        beyond = [
+            each.adapter
+            for each in self.modules
+            if each.adapter is not None and not 1 <= each.adapter <= len(self.adapters)
+        ]
+        if beyond:
+            raise PolicyError(f"there is no adapter number {some(beyond)}").hint(
+                f"They are numbered from 1 to {len(self.adapters)}, in the order given."
+            )
+
+    def of(self, adapter: int, name: str) -> float:
+        """Return the weight of a module of the adapter with this number."""
+        found = [
+            each.weight
+            for each in self.modules
+            if each.adapter in (None, adapter) and matches(each.pattern, name)
+        ]
+        return self.adapters[adapter - 1] * (found[-1] if found else 1.0)
+
+    def check(self, names: Sequence[Sequence[str]]) -> None:
+        """Raise `PolicyError` for a pattern that matches no module of its adapters."""
+        idle = [
+            each.pattern
+            for each in self.modules
+            if not any(
+                matches(each.pattern, name)
+                for number, modules in enumerate(names, 1)
+                if each.adapter in (None, number)
+                for name in modules
+            )
+        ]
+        if idle:
+            raise PolicyError(f"no module matches {some(idle)}")
+
+
+def average(count: int) -> tuple[float, ...]:
+    """Return equal weights that add up to 1.
+
+    >>> average(4)
+    (0.25, 0.25, 0.25, 0.25)
+    """
+    return (1 / count,) * count
+
+
+def moving_average(decay: float, count: int) -> tuple[float, ...]:
+    """Return the weights of an exponential moving average that ends with the last adapter.
+
+    It begins with the first one; each later one counts 1 - ``decay``, and what was before it
+    ``decay``. The weights add up to 1.
+
+    >>> moving_average(0.5, 3)
+    (0.25, 0.25, 0.5)
+    """
+    if not 0 <= decay < 1:
+        raise PolicyError(f"a decay of {decay:g} is not from 0 to below 1")
+    later = ((1 - decay) * decay ** (count - 1 - number) for number in range(1, count))
+    return (decay ** (count - 1), *later)
