@@ -78,9 +78,9 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "lora-tools/combine/1": Schema(
         "`combine --json`, `lora_tools_report.json` in OUT",
-        REWRITE
-        | ADAPTERS
-        | {
+        {
+            **REWRITE,
+            **ADAPTERS,
             "": (*REWRITE[""], "adapters", "contributions", "conflicts"),
             "contributions[]": _names("module adapter_numbers norms norm remaining adapter_pairs"),
             "contributions[].adapter_pairs[]": _names(
