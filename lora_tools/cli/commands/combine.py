@@ -90,7 +90,7 @@ class Inputs(NamedTuple):
     "Base model: used to restore the dotted module paths that kohya flattened; its config.json"
     " says the heads and the architecture that some formats leave out."
 )
-@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE; repeatable.")
+@click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
 @policy_options
 @rank_limit_options(", where ranks are lowered")
 @dtype_option()
