@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], str]] = {
         {},
         "DeepSeek-V4's MXFP4",
     ),
-    "Mistral": (FP8 | {f"{M}.qscale_weight": zeros()}, {}, "float8 whose scale is Mistral's"),
+    "Mistral": (FP8 | {f"{M}.qscale_weight": zeros()}, {}, "float8 with a qscale_weight"),
     "an unknown scale of float8": (
         FP8 | {f"{M}.weight_rescaler": zeros()},
         {},

@@ -53,7 +53,9 @@ def check(report: ExtractReport, states: tuple[dict[str, Tensor], ...]) -> None:
         row = rows.get(name) or rows[name.removesuffix(".weight")]
         change = float((weight.double() - states[0][name].double()).norm())
         gap = float((states[2][name].double() - weight.double()).norm())
-        wanted = {"extracted": row.error, "full": 0.0, "left out": 1.0, "equal": 0.0}[row.outcome]
+        wanted = {"extracted": row.error, "carried": 0.0, "left out": 1.0, "unchanged": 0.0}[
+            row.outcome
+        ]
         # PEFT adds in float32 to weights of up to a hundred times the size.
         assert gap == pytest.approx(wanted * change, rel=1e-3, abs=1e-5 * change), name
         lost, total = lost + gap**2, total + change**2
@@ -121,7 +123,7 @@ def test_a_module_is_stored_with_all_that_is_in_it(pair, tmp_path):
     dense.save_file(weights, tuned / "model.safetensors")
     (tuned / "config.json").write_bytes((base / "config.json").read_bytes())
     report = run(base, tuned, tmp_path / "out", 16, small="full")
-    assert [row.module for row in report.rows if row.outcome == "full"] == [
+    assert [row.module for row in report.rows if row.outcome == "carried"] == [
         "transformer.h.0.ln_1.weight"
     ]
     check(report, restored(name, base, tuned, tmp_path / "out"))
@@ -141,4 +143,4 @@ def test_what_peft_would_mistake_for_other_modules_is_not_stored_whole(tmp_path)
     reason = "PEFT cannot store it whole"
     assert outcomes["norm.weight"] == ("left out", reason)
     assert outcomes["layers.0.proj.weight"] == ("left out", reason)  # with another one inside
-    assert outcomes["layers.0.q_norm.weight"] == ("full", "")
+    assert outcomes["layers.0.q_norm.weight"] == ("carried", "")

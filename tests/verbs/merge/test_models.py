@@ -139,7 +139,7 @@ def test_peft_and_transformers_save_a_merge_that_verify_accepts(tmp_path):
     assert proof.passed, proof.to_text()
     experts = [v for v in proof.verdicts if ".experts." in v.tensor]
     assert len(experts) == 24
-    assert {v.word for v in experts} == {"exact"}
+    assert {v.outcome for v in experts} == {"exact"}
 
 
 def test_tied_embeddings_are_refused_or_untied(tmp_path):

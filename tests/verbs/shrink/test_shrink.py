@@ -278,10 +278,10 @@ def test_vllm_refuses_by_name_what_it_would_refuse(name, kind):
 
 def test_the_table_of_ranks_is_what_those_ranks_cost(tmp_path):
     found = survey(read(PLAIN))
-    for offer in found.table():
-        report = save(PLAIN, tmp_path / "out", Fixed(offer.rank))
-        assert report["totals"]["bytes_after"] == offer.bytes
-        assert report["totals"]["optimal_error"] == pytest.approx(offer.error, abs=1e-12)
+    for uniform in found.table():
+        report = save(PLAIN, tmp_path / "out", Fixed(uniform.rank_after))
+        assert report["totals"]["bytes_after"] == uniform.bytes_after
+        assert report["totals"]["optimal_error"] == pytest.approx(uniform.optimal_error, abs=1e-12)
 
 
 def test_a_regex_of_targets_becomes_a_list(tmp_path):
