@@ -175,7 +175,8 @@ class Source:
         for other in self.others:
             names = [file.name for file in other.side_files().carried]
             names += [old.config_file] if old.config_file and other.config else []
-            names += [f"header field {key}" for key in sorted(other.manifest.metadata)]
+            fields = dict(other.manifest.metadata.items() - written.metadata.items())
+            names += [f"header field {key}" for key in sorted(fields)]
             found |= {
                 f"{other.path}: {name}": "of another adapter than the first" for name in names
             }
