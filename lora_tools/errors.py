@@ -120,6 +120,18 @@ class RefusedError(LoraToolsError, PermissionError):
     """Files hold what their owner would not want to publish."""
 
 
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """Return the question whether a word that is like this one was meant; "" if none is.
+
+    >>> suggestion("kohia", ["peft", "kohya"]), suggestion("x", ["peft"])
+    ("Did you mean 'kohya'? ", '')
+    """
+    from difflib import get_close_matches  # asked for in errors only
+
+    near = get_close_matches(word, list(words), n=1, cutoff=0.7)
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
 def some(items: Iterable[object], most: int = 5) -> str:
     """Name up to ``most`` of the items, as they can be shown, and count the others.
 

@@ -9,7 +9,7 @@ import click
 from lora_tools.cli.console import complain, say, trace, usage
 from lora_tools.cli.process import Terminated, leave, prepare
 from lora_tools.cli.question import STATUS, UnansweredError
-from lora_tools.errors import BoundError, LoraToolsError, PolicyError
+from lora_tools.errors import BoundError, LoraToolsError, PolicyError, suggestion
 from lora_tools.version import __version__
 
 COMMANDS = (
@@ -32,6 +32,16 @@ class LazyGroup(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named, or fail with one that may be meant."""
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError as error:
+            meant = f"{error.message} {suggestion(args[0], COMMANDS)}".rstrip()
+            raise click.UsageError(meant, context) from None
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Import and return a command."""

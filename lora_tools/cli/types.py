@@ -1,5 +1,6 @@
 """The types of the values of options: sizes, shares, ranks, devices, places."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import click
 
 from lora_tools.cli.console import say
+from lora_tools.errors import CheckpointError, suggestion
 from lora_tools.files.location import Location
-from lora_tools.hub import is_remote
+from lora_tools.hub import SCHEMES, is_remote
 
 POSITIVE = click.IntRange(min=1)
 UNITS = {"": 1, "B": 1}
@@ -91,6 +93,8 @@ class LocalOrHub(click.ParamType[Location]):
         """Return the path; one on the Hub is pinned to its commit, and stderr says to which."""
         if not isinstance(value, str):
             return value
+        if not value.startswith(SCHEMES):
+            _check_near(value)
         if not is_remote(value):
             return Path(value)
         from lora_tools.hub.location import pinned  # local paths need no huggingface_hub
@@ -105,3 +109,15 @@ class LocalOrHub(click.ParamType[Location]):
             offline = " (offline: as much of it as the cache has)" if partial else ""
             say(f"{value}: {location}{offline}")
         return location
+
+
+def _check_near(text: str) -> None:
+    """Raise `CheckpointError` for what is not here, and nearly is: the Hub is not asked for it."""
+    path = Path(text)
+    if os.path.lexists(path) or not (path.parent.is_dir() and os.access(path.parent, os.R_OK)):
+        return
+    if meant := suggestion(path.name, (each.name for each in path.parent.iterdir())):
+        error = CheckpointError(f"{text}: no such file or folder").hint(meant.strip())
+        if is_remote(text):
+            error.hint(f"On the Hub it would be hf://{text}.")
+        raise error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from lora_tools.errors import FormatError, PackageError, UnsupportedError, some
+from lora_tools.errors import FormatError, PackageError, UnsupportedError, some, suggestion
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format
 from lora_tools.formats.comfyui import ComfyUI
@@ -73,7 +73,10 @@ def format_named(name: str) -> Format:
     for format in known():
         if format.name == name:
             return format
-    raise FormatError(f"there is no format {name}").hint(f"Known formats: {_names(known())}.")
+    meant = suggestion(name, (format.name for format in known()))
+    raise FormatError(f"there is no format {name}").hint(
+        f"{meant}Known formats: {_names(known())}."
+    )
 
 
 @cache

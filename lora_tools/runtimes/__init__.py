@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lora_tools.errors import PolicyError
+from lora_tools.errors import PolicyError, suggestion
 from lora_tools.runtimes.base import (
     Breach,
     Finding,
@@ -59,7 +59,9 @@ def named(names: Iterable[str], *, max_lora_rank: int = MAX_RANK) -> tuple[Runti
     for name in names:
         runtime, at, version = name.partition("@")
         if runtime not in NAMES or (at and (runtime == "all" or not order(version))):
-            raise PolicyError(f"{name!r} is no runtime").hint(f"Known are {', '.join(NAMES)}.")
+            raise PolicyError(f"{name!r} is no runtime").hint(
+                f"{suggestion(name, NAMES)}Known are {', '.join(NAMES)}."
+            )
         asked[runtime] = version
     known = (vllm(max_lora_rank) if c.name == VLLM.name else c for c in RUNTIMES)
     return tuple(

@@ -229,3 +229,35 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
     done = run("shrink", PLAIN, tmp_path / "out", "--rank", 2, "--device", device)
     assert done.returncode == 1
     assert f"{device}: no such device here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "meant"),
+    [
+        (["shrnk"], 2, "No such command 'shrnk'. Did you mean 'shrink'?"),
+        (["inspect", "runs/checkpiont-1"], 1, "Did you mean 'checkpoint-1'?"),
+        (["inspect", "runs/checkpiont-1"], 1, "On the Hub it would be hf://runs/checkpiont-1."),
+        (["inspect", "runs/checkpoint-1", "--for", "pefft"], 2, "Did you mean 'peft'?"),
+        (["convert", "runs/checkpoint-1", "out", "--to", "kohia"], 1, "Did you mean 'kohya'?"),
+        (["inspect", "./runs/checkpiont-1"], 1, "Did you mean 'checkpoint-1'?"),
+        (["diff", "runs/checkpiont-1", "runs/checkpoint-1"], 2, "Did you mean 'checkpoint-1'?"),
+    ],
+)
+def test_a_slip_is_answered_with_what_may_be_meant_and_no_request(
+    arguments, status, meant, tmp_path
+):
+    shutil.copytree(PLAIN, tmp_path / "runs" / "checkpoint-1")
+    nobody = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1"}
+    done = run(*arguments, cwd=tmp_path, env=nobody)
+    assert done.returncode == status
+    assert meant in done.stderr
+    assert "127.0.0.1" not in done.stderr
+
+
+def test_what_is_like_nothing_here_may_be_on_the_hub(tmp_path):
+    (tmp_path / "runs" / "checkpoint-1").mkdir(parents=True)
+    nobody = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1"}
+    for arguments, status in ((["inspect", "runs/cat"], 1), (["diff", "runs/cat", "runs/cat"], 2)):
+        done = run(*arguments, cwd=tmp_path, env=nobody)
+        assert done.returncode == status
+        assert "hf://runs/cat: the Hub cannot be reached" in done.stderr
