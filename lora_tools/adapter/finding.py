@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_tools.errors import CheckpointError, FormatError, some
+from lora_tools.errors import CheckpointError, FormatError
 from lora_tools.files.inputs import is_present
-from lora_tools.files.location import Location, entries
+from lora_tools.files.location import Location
 from lora_tools.files.objects import read_object
-from lora_tools.files.opening import INDEX
+from lora_tools.files.opening import INDEX, sole
 from lora_tools.files.ours import REPORT as OURS
 from lora_tools.formats.base import Format
 from lora_tools.formats.registry import FORMATS, known
@@ -26,15 +26,8 @@ def tensor_file(path: Location) -> Location:
         for name in format.files:
             if (path / name).is_file():
                 return path / name
-    patterns = (f"*{INDEX}", "*.safetensors", "*.gguf")
-    found = next(filter(None, (entries(path, pattern) for pattern in patterns)), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = some(file.name for file in found)
-        raise CheckpointError(f"{path}: more than one tensor file: {names}").hint(
-            "Name the one that is meant."
-        )
+    if file := sole(path, (f"*{INDEX}", "*.safetensors", "*.gguf"), "tensor file"):
+        return file
     raise CheckpointError(f"{path}: holds no adapter").hint(
         f"Expected {', '.join(name for format in known() for name in format.files)}."
     )

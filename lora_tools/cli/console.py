@@ -4,6 +4,7 @@ Results and messages hold names that are anybody's; none acts on the terminal (`
 """
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -122,3 +123,8 @@ def _write(stream: TextIO | Guarded | None, text: str) -> None:
     write = stream.trusted if isinstance(stream, Guarded) else stream.write
     write(f"{text}\n")
     stream.flush()
+
+
+def command_line() -> str:
+    """Return the command line of this process, as a report has it."""
+    return shlex.join(["lora-tools", *sys.argv[1:]])

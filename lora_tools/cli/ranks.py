@@ -168,3 +168,14 @@ def limit_options(function: Command) -> Command:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def check_limits(
+    choice: PolicyChoice | None, min_rank: int, max_rank: int | None, multiple_of: int
+) -> None:
+    """Raise a usage error for limits on ranks where no rank is lowered."""
+    if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
+        raise click.UsageError(
+            "--min-rank, --max-rank and --multiple-of go with one of --rank, --energy, --max-error,"
+            " --max-params, --max-size"
+        )

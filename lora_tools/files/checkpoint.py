@@ -37,8 +37,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
         self.metadata = metadata
         self.notes = notes  # what a person should know of how they are stored, a sentence each
         self._places = places
-        self.stored: Checkpoint = self
-        """The same tensors under the names that the files have."""
+        self._stored: Checkpoint | None = None
         self.state = state(self.files)  # as they were when their headers were read
 
     def __getitem__(self, name: str) -> "Tensor":
@@ -72,12 +71,17 @@ class Checkpoint(Mapping[str, "Tensor"]):
         place = self._places[name]
         return place.path if isinstance(place, Place) else self.path
 
+    @property
+    def stored(self) -> "Checkpoint":
+        """The same tensors under the names that the files have."""
+        return self._stored or self
+
     def renamed(self, names: Mapping[str, str], note: str) -> "Checkpoint":
         """Return the same tensors under other names, those that ``names`` has, with a note."""
         places = {names.get(name, name): place for name, place in self._places.items()}
         specs = {names.get(name, name): spec for name, spec in self.specs.items()}
         found = Checkpoint(self.path, places, specs, self.metadata, (*self.notes, note))
-        found.stored = self.stored
+        found._stored = self.stored
         return found
 
     @property

@@ -1,5 +1,6 @@
 """The dtypes of safetensors, in the order in which its writer sorts them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -52,6 +53,15 @@ ORDER = {code: position for position, code in enumerate(DTYPES)}
 
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 """The types that factors of an update may have."""
+
+
+def widest(codes: Collection[str]) -> str:
+    """Return the floating dtype that holds the numbers of all.
+
+    >>> widest({"F16"}), widest({"F16", "BF16"}), widest({"F16", "F64"})
+    ('F16', 'F32', 'F64')
+    """
+    return next(iter(codes)) if len(set(codes)) == 1 else "F64" if "F64" in codes else "F32"
 
 
 @cache

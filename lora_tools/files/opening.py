@@ -1,6 +1,6 @@
 """Opening checkpoints: the files they are made of, and what an index of shards must agree with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,16 +66,24 @@ def open_partly(path: Location) -> tuple[Checkpoint, tuple[str, ...]]:
     return _open_shards(index, absent=frozenset(missing)), missing
 
 
+def sole(folder: Location, patterns: Iterable[str], what: str) -> Location | None:
+    """Return the file of a folder that fits the first pattern that any fits, or None.
+
+    Raises `CheckpointError` if several fit it; ``what`` is what messages call them.
+    """
+    found = next(filter(None, (entries(folder, pattern) for pattern in patterns)), [])
+    if len(found) > 1:
+        names = some(file.name for file in found)
+        raise CheckpointError(f"{folder}: more than one {what}: {names}").hint(
+            "Name the one that is meant."
+        )
+    return found[0] if found else None
+
+
 def _file_in(folder: Location) -> Location:
-    for pattern in (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin", "*.gguf"):
-        found = entries(folder, pattern)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = some(file.name for file in found)
-            raise CheckpointError(f"{folder}: more than one checkpoint: {names}").hint(
-                "Name the file that is meant."
-            )
+    patterns = (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin", "*.gguf")
+    if file := sole(folder, patterns, "checkpoint"):
+        return file
     raise CheckpointError(f"{folder}: holds no safetensors file and no {INDEX[1:]}")
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import Repr
-from typing import Any
+from typing import Any, TypeGuard
 
 from lora_tools.errors import FormatError, LoraToolsError
 
@@ -97,27 +97,27 @@ class Fields:
         raise self.refusal(key, expected)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a number that a float can hold.
 
     >>> [is_number(value) for value in (16, 0.5, True, "16", float("nan"), 10**400)]
     [True, True, False, False, False, False]
     """
-    if type(value) not in (int, float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
-        return math.isfinite(float(value))  # type: ignore[arg-type]
+        return math.isfinite(value)
     except OverflowError:
         return False
 
 
-def is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int | float]:
     """Whether a value is a whole number that may count something.
 
     >>> [is_count(value) for value in (16, 16.0, 0, True, -1, 0.5, 10**30)]
     [True, True, True, False, False, False, False]
     """
-    return is_number(value) and value == int(value) and 0 <= value <= MOST  # type: ignore[call-overload, operator]
+    return is_number(value) and value == int(value) and 0 <= value <= MOST
 
 
 def shown(value: object) -> str:

@@ -108,6 +108,11 @@ class Module:
         return self.stack * (self.out + self.inp) // self.groups
 
     @property
+    def is_dora(self) -> bool:
+        """Whether it has a DoRA magnitude, per output or per input."""
+        return not self.parts.keys().isdisjoint(("magnitude", "columns"))
+
+    @property
     def dtype(self) -> str:
         """Dtype of what makes its update: of B, where it has one."""
         parts = self.parts

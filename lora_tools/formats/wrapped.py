@@ -16,6 +16,7 @@ FLAT = re.compile(rf"_(?:{TORCH})_")
 """The same where dots are underscores, as in kohya's names."""
 
 PEFT = "base_model.model."
+"""What PEFT calls the model that it wraps."""
 WRAPPED = re.compile(rf"(?<![^.]){re.escape(PEFT)}")
 PARALLEL = "module."
 """What DDP and DeepSpeed call it."""

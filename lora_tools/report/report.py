@@ -65,6 +65,10 @@ class Report(Document):
             self.seconds = time.monotonic() - self.started
             yield change.module, change.update
 
+    def remark(self, notes: Iterable[str]) -> None:
+        """Add what a person should know, too."""
+        self.notes += tuple(notes)
+
     @property
     def error(self) -> float:
         """Relative error of the whole adapter as it is stored."""

@@ -141,7 +141,7 @@ def weigh(module: Module, weight: float) -> Module:
 
 
 def _check(source: Source, modules: Sequence[Module]) -> None:
-    dora = [module.name for module in modules if {"magnitude", "columns"} & module.parts.keys()]
+    dora = [module.name for module in modules if module.is_dora]
     if dora:
         raise UnsupportedError(
             f"{source.path}: DoRA's updates have no weight, as the weights of the base are"

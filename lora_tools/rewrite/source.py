@@ -194,7 +194,7 @@ def source(adapter: Adapter) -> Source:
 def _kept(update: Update, module: Module) -> Update:
     """Return an update without the parts that the module does not have."""
     match update:
-        case DoRA(direction=low) if not {"magnitude", "columns"} & module.parts.keys():
+        case DoRA(direction=low) if not module.is_dora:
             return low
         case Biased(weight=low) if "bias" not in module.parts:
             return low

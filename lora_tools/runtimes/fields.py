@@ -56,7 +56,7 @@ def sets(field: str, says: str) -> Check:
 
 def number(value: object) -> float | None:
     """Return a value if it is a number, else None."""
-    return float(value) if is_number(value) else None  # type: ignore[arg-type]
+    return float(value) if is_number(value) else None
 
 
 def ranks_of(config: Mapping[str, Any]) -> list[int]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Part
+from lora_tools.formats.wrapped import PEFT
 
-PREFIX = "base_model.model."
+PREFIX = PEFT
 WRAPPED = ".base_layer"
 
 # Spelling, what ends the name of the first factor (in x rank), and of the second (rank x out).

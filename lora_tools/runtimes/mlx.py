@@ -42,7 +42,7 @@ def _is_known(subject: Subject, key: str) -> bool:
 
 def _ranks(subject: Subject) -> Breach | None:
     rank = (_parameters(subject) or {}).get("rank")
-    if not isinstance(rank, int) or not is_count(rank):
+    if not is_count(rank) or not isinstance(rank, int):
         return None
     wrong = {
         pair.key_prefix: pair

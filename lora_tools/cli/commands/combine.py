@@ -1,17 +1,14 @@
 """lora-tools combine: add several adapters up to one."""
 
-import shlex
-import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from lora_tools.adapter import README, REPORT, Adapter, read, write
-from lora_tools.card import carry
-from lora_tools.cli.console import Visible, show, show_json
-from lora_tools.cli.inputs import inputs
+from lora_tools.adapter import read
+from lora_tools.cli.console import Visible, command_line
 from lora_tools.cli.options import (
     adapters_argument,
     alpha_option,
@@ -30,16 +27,14 @@ from lora_tools.cli.options import (
     weight_option,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
+from lora_tools.cli.ranks import Limits, PolicyChoice, check_limits, policy_options
+from lora_tools.cli.rewriting import conclude, file_or_folder
 from lora_tools.cli.selection import Choice, selection_options
 from lora_tools.errors import PolicyError
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
-from lora_tools.files.sides import WEIGHTS
-from lora_tools.files.writer import check_output, staged, staged_file
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
-from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.rules import Chosen
@@ -101,7 +96,7 @@ class Inputs(NamedTuple):
 @force_option()
 @quiet_option
 def command(
-    adapters: tuple[Path, ...],
+    adapters: tuple[Location, ...],
     out: Path,
     weights: tuple[float, ...],
     average: bool,
@@ -112,7 +107,7 @@ def command(
     target: str | None,
     owns: tuple[str, ...],
     alpha: float | None,
-    base: Path | None,
+    base: Location | None,
     drop: tuple[str, ...],
     choice: PolicyChoice | None,
     min_rank: int,
@@ -144,11 +139,7 @@ def command(
     from lora_tools.verbs.combine import in_one_format, sum_of  # imports numpy
 
     began = time.monotonic()
-    if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
-        raise click.UsageError(
-            "--min-rank, --max-rank and --multiple-of go with one of --rank, --energy, --max-error,"
-            " --max-params, --max-size"
-        )
+    check_limits(choice, min_rank, max_rank, multiple_of)
     weighted = _weights(len(adapters), weights, ema, chosen, average=average)
     rule = _rule(method, settings)
     model = open_model(base) if base else None
@@ -158,17 +149,9 @@ def command(
         for path, own in zip(adapters, each_format(owns, len(adapters)), strict=True)
     ]
     format = format_named(target) if target else found[0].format
-    single = out.suffix in WEIGHTS
-    if single and format.config_file:
-        raise click.UsageError(
-            f"{format.name} has a configuration beside its tensors: OUT is a folder"
-        )
-    if single and out.suffix != format.container.suffix:
-        raise click.UsageError(
-            f"{format.name} is written to files that end in {format.container.suffix}"
-        )
+    output = file_or_folder(out, format, force)
     if not dry_run:
-        check_output(out, _inputs(found), force=force)
+        output.check(found)
     executor = make_executor("cpu", jobs)
     sources = in_one_format(found, format, executor, drop=drop, paths=model or ())
     policy = choice.policy(Inputs(sum(each.params for each in found))) if choice else None
@@ -184,34 +167,13 @@ def command(
         rule=rule,
     )
     made = plan.report(began)
-    made.report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    made.report.arguments = command_line()
     rows = made.report.watch(plan)
     if dry_run:
-        for _ in rows:
-            pass
+        deque(rows, maxlen=0)
     else:
-        stage = staged_file if single else staged
-        files = tuple(file for each in found for file in each.files)
-        with stage(out, force=force, sources=files) as place:
-            folder, name = (place.parent, place.name) if single else (place, None)
-            write(
-                folder,
-                plan.rewrite.manifest,
-                rows,
-                like=found[0],
-                format=format,
-                name=name,
-                beside=plan.extras,
-            )
-            if not single:
-                section = made.to_markdown()
-                made.report.notes += carry(found[0].path / README, place / README, section)
-                made.save(place / REPORT)
-    if as_json:
-        show_json(made.to_json())
-    elif not quiet:
-        show(made.to_text())
-        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
+        output.write(plan.rewrite.manifest, rows, made, found, plan.extras)
+    conclude(made, out, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def _weights(
@@ -249,10 +211,3 @@ def _rule(method: str, settings: tuple[str, ...]) -> "Chosen | None":
             raise click.UsageError("--set goes with a --method that is a rule")
         return None
     return chosen(rule_named(method), values)
-
-
-def _inputs(adapters: list[Adapter]) -> dict[str, Location]:
-    found: dict[str, Location] = {}
-    for adapter in adapters:
-        found |= inputs(f"adapter {adapter.path}", adapter.path, adapter.format.config_file)
-    return found

@@ -1,17 +1,14 @@
 """lora-tools convert: convert an adapter to another tool's format."""
 
-import shlex
-import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lora_tools.adapter import README, REPORT, read, write
-from lora_tools.card import carry
-from lora_tools.cli.console import Visible, show, show_json
-from lora_tools.cli.inputs import inputs
+from lora_tools.adapter import read
+from lora_tools.cli.console import Visible, command_line
 from lora_tools.cli.options import (
     alpha_option,
     base_option,
@@ -28,16 +25,14 @@ from lora_tools.cli.options import (
     source_argument,
 )
 from lora_tools.cli.publish import push_to_option
-from lora_tools.cli.ranks import Limits, PolicyChoice, policy_options
+from lora_tools.cli.ranks import Limits, PolicyChoice, check_limits, policy_options
+from lora_tools.cli.rewriting import conclude, file_or_folder
 from lora_tools.cli.selection import Choice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
-from lora_tools.files.sides import WEIGHTS
-from lora_tools.files.writer import check_output, staged, staged_file
 from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
-from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
@@ -100,23 +95,13 @@ def command(
     from lora_tools.verbs.convert import translate
 
     began = time.monotonic()
-    if choice is None and (min_rank, max_rank, multiple_of) != (1, None, 1):
-        raise click.UsageError(
-            "--min-rank, --max-rank and --multiple-of go with one of --rank, --energy, --max-error,"
-            " --max-params, --max-size"
-        )
+    check_limits(choice, min_rank, max_rank, multiple_of)
     format = format_named(target)
-    single = out.suffix in WEIGHTS
-    if single and format.config_file:
-        raise click.UsageError(f"{target} has a configuration beside its tensors: OUT is a folder")
-    if single and out.suffix != format.container.suffix:
-        raise click.UsageError(
-            f"{target} is written to files that end in {format.container.suffix}"
-        )
+    output = file_or_folder(out, format, force)
     model = open_model(base) if base else None
     adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
-        check_output(out, inputs("source", source, adapter.format.config_file), force=force)
+        output.check([adapter])
     executor = make_executor("cpu", jobs)
     of = translate(adapter, format, executor, drop=drop, paths=model or ())
     of = selected(of, chosen.selection(), executor)
@@ -125,25 +110,13 @@ def command(
     policy = choice.policy(of) if choice else None
     plan = _plan(of, policy, limits, executor if quiet else Visible(executor))
     report = plan.report("convert", str(policy or ""), began)
-    report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    report.arguments = command_line()
     rows = report.watch(plan)
     if dry_run:
-        for _ in rows:
-            pass
+        deque(rows, maxlen=0)
     else:
-        stage = staged_file if single else staged
-        with stage(out, force=force, sources=adapter.files) as place:
-            folder, name = (place.parent, place.name) if single else (place, None)
-            write(folder, plan.manifest, rows, like=adapter, format=format, name=name)
-            if not single:
-                section = report.to_markdown()
-                report.notes += carry(adapter.path / README, place / README, section)
-                report.save(place / REPORT)
-    if as_json:
-        show_json(report.to_json())
-    elif not quiet:
-        show(report.to_text())
-        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
+        output.write(plan.manifest, rows, report, [adapter])
+    conclude(report, out, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def _plan(

@@ -1,6 +1,5 @@
 """lora-tools merge: add adapters to the weights of their base."""
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 import click
 
 from lora_tools.adapter import read
-from lora_tools.cli.console import say, show, show_json
+from lora_tools.cli.console import command_line, say, show, show_json
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     adapters_argument,
@@ -114,7 +113,7 @@ def command(
         report = made.report
     else:
         with _progress(made.files.nbytes, quiet=quiet) as finished:
-            arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+            arguments = command_line()
             report = made.write(
                 out, executor, force=force, arguments=arguments, finished=finished, evict=evict
             )

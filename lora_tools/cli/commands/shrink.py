@@ -1,17 +1,14 @@
 """lora-tools shrink: lower the rank of an adapter."""
 
-import shlex
-import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lora_tools.adapter import README, REPORT, Adapter, read, write
-from lora_tools.card import carry
-from lora_tools.cli.console import Visible, say, show, show_json
-from lora_tools.cli.inputs import inputs
+from lora_tools.adapter import Adapter, read
+from lora_tools.cli.console import Visible, command_line, say, show, show_json
 from lora_tools.cli.options import (
     alpha_option,
     dry_run_option,
@@ -26,13 +23,13 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_options
+from lora_tools.cli.rewriting import Output, conclude
 from lora_tools.cli.selection import Choice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
-from lora_tools.files.writer import check_file, check_output, staged, staged_file
+from lora_tools.files.writer import check_file, staged_file
 from lora_tools.report import ranks_table
-from lora_tools.text import visible
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
@@ -94,8 +91,9 @@ def command(
     if report_file:
         check_file(report_file, force=force)
     adapter = read(source, own, alpha=alpha)
+    output = Output(out, adapter.format, force)
     if not dry_run:
-        check_output(out, inputs("source", source, adapter.format.config_file), force=force)
+        output.check([adapter])
     policy = choice.policy(adapter) if choice else None
     executor = make_executor(device, jobs)
     survey = _survey(
@@ -106,25 +104,16 @@ def command(
         return
     shrunk = survey.rewrite(policy)
     report = shrunk.report("shrink", str(policy), began)
-    report.arguments = shlex.join(["lora-tools", *sys.argv[1:]])
+    report.arguments = command_line()
     rows = report.watch(shrunk)
     if dry_run:
-        for _ in rows:
-            pass
+        deque(rows, maxlen=0)
     else:
-        with staged(out, force=force, sources=adapter.files) as place:
-            write(place, shrunk.manifest, rows, like=adapter)
-            section = report.to_markdown()
-            report.notes += carry(adapter.path / README, place / README, section)
-            report.save(place / REPORT)
+        output.write(shrunk.manifest, rows, report, [adapter])
     if report_file:
         with staged_file(report_file, force=force, sources=adapter.files) as place:
             report.save(place)
-    if as_json:
-        show_json(report.to_json())
-    elif not quiet:
-        show(report.to_text())
-        show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
+    conclude(report, out, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
 def _survey(

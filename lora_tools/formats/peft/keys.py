@@ -7,8 +7,9 @@ from typing import NamedTuple
 from lora_tools.errors import FormatError
 from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Part, Role
+from lora_tools.formats.wrapped import PEFT
 
-PREFIX = "base_model.model."
+PREFIX = PEFT
 WRAPPED = ".base_layer"
 TOKENS = ".token_adapter.trainable_tokens_delta"
 SAVED = re.compile(r"\.modules_to_save\.[^.]+")

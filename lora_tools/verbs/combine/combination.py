@@ -1,6 +1,6 @@
 """A combination before it is computed, and its report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ class Combined(Document):
     paths: tuple[str, ...]
     weights: tuple[float, ...]
     rows: tuple[Contribution, ...]
+
+    def remark(self, notes: Iterable[str]) -> None:
+        """Add what a person should know, too."""
+        self.report.remark(notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, in the schema that `docs/report.md` describes."""

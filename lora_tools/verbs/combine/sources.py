@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.address import Address
+from lora_tools.files.dtypes import widest
 from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.rotary import Paired
@@ -107,7 +108,7 @@ def _module(name: str, terms: Sequence[Term], rule: Chosen | None) -> Module:
         module = replace(module, name=name, key_prefix=name, owner=name)
     if len(terms) == 1 and rule is None:
         return weigh(module, terms[0].weight)
-    dtypes = {role: _widest(_dtypes(terms, role)) for role in ("b", "a")}
+    dtypes = {role: widest(_dtypes(terms, role)) for role in ("b", "a")}
     most = min(module.out, module.inp) * module.groups
     r = sum(term.module.r for term in terms)
     sized = module.resized(most if rule and rule.rule.space == "dense" else r)
@@ -118,7 +119,7 @@ def _module(name: str, terms: Sequence[Term], rule: Chosen | None) -> Module:
     }
     biases = [term.module.parts["bias"] for term in terms if "bias" in term.module.parts]
     if biases:
-        code = _widest({bias.spec.dtype for bias in biases})
+        code = widest({bias.spec.dtype for bias in biases})
         parts["bias"] = biases[0]._replace(spec=Spec(code, (module.out,)))
     return replace(sized, parts=parts)
 
@@ -128,18 +129,13 @@ def _dtypes(terms: Iterable[Term], role: Role) -> set[str]:
     return {pair.parts[role].spec.dtype for pair in pairs}
 
 
-def _widest(codes: set[str]) -> str:
-    """Return the dtype that holds the numbers of all: float16 and bfloat16 need float32."""
-    return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
-
-
 def _check(terms: Mapping[str, Sequence[Term]], rule: Chosen | None) -> None:
     """Raise where the updates of a module are no summands of one."""
     alone = rule is None and all(
         len(summands) == 1 and summands[0].weight == 1.0 for summands in terms.values()
     )
     for name, summands in terms.items():
-        dora = [t for t in summands if {"magnitude", "columns"} & t.module.parts.keys()]
+        dora = [t for t in summands if t.module.is_dora]
         if dora and not alone:
             raise UnsupportedError(
                 f"{dora[0].source.path}: {name}: DoRA's update cannot be weighted or added to"

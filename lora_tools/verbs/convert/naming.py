@@ -11,6 +11,7 @@ from lora_tools.architectures.numbers import numbers_of
 from lora_tools.architectures.pipelines import is_known, split
 from lora_tools.architectures.translation import RowMove, Translated, translate
 from lora_tools.errors import UnsupportedError, some
+from lora_tools.files.dtypes import widest
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format, Names
 from lora_tools.formats.features import PARTS, features_of
@@ -162,7 +163,7 @@ def _fused(name: str, target: Translated, modules: Mapping[str, Module]) -> Step
     out, inp, _ = target.size
     bare = Module(name, Linear(), out, inp, rank, None, False, {}, name, name)
     b, a = factor_shapes(bare)
-    dtype = _widest({part.spec.dtype for old in olds for part in old.resized(old.r).parts.values()})
+    dtype = widest({part.spec.dtype for old in olds for part in old.resized(old.r).parts.values()})
     parts: dict[Role, Part] = {
         "b": Part(f"{name}.b", Spec(dtype, b)),
         "a": Part(f"{name}.a", Spec(dtype, a)),
@@ -175,7 +176,7 @@ def _fused(name: str, target: Translated, modules: Mapping[str, Module]) -> Step
             " other rows need norms, too"
         ).hint("Leave them out: --drop DoRA")
     if norms:
-        code = _widest({part.spec.dtype for part in norms})
+        code = widest({part.spec.dtype for part in norms})
         parts["magnitude"] = Part(f"{name}.magnitude", Spec(code, (out,)))
     rows = tuple(
         None if piece.rows == (range(old.out),) else piece.rows
@@ -191,8 +192,3 @@ def _check(module: Module, what: str, shared: Sequence[str]) -> None:
         raise UnsupportedError(
             f"{module.name}: {', '.join(beyond)} of a layer that is {what}"
         ).hint(f"Leave them out: {' '.join(f'--drop {feature!r}' for feature in beyond)}")
-
-
-def _widest(codes: set[str]) -> str:
-    """Return the dtype that holds the numbers of all: float16 and bfloat16 need float32."""
-    return codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
