@@ -8,7 +8,7 @@ import click
 from lora_tools.cli.options import Command, together
 
 if TYPE_CHECKING:
-    from lora_tools.rewrite.selection import Selection
+    from lora_tools.rewrite.selection import ModuleWeight, Selection
 
 
 class PatternWeight(click.ParamType["tuple[int | None, str, float]"]):
@@ -35,8 +35,8 @@ class PatternWeight(click.ParamType["tuple[int | None, str, float]"]):
             self.fail(f"{value!r} is not {form} with a number W.", param, context)
 
 
-class Choice(NamedTuple):
-    """What was asked for."""
+class ModuleChoice(NamedTuple):
+    """Which modules were asked for, before the library is imported."""
 
     only: tuple[str, ...]
     drop: tuple[str, ...]
@@ -47,12 +47,18 @@ class Choice(NamedTuple):
         """Return it as the library has it; imports numpy. Not ``weighted``: patterns alone."""
         from lora_tools.rewrite.selection import Selection
 
-        weights = tuple((pattern, weight) for _, pattern, weight in self.weights)
-        return Selection(self.only, self.drop, weights if weighted else (), self.text_encoder)
+        weights = self.module_weights() if weighted else ()
+        return Selection(self.only, self.drop, weights, self.text_encoder)
+
+    def module_weights(self) -> "tuple[ModuleWeight, ...]":
+        """Return the factors as the library has them; imports numpy."""
+        from lora_tools.rewrite.selection import ModuleWeight
+
+        return tuple(ModuleWeight(pattern, w, number) for number, pattern, w in self.weights)
 
 
 def selection_options(*, numbered: bool = False) -> Command:
-    """Return the options that select and weigh modules; they are passed on as ``chosen``.
+    """Return the options that select and weigh modules; they are passed on as ``modules``.
 
     ``numbered``: a factor may be for one of several adapters.
     """
@@ -90,13 +96,13 @@ def selection_options(*, numbered: bool = False) -> Command:
     def add(function: Command) -> Command:
         @wraps(function)
         def command(*arguments: Any, text_encoder: str, **given: Any) -> Any:
-            chosen = Choice(
+            modules = ModuleChoice(
                 given.pop("only"),
                 given.pop("drop_modules"),
                 given.pop("module_weights"),
                 text_encoder == "keep",
             )
-            return function(*arguments, chosen=chosen, **given)
+            return function(*arguments, modules=modules, **given)
 
         return options(command)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,29 @@ ENCODERS = ("text_encoder", "lora_te")
 """How names in text encoders begin: those of a pipeline's folders, and those without their dots."""
 
 
+class ModuleWeight(NamedTuple):
+    """A factor for the modules that match a pattern."""
+
+    pattern: str
+    weight: float
+    adapter: int | None = None
+    """The number of the adapter whose modules are meant, from 1; None: of all."""
+
+
+def factor(weights: Sequence[ModuleWeight], name: str, adapter: int | None = None) -> float:
+    """Return what a module of an adapter is multiplied by: of several that match, the last.
+
+    >>> factor([ModuleWeight("q_proj", 2.0), ModuleWeight("layers.0.*", 0.0)], "layers.0.q_proj")
+    0.0
+    """
+    found = [
+        each.weight
+        for each in weights
+        if each.adapter in (None, adapter) and matches(each.pattern, name)
+    ]
+    return found[-1] if found else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """What is left of a source. The defaults leave all of it as it is."""
@@ -31,13 +55,13 @@ class Selection:
     """Patterns of the modules that stay; none: all."""
     drop: tuple[str, ...] = ()
     """Patterns of modules that go."""
-    weights: tuple[tuple[str, float], ...] = ()
-    """Pattern and factor of updates; of several that match, the last. A module at 0 goes."""
+    weights: tuple[ModuleWeight, ...] = ()
+    """Factors of updates. A module at 0 goes."""
     text_encoder: bool = True
     """Whether the modules of text encoders stay."""
 
     def __post_init__(self) -> None:
-        if strange := [weight for _, weight in self.weights if not math.isfinite(weight)]:
+        if strange := [each.weight for each in self.weights if not math.isfinite(each.weight)]:
             raise PolicyError(f"{some(strange)}: no weight of a module")
 
     def weight(self, name: str) -> float:
@@ -46,8 +70,7 @@ class Selection:
         goes = any(matches(pattern, name) for pattern in self.drop)
         if not stays or goes or (not self.text_encoder and is_encoder(name)):
             return 0.0
-        found = [weight for pattern, weight in self.weights if matches(pattern, name)]
-        return found[-1] if found else 1.0
+        return factor(self.weights, name)
 
     def keeps(self, extra: Extra) -> bool:
         """Whether a tensor beside the updates stays."""
@@ -55,7 +78,7 @@ class Selection:
 
     def check(self, source: Source) -> None:
         """Raise `PolicyError` for a pattern that no module matches."""
-        patterns = [*self.only, *self.drop, *(pattern for pattern, _ in self.weights)]
+        patterns = [*self.only, *self.drop, *(each.pattern for each in self.weights)]
         idle = [p for p in patterns if not any(matches(p, name) for name in source)]
         if idle:
             raise PolicyError(f"{source.path}: no module matches {some(idle)}").hint(

@@ -12,7 +12,7 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
 from lora_tools.linalg.rescale import summed
-from lora_tools.rules import Chosen
+from lora_tools.rules import ParametrisedRule
 from lora_tools.update import Biased, DoRA, Update, factors
 
 
@@ -64,7 +64,7 @@ class Sum(NamedTuple):
     """The weighted updates that a module to be written is the sum of."""
 
     terms: tuple[Term, ...]
-    rule: Chosen | None = None
+    rule: ParametrisedRule | None = None
     """How they are combined; None: by their sum."""
 
     @property

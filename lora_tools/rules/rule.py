@@ -46,7 +46,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ParametrisedRule:
     """A rule with the values of its parameters."""
 
     rule: Rule
@@ -84,7 +84,7 @@ class Chosen:
         return LowRank(a, b, float(rank * groups), groups=groups)
 
 
-def chosen(rule: Rule, values: Mapping[str, float]) -> Chosen:
+def parametrised(rule: Rule, values: Mapping[str, float]) -> ParametrisedRule:
     """Return a rule with these parameters; `PolicyError` for those that it does not have."""
     known = rule.parameters
     if strange := [name for name in values if name not in known]:
@@ -93,7 +93,7 @@ def chosen(rule: Rule, values: Mapping[str, float]) -> Chosen:
         )
     if beyond := [name for name, value in values.items() if not 0 < value <= 1]:
         raise PolicyError(f"{', '.join(beyond)} of {rule.name} is not above 0 and at most 1")
-    return Chosen(rule, tuple(sorted(values.items())))
+    return ParametrisedRule(rule, tuple(sorted(values.items())))
 
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import real
 from judges import judge
+from pipelines import flux, unet
 from safetensors.torch import load_file, save_file
 
 from lora_tools.adapter import read, write
@@ -30,26 +31,6 @@ FLUX = {
     "single_transformer_blocks.0.proj_mlp": 2,
     "single_transformer_blocks.0.attn.to_k": 4,
 }
-
-
-def unet():
-    diffusers = judge("diffusers")
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-        attention_head_dim=2,
-    )
-
-
-def flux():
-    diffusers = judge("diffusers")
-    sizes = {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8}
-    more = {"num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8}
-    return diffusers.FluxTransformer2DModel(**sizes, **more, axes_dims_rope=(2, 2, 4))
 
 
 def peft(folder, model, targets, given=None, **config):

@@ -13,7 +13,7 @@ from lora_tools import read
 from lora_tools.cli import cli
 from lora_tools.errors import PolicyError, UnsupportedError
 from lora_tools.rewrite import keep
-from lora_tools.rewrite.selection import Selection, selected
+from lora_tools.rewrite.selection import ModuleWeight, Selection, selected
 from lora_tools.rewrite.source import source
 
 PLAIN = FIXTURES / "minilm-plain"
@@ -110,7 +110,7 @@ def test_the_text_encoder_goes(tmp_path, capsys):
     [
         Selection(only=("dense",)),
         Selection(drop=("dense",)),
-        Selection(weights=(("dense", 2.0),)),
+        Selection(weights=(ModuleWeight("dense", 2.0),)),
         Selection(text_encoder=False),
     ],
 )
@@ -123,19 +123,21 @@ def test_what_leaves_nothing_is_refused():
     with pytest.raises(UnsupportedError, match="no module is left"):
         selected(source(read(PLAIN)), Selection(drop=("*",)))
     with pytest.raises(PolicyError, match="nan"):
-        Selection(weights=(("query", float("nan")),))
+        Selection(weights=(ModuleWeight("query", float("nan")),))
 
 
 def test_dora_has_no_weight_but_may_be_removed():
     of = source(read(FIXTURES / "minilm-dora"))
     with pytest.raises(UnsupportedError, match="normalised after"):
-        selected(of, Selection(weights=(("query", 2.0),)))
+        selected(of, Selection(weights=(ModuleWeight("query", 2.0),)))
     kept = selected(of, Selection(drop=("query",)))
     assert all(change.row.outcome == "kept" for change in keep(kept))
 
 
 def test_a_job_of_a_selection_is_an_address():
-    of = selected(source(read(PLAIN)), Selection(drop=("query",), weights=(("value", -2.0),)))
+    of = selected(
+        source(read(PLAIN)), Selection(drop=("query",), weights=(ModuleWeight("value", -2.0),))
+    )
     jobs = keep(of).jobs
     for job in jobs:
         data = pickle.dumps(job)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lora_tools.errors import PackageError, PolicyError
-from lora_tools.rules import RULES, chosen, registry, rule_named
+from lora_tools.rules import RULES, parametrised, registry, rule_named
 from lora_tools.rules.rule import Rule
 from lora_tools.update import LowRank
 
@@ -93,7 +93,7 @@ REFERENCES = {
 
 
 def made(name, given, values=None, module="m"):
-    result = chosen(rule_named(name), values or {})(given, WEIGHTS[: len(given)], module)
+    result = parametrised(rule_named(name), values or {})(given, WEIGHTS[: len(given)], module)
     return result.scale * result.b @ result.a
 
 
@@ -144,11 +144,11 @@ def test_members_of_a_stack_are_combined_apart(name):
 
 def test_parameters_are_checked():
     assert rule_named("ties").parameters == {"density": 0.2}
-    assert str(chosen(rule_named("ties"), {})) == "ties (density 0.2)"
+    assert str(parametrised(rule_named("ties"), {})) == "ties (density 0.2)"
     with pytest.raises(PolicyError, match="iso has no parameter density"):
-        chosen(rule_named("iso"), {"density": 0.5})
+        parametrised(rule_named("iso"), {"density": 0.5})
     with pytest.raises(PolicyError, match="not above 0"):
-        chosen(rule_named("ties"), {"density": 0.0})
+        parametrised(rule_named("ties"), {"density": 0.0})
     with pytest.raises(PolicyError, match="there is no method mean") as error:
         rule_named("mean")
     assert "core-ties" in error.value.__notes__[0]

@@ -29,7 +29,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, check_limits, policy_options
 from lora_tools.cli.rewriting import conclude, file_or_folder
-from lora_tools.cli.selection import Choice, selection_options
+from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.errors import PolicyError
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
@@ -37,7 +37,7 @@ from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
 
 if TYPE_CHECKING:
-    from lora_tools.rules import Chosen
+    from lora_tools.rules import ParametrisedRule
     from lora_tools.verbs.combine import Weights
 
 
@@ -103,7 +103,7 @@ def command(
     ema: float | None,
     method: str,
     settings: tuple[str, ...],
-    chosen: Choice,
+    modules: ModuleChoice,
     target: str | None,
     owns: tuple[str, ...],
     alpha: float | None,
@@ -140,7 +140,7 @@ def command(
 
     began = time.monotonic()
     check_limits(choice, min_rank, max_rank, multiple_of)
-    weighted = _weights(len(adapters), weights, ema, chosen, average=average)
+    weighted = _weights(len(adapters), weights, ema, modules, average=average)
     rule = _rule(method, settings)
     model = open_model(base) if base else None
     config = model.config if model else None
@@ -163,7 +163,7 @@ def command(
         policy,
         options,
         executor if quiet else Visible(executor),
-        selection=chosen.selection(weighted=False),
+        selection=modules.selection(weighted=False),
         rule=rule,
     )
     made = plan.report(began)
@@ -177,10 +177,15 @@ def command(
 
 
 def _weights(
-    count: int, weights: tuple[float, ...], ema: float | None, chosen: Choice, *, average: bool
+    count: int,
+    weights: tuple[float, ...],
+    ema: float | None,
+    modules: ModuleChoice,
+    *,
+    average: bool,
 ) -> "Weights":
     """Return the weights that were asked for, in one way or another."""
-    from lora_tools.verbs.combine import ModuleWeight, Weights, moving_average
+    from lora_tools.verbs.combine import Weights, moving_average
     from lora_tools.verbs.combine import average as equal
 
     if (average + bool(weights) + (ema is not None)) > 1:
@@ -191,13 +196,12 @@ def _weights(
         weights = equal(count)
     elif ema is not None:
         weights = moving_average(ema, count)
-    modules = tuple(ModuleWeight(pattern, w, number) for number, pattern, w in chosen.weights)
-    return Weights(weights or (1.0,) * count, modules)
+    return Weights(weights or (1.0,) * count, modules.module_weights())
 
 
-def _rule(method: str, settings: tuple[str, ...]) -> "Chosen | None":
+def _rule(method: str, settings: tuple[str, ...]) -> "ParametrisedRule | None":
     """Return the rule that was asked for with its parameters; None for the sum."""
-    from lora_tools.rules import chosen, rule_named
+    from lora_tools.rules import parametrised, rule_named
 
     values: dict[str, float] = {}
     for setting in settings:
@@ -210,4 +214,4 @@ def _rule(method: str, settings: tuple[str, ...]) -> "Chosen | None":
         if values:
             raise click.UsageError("--set goes with a --method that is a rule")
         return None
-    return chosen(rule_named(method), values)
+    return parametrised(rule_named(method), values)

@@ -27,7 +27,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, check_limits, policy_options
 from lora_tools.cli.rewriting import conclude, file_or_folder
-from lora_tools.cli.selection import Choice, selection_options
+from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
@@ -68,7 +68,7 @@ def command(
     alpha: float | None,
     base: Location | None,
     drop: tuple[str, ...],
-    chosen: Choice,
+    modules: ModuleChoice,
     choice: PolicyChoice | None,
     min_rank: int,
     max_rank: int | None,
@@ -104,7 +104,7 @@ def command(
         output.check([adapter])
     executor = make_executor("cpu", jobs)
     of = translate(adapter, format, executor, drop=drop, paths=model or ())
-    of = selected(of, chosen.selection(), executor)
+    of = selected(of, modules.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})
     policy = choice.policy(of) if choice else None

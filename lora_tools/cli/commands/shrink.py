@@ -24,7 +24,7 @@ from lora_tools.cli.options import (
 from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_options
 from lora_tools.cli.rewriting import Output, conclude
-from lora_tools.cli.selection import Choice, selection_options
+from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
@@ -62,7 +62,7 @@ def command(
     out: Path,
     choice: PolicyChoice | None,
     limits: Limits,
-    chosen: Choice,
+    modules: ModuleChoice,
     own: str | None,
     alpha: float | None,
     device: str,
@@ -97,7 +97,7 @@ def command(
     policy = choice.policy(adapter) if choice else None
     executor = make_executor(device, jobs)
     survey = _survey(
-        adapter, chosen, policy, limits.options(device), executor if quiet else Visible(executor)
+        adapter, modules, policy, limits.options(device), executor if quiet else Visible(executor)
     )
     if policy is None:
         _show_ranks(survey, as_json=as_json, quiet=quiet)
@@ -118,7 +118,7 @@ def command(
 
 def _survey(
     adapter: Adapter,
-    chosen: Choice,
+    modules: ModuleChoice,
     policy: "RankPolicy | None",
     options: "RewriteOptions",
     executor: Executor,
@@ -127,7 +127,7 @@ def _survey(
     from lora_tools.rewrite.source import source
     from lora_tools.verbs.shrink import survey
 
-    of = selected(source(adapter), chosen.selection(), executor)
+    of = selected(source(adapter), modules.selection(), executor)
     return survey(of, options, executor, expect=policy)
 
 

@@ -4,20 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lora_tools.architectures.dialects import (
-    Counterpart,
-    candidate_of,
-    candidates,
-    in_tool,
-    in_transformers,
-    whole,
-)
-from lora_tools.architectures.index import Candidate
+from lora_tools.architectures.dialects import Counterpart, candidate_of
 from lora_tools.architectures.layout import Interleaved, Numbers
-from lora_tools.architectures.numbers import language_model, numbers_of
+from lora_tools.architectures.numbers import numbers_of
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.files.container import GGUF, Container
 from lora_tools.files.dtypes import FLOATS
@@ -32,6 +23,16 @@ from lora_tools.formats.gguf.header import (
     common_alpha,
     header,
 )
+from lora_tools.formats.gguf.names import (
+    DIALECT,
+    architecture_of,
+    beginnings,
+    check_head,
+    check_places,
+    models_of,
+    path_of,
+    place_of,
+)
 from lora_tools.formats.manifest import Extra, Manifest, Module, Part, Role
 from lora_tools.formats.rotary import Paired, from_file, paired, to_file
 from lora_tools.formats.sites import Embedding, Linear
@@ -39,16 +40,12 @@ from lora_tools.formats.sites import Embedding, Linear
 if TYPE_CHECKING:
     from lora_tools.update import Array, Update
 
+
 KEY = re.compile(r"(?P<key_prefix>.+)\.weight\.lora_(?P<role>[ab])")
+
+
 NORM = "_norm.weight"
 """How tensors end that llama.cpp skips."""
-
-ROLES = {"a", "b", "alpha"}
-"""The parts of a module that a GGUF file says: its alpha, if it is a tensor, in the header."""
-
-DIALECT = "gguf"
-ADAPTED = ("linear", "head", "embedding")
-"""The roles of modules that it puts a LoRA into."""
 
 
 class LlamaCpp:
@@ -64,7 +61,7 @@ class LlamaCpp:
 
     def detect(self, specs: Mapping[str, Spec], config: Mapping[str, Any] | None) -> bool:
         """Recognise GGUF by llama.cpp's names of weights before its suffixes."""
-        return any(KEY.fullmatch(key) and key.startswith(_own()) for key in specs)
+        return any(KEY.fullmatch(key) and key.startswith(beginnings()) for key in specs)
 
     def read(self, contents: Contents) -> Manifest:
         """Describe the adapter, its modules under transformers' names.
@@ -76,7 +73,7 @@ class LlamaCpp:
         metadata = contents.metadata
         check_kind(metadata)
         name = metadata.get(ARCHITECTURE, "")
-        models = _named(name)
+        models = models_of(name)
         if contents.base:
             models = (candidate_of(contents.base, "llama.cpp", DIALECT),)
             if (own := models[0].family.ids[DIALECT]) != name:
@@ -96,7 +93,7 @@ class LlamaCpp:
                 raise FormatError(f"{key} of type {spec.dtype} is not understood")
         alpha, heads = alpha_of(metadata), numbers_of(contents.base)
         modules = tuple(
-            _module(key_prefix, parts, alpha, _path(key_prefix, models, name), heads)
+            _module(key_prefix, parts, alpha, path_of(key_prefix, models, name), heads)
             for key_prefix, parts in found.items()
         )
         return Manifest(
@@ -116,10 +113,10 @@ class LlamaCpp:
         for modules that llama.cpp has no name for, and without a base.
         """
         own = manifest.format == self.name
-        name, models = _target(manifest, own=own)
-        places = {m.name: place for m in manifest.modules if (place := _place(m, models))}
-        _check(manifest, places, name, own=own)
-        _check_head(manifest.base or {}, places, models)
+        name, models = architecture_of(manifest, own=own)
+        places = {m.name: place for m in manifest.modules if (place := place_of(m, models))}
+        check_places(manifest, places, name, own=own)
+        check_head(manifest.base or {}, places, models)
         heads = numbers_of(manifest.base)
         if not own and not heads and any(place.order for place in places.values()):
             raise FormatError("the base model's config.json has no num_attention_heads")
@@ -166,45 +163,6 @@ class LlamaCpp:
         return {module.parts["a"].key: a, module.parts["b"].key: to_file(module.rows, low.b)}
 
 
-@cache
-def _own() -> tuple[str, ...]:
-    """Return how the names of its weights begin."""
-    return tuple(
-        {
-            f"{path.partition('.')[0]}."
-            for candidate in candidates(DIALECT)
-            for section in candidate.family.sections(DIALECT)
-            for path in section.paths
-        }
-    )
-
-
-def _named(name: str) -> tuple[Candidate, ...]:
-    """Return the models of an architecture; `UnsupportedError` if its names are not known here."""
-    if not (found := candidates(DIALECT, name)):
-        known = dict.fromkeys(each.family.ids[DIALECT] for each in candidates(DIALECT))
-        raise UnsupportedError(f"an adapter for the architecture {name!r}").hint(
-            f"Known are {', '.join(known)}."
-        )
-    return found
-
-
-def _path(key_prefix: str, models: tuple[Candidate, ...], name: str) -> Counterpart:
-    """Return what transformers calls a module of the file."""
-    found = in_transformers(key_prefix, models)
-    if found is None or found.role not in ADAPTED:
-        raise UnsupportedError(f"{key_prefix}: no weight of {name} that is known here")
-    return found
-
-
-def _place(module: Module, models: tuple[Candidate, ...]) -> Counterpart | None:
-    """Return what llama.cpp calls a module, without ``.weight``, or None if it has no place."""
-    found = next((each for path in whole(module.name) if (each := in_tool(path, models))), None)
-    fits = found and found.role in ADAPTED and module.site != Linear(transposed=True)
-    site = Embedding if found and found.role == "embedding" else Linear
-    return found if fits and isinstance(module.site, site) else None
-
-
 def _module(
     key_prefix: str,
     parts: Mapping[Role, Part],
@@ -233,44 +191,6 @@ def _rows(name: str, out: int, found: Counterpart, heads: Numbers) -> Paired | N
     if not isinstance(found.order, Interleaved):
         return None
     return paired(name, out, heads.get(found.order.heads))
-
-
-def _target(manifest: Manifest, *, own: bool) -> tuple[str, tuple[Candidate, ...]]:
-    """Return the architecture to write for, and the models that are of it."""
-    if own:
-        name = manifest.metadata.get(ARCHITECTURE, "")
-        return name, _named(name)
-    if not manifest.base:
-        raise UnsupportedError(
-            "a GGUF adapter is for one architecture and its heads, which only the base model tells"
-        ).hint("Give the base model, whose config.json says them: --base MODEL.")
-    model = candidate_of(manifest.base, "llama.cpp", DIALECT)
-    return model.family.ids[DIALECT], (model,)
-
-
-def _check(manifest: Manifest, places: Mapping[str, Counterpart], name: str, *, own: bool) -> None:
-    """Raise `UnsupportedError` for what the file has no place for."""
-    modules = manifest.modules
-    unmatched = [part.key for m in modules for role, part in m.parts.items() if role not in ROLES]
-    if not own:
-        unmatched += [extra.key for extra in manifest.extras]
-    unmatched += [module.name for module in modules if module.name not in places]
-    if unmatched:
-        names = some(dict.fromkeys(unmatched))
-        raise UnsupportedError(f"llama.cpp's {name} has no place for {names}")
-
-
-def _check_head(
-    base: Mapping[str, Any], places: Mapping[str, Counterpart], models: tuple[Candidate, ...]
-) -> None:
-    """Raise `UnsupportedError` for a head that is the embedding."""
-    heads = [name for name, place in places.items() if place.role == "head"]
-    stated = language_model(base).get("tie_word_embeddings")
-    always = any(model.family.tie and model.family.tie.always for model in models)
-    if heads and base and (always if stated is None else stated):
-        raise UnsupportedError(
-            f"{heads[0]}: the base ties its head to its embedding, so llama.cpp has no such weight"
-        ).hint("Leave it out of the training, or serve the model with the adapter merged into it.")
 
 
 def _rekeyed(module: Module, place: Counterpart, heads: Numbers, *, own: bool) -> Module:

@@ -10,13 +10,13 @@ from lora_tools.formats.base import Format
 from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.model import Model
 from lora_tools.rewrite import RewriteOptions, Source, keep, survey
-from lora_tools.rewrite.selection import Selection, selected
-from lora_tools.rules import Chosen
+from lora_tools.rewrite.selection import ModuleWeight, Selection, selected
+from lora_tools.rules import ParametrisedRule
 from lora_tools.verbs.combine.combination import Combination, Combined, contributions
 from lora_tools.verbs.combine.extras import extras
 from lora_tools.verbs.combine.measured import measured
 from lora_tools.verbs.combine.sources import combined
-from lora_tools.verbs.combine.weights import ModuleWeight, Weights, average, moving_average
+from lora_tools.verbs.combine.weights import Weights, average, moving_average
 from lora_tools.verbs.convert import translate
 
 __all__ = [
@@ -42,7 +42,7 @@ def combine(
     executor: Executor | None = None,
     *,
     format: Format | None = None,
-    rule: Chosen | None = None,
+    rule: ParametrisedRule | None = None,
 ) -> Combination:
     """Plan one adapter whose update is the weighted sum of those of several.
 
@@ -80,7 +80,7 @@ def sum_of(
     executor: Executor | None = None,
     *,
     selection: Selection | None = None,
-    rule: Chosen | None = None,
+    rule: ParametrisedRule | None = None,
 ) -> Combination:
     """Plan the weighted sum of sources that are in one format.
 

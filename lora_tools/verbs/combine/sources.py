@@ -14,12 +14,14 @@ from lora_tools.formats.sites import Convolution, Linear, Site
 from lora_tools.matching import Prefixes, Swap, align
 from lora_tools.rewrite.selection import weigh
 from lora_tools.rewrite.source import Made, Source, Sum, Term
-from lora_tools.rules import Chosen
+from lora_tools.rules import ParametrisedRule
 from lora_tools.verbs.combine.dialects import check_dialects
 from lora_tools.verbs.combine.weights import Weights
 
 
-def combined(sources: Sequence[Source], weights: Weights, rule: Chosen | None = None) -> Source:
+def combined(
+    sources: Sequence[Source], weights: Weights, rule: ParametrisedRule | None = None
+) -> Source:
     """Return the source whose modules are the weighted sums of those of the sources.
 
     With a rule they are what it makes of the weighted updates instead.
@@ -74,7 +76,7 @@ def _dropped(sources: Sequence[Source], gone: Sequence[str]) -> dict[str, tuple[
     return {feature: tuple(names) for feature, names in found.items()}
 
 
-def _again(weights: Weights, rule: Chosen | None, *sources: Source) -> Source:
+def _again(weights: Weights, rule: ParametrisedRule | None, *sources: Source) -> Source:
     """Combine sources for the jobs of another process."""
     return combined(sources, weights, rule)
 
@@ -101,7 +103,7 @@ def _names(
     return found, swaps
 
 
-def _module(name: str, terms: Sequence[Term], rule: Chosen | None) -> Module:
+def _module(name: str, terms: Sequence[Term], rule: ParametrisedRule | None) -> Module:
     """Describe a sum as its factors side by side; the rank that it has is found later."""
     module = terms[0].module
     if name != module.name:
@@ -129,7 +131,7 @@ def _dtypes(terms: Iterable[Term], role: Role) -> set[str]:
     return {pair.parts[role].spec.dtype for pair in pairs}
 
 
-def _check(terms: Mapping[str, Sequence[Term]], rule: Chosen | None) -> None:
+def _check(terms: Mapping[str, Sequence[Term]], rule: ParametrisedRule | None) -> None:
     """Raise where the updates of a module are no summands of one."""
     alone = rule is None and all(
         len(summands) == 1 and summands[0].weight == 1.0 for summands in terms.values()

@@ -3,19 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lora_tools.errors import PolicyError, some
 from lora_tools.names import matches
-
-
-class ModuleWeight(NamedTuple):
-    """A factor for the modules that match a pattern."""
-
-    pattern: str
-    weight: float
-    adapter: int | None = None
-    """The number of the adapter whose modules are meant, from 1; None: of all."""
+from lora_tools.rewrite.selection import ModuleWeight, factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +37,7 @@ class Weights:
 
     def of(self, adapter: int, name: str) -> float:
         """Return the weight of a module of the adapter with this number."""
-        found = [
-            each.weight
-            for each in self.modules
-            if each.adapter in (None, adapter) and matches(each.pattern, name)
-        ]
-        return self.adapters[adapter - 1] * (found[-1] if found else 1.0)
+        return self.adapters[adapter - 1] * factor(self.modules, name, adapter)
 
     def check(self, names: Sequence[Sequence[str]]) -> None:
         """Raise `PolicyError` for a pattern that matches no module of its adapters."""

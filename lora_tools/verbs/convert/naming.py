@@ -16,7 +16,7 @@ from lora_tools.files.header import Spec
 from lora_tools.formats.base import Format, Names
 from lora_tools.formats.features import PARTS, features_of
 from lora_tools.formats.folding import factor_shapes
-from lora_tools.formats.kohya import BASES
+from lora_tools.formats.kohya.header import BASES
 from lora_tools.formats.manifest import Manifest, Module, Part, Role
 from lora_tools.formats.sites import Linear
 from lora_tools.linalg.blocks import Rows

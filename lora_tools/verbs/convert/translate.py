@@ -10,7 +10,7 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.files.address import Address
 from lora_tools.formats.base import Format
 from lora_tools.formats.features import FEATURES, PARTS, features, features_of, is_blind
-from lora_tools.formats.kohya import unflattened
+from lora_tools.formats.kohya.names import unflattened
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import format_named
 from lora_tools.model import Model

@@ -22,7 +22,7 @@ from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
 from lora_tools.rewrite import RewriteOptions
 from lora_tools.rewrite.selection import Selection
 from lora_tools.rewrite.tasks import rewrite
-from lora_tools.rules import chosen, rule_named
+from lora_tools.rules import parametrised, rule_named
 from lora_tools.update import LowRank
 from lora_tools.verbs.combine import (
     KEEP,
@@ -530,7 +530,7 @@ def test_the_format_can_be_another(tmp_path):
 def test_the_error_of_a_rule_is_against_its_exact_result(method, tmp_path):
     folders = [peft(tmp_path / str(n), n) for n in range(2)]
     folders.append(peft(tmp_path / "c", 2, ("l.0.up",)))
-    rule = chosen(rule_named(method), {})
+    rule = parametrised(rule_named(method), {})
     report = combined(folders, tmp_path / "out", policy=Fixed(3), rule=rule)
     found = deltas(tmp_path / "out")
     lost = whole = best = 0.0
@@ -556,8 +556,8 @@ def test_the_error_of_a_rule_is_against_its_exact_result(method, tmp_path):
 def test_a_rule_of_full_rank_needs_a_policy_and_takes_no_bias(tmp_path):
     folders = [peft(tmp_path / str(n), n) for n in range(2)]
     with pytest.raises(PolicyError, match="full rank"):
-        combined(folders, tmp_path / "out", rule=chosen(rule_named("ties"), {}))
-    rule = chosen(rule_named("iso"), {})
+        combined(folders, tmp_path / "out", rule=parametrised(rule_named("ties"), {}))
+    rule = parametrised(rule_named("iso"), {})
     with pytest.raises(UnsupportedError, match="a bias of B"):
         combined([FIXTURES / "minilm-lorabias"] * 2, tmp_path / "out", rule=rule)
     with pytest.raises(UnsupportedError, match="DoRA"):
@@ -569,7 +569,7 @@ def test_jobs_are_addresses_and_the_same_is_done_anywhere(tmp_path):
     for rule, policy in (
         (None, None),
         (None, Fixed(2)),
-        (chosen(rule_named("dare"), {}), Fixed(2)),
+        (parametrised(rule_named("dare"), {}), Fixed(2)),
     ):
         plan = combine([read(folder) for folder in folders], average_of(8), policy, rule=rule)
         for change, job in zip(plan, plan.rewrite.jobs, strict=True):

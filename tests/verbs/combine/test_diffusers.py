@@ -6,39 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from judges import judge
+from pipelines import flux, unet
 from safetensors.torch import load_file
 
 from lora_tools.cli import cli
 
 WEIGHTS = (0.7, -0.4)
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-def unet():
-    torch.manual_seed(0)
-    return judge("diffusers").UNet2DConditionModel(
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-        attention_head_dim=2,
-    )
-
-
-def flux():
-    torch.manual_seed(0)
-    return judge("diffusers").FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=8,
-        pooled_projection_dim=8,
-        axes_dims_rope=(2, 2, 4),
-    )
 
 
 def output(model):
