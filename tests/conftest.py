@@ -26,6 +26,12 @@ from marks import needs_gpu  # noqa: E402
 # Every call of the mathematics is checked against the shapes in its signature.
 install_import_hook(["lora_tools.linalg", "lora_tools.update"], "checker.checked")
 
+# What whoever runs the tests has set for the Hub (offline, a token, a mirror) or for the terminal
+# decides nothing here: a test that needs such a setting makes it.
+for name in [*os.environ]:
+    if name.startswith(("HF_", "HUGGING", "CLICOLOR")) or name in ("NO_COLOR", "FORCE_COLOR"):
+        del os.environ[name]
+
 # Where a shell runs the tests in the background, they begin deaf to Ctrl-C, and the processes that
 # they interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
