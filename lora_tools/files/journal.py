@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from lora_tools.errors import OutputError
 from lora_tools.files.disk import naming, sync
 from lora_tools.files.location import Location
@@ -135,21 +137,26 @@ def begun(out: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def checksum(path: Path, start: int = 0) -> tuple[int, int]:
-    """Return the size of a file and its CRC-32.
+def checksum(path: Path) -> tuple[int, int]:
+    """Return the size of a file, and the CRC-32 of the sums of its blocks' 64-bit words.
 
-    It finds what a crash does to a file, at the speed of the memory: nobody forges these files.
+    A page that a crash has lost, blanked or left old changes the sum of its block. Sums go at the
+    speed of the memory, where a CRC-32 of everything costs a fifth of a merge; nobody forges these
+    files.
     """
-    size, crc, buffer = 0, start, memoryview(bytearray(BLOCK))
-    with naming(path), path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            size, crc = size + count, zlib.crc32(buffer[:count], crc)
+    size, crc, words = 0, 0, np.zeros(BLOCK // 8, np.uint64)
+    block = words.data.cast("B")
+    with naming(path), path.open("rb") as file:
+        while count := file.readinto(block):
+            whole = -(-count // 8)
+            block[count : whole * 8] = bytes(whole * 8 - count)
+            size, crc = size + count, zlib.crc32(words[:whole].sum(), crc)
     return size, crc
 
 
 def _line(folder: Path, name: str, note: Any) -> str:
     size, crc = checksum(folder / name)
-    return json.dumps({"file": name, "size": size, "crc32": _with(crc, name, note), "note": note})
+    return json.dumps({"file": name, "size": size, "crc": _with(crc, name, note), "note": note})
 
 
 def _with(crc: int, name: str, note: Any) -> int:
@@ -201,7 +208,7 @@ def _is_sound(folder: Path, entry: Any) -> bool:
     try:
         name, note = entry["file"], entry["note"]
         size, crc = checksum(folder / name)
-        return bool(size == entry["size"] and _with(crc, name, note) == entry["crc32"])
+        return bool(size == entry["size"] and _with(crc, name, note) == entry["crc"])
     except (OSError, LookupError, TypeError):
         return False
 
