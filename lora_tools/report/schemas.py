@@ -186,6 +186,10 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         "What would become of each tensor if it changed; sizes are the largest possible.",
     ),
+    "lora-tools/part/1": Schema(
+        "`extract` and `merge --part I/N --json`",
+        {"": _names("schema command part part_count pieces resumed_pieces total_pieces waiting")},
+    ),
     "lora-tools/merge/2": Schema(
         "`merge --json`, `lora_tools_report.json` in OUT",
         {

@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from lora_tools.errors import OutputError
 from lora_tools.files import journal as module
-from lora_tools.files.journal import BLOCK, begun, checksum, journaled
+from lora_tools.files.journal import begun, journaled
+from lora_tools.files.journal_log import BLOCK, checksum
 
 X, Y = {"what": "x"}, {"what": "y"}
 
@@ -159,18 +161,19 @@ def test_an_output_that_came_up_meanwhile_is_not_replaced_and_nothing_finished_i
 
 
 def test_a_file_is_on_the_disk_before_its_line_is(tmp_path, monkeypatch):
-    events, fsync, append = [], os.fsync, module._append
+    events, fsync, append = [], os.fsync, module.append
 
     def watch(descriptor: int) -> None:
         events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
-    def log(path: Path, lines: list[str]) -> None:
+    def log(path: Path, lines: Iterable[str]) -> None:
+        lines = list(lines)
         events.extend(f"line of {json.loads(line).get('file')}" for line in lines)
         append(path, lines)
 
     monkeypatch.setattr(os, "fsync", watch)
-    monkeypatch.setattr(module, "_append", log)
+    monkeypatch.setattr(module, "append", log)
     interrupted(tmp_path / "out", X, {"a": "one", "b": "two"})
     for name in "ab":
         assert events.index(name) < events.index(f"line of out/{name}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_tools.adapter import REPORT
-from lora_tools.cli.console import say, show, show_json
+from lora_tools.cli.console import say, show, show_json, show_part
 from lora_tools.cli.extraction import extraction_options
 from lora_tools.cli.options import (
     base_argument,
@@ -22,6 +22,7 @@ from lora_tools.cli.options import (
     json_option,
     make_executor,
     out_argument,
+    part_option,
     quiet_option,
 )
 from lora_tools.cli.publish import push_to_option
@@ -36,6 +37,7 @@ from lora_tools.report import NONE, grouped, shape, size, table
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
+    from lora_tools.files.parts import Part
     from lora_tools.verbs.extract import ExtractOptions, ExtractPlan
     from lora_tools.verbs.extract.estimate import ModuleEstimate
     from lora_tools.verbs.extract.plan import Item
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 @executor_options
 @evict_option
 @push_to_option
+@part_option
 @dry_run_option("Show what would be extracted, and write nothing.")
 @click.option(
     "--no-resume", is_flag=True, help="Start over instead of resuming where a run stopped."
@@ -66,6 +69,7 @@ def command(
     device: str,
     jobs: int | None,
     evict: bool,
+    part: "Part | None",
     dry_run: bool,
     no_resume: bool,
     as_json: bool,
@@ -89,7 +93,7 @@ def command(
         check_output(out, {"base": base, "tuned model": tuned}, force=force)
     old, new = open_model(base), open_model(tuned)
     executor = make_executor(device, jobs)
-    from lora_tools.verbs.extract import extract, plan  # imports numpy
+    from lora_tools.verbs.extract import extract, extract_part, plan  # imports numpy
 
     found = plan(old, new, wanted(device))
     if dry_run:
@@ -98,6 +102,10 @@ def command(
     assert choice is not None
     with _progress(found, quiet=quiet) as seen:
         policy, resume = choice.policy(old), not no_resume
+        if part:
+            share = extract_part(found, policy, out, part, executor, seen=seen, evict=evict)
+            show_part(share, as_json=as_json, quiet=quiet)
+            return
         with extract(
             found, policy, out, executor, resume=resume, force=force, seen=seen, evict=evict
         ) as extraction:

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lora_tools.adapter import read
-from lora_tools.cli.console import command_line, say, show, show_json
+from lora_tools.cli.console import command_line, say, show, show_json, show_part
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     adapters_argument,
@@ -25,6 +26,7 @@ from lora_tools.cli.options import (
     json_option,
     make_executor,
     out_argument,
+    part_option,
     quiet_option,
     untie_option,
     weight_option,
@@ -37,6 +39,9 @@ from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
 from lora_tools.model import CONFIG, open_model
 from lora_tools.text import visible
+
+if TYPE_CHECKING:
+    from lora_tools.files.parts import Part
 
 
 @click.command(short_help="Merge adapters into their base model.")
@@ -61,6 +66,7 @@ from lora_tools.text import visible
 @executor_options
 @evict_option
 @push_to_option
+@part_option
 @dry_run_option("Check everything and show the plan; write nothing.")
 @json_option
 @force_option()
@@ -79,6 +85,7 @@ def command(
     device: str,
     jobs: int | None,
     evict: bool,
+    part: "Part | None",
     dry_run: bool,
     as_json: bool,
     force: Force,
@@ -109,6 +116,11 @@ def command(
     ]
     merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
     made = merge(merge_plan, most=max_shard_size, device=device)
+    if part:
+        with _progress(made.files.nbytes // part.count, quiet=quiet) as finished:
+            share = made.write_part(out, part, executor, finished=finished, evict=evict)
+        show_part(share, as_json=as_json, quiet=quiet)
+        return
     if dry_run:
         report = made.report
     else:

@@ -70,7 +70,11 @@ class ExtractOptions:
         return bool(self.runtime and pair.place and isinstance(pair.place.site, Embedding))
 
     def describe(self) -> dict[str, Any]:
-        """Return what results depend on, as plain data."""
+        """Return what results depend on, as plain data.
+
+        The device is no part of it: a certificate holds wherever it was computed, and what one
+        machine has begun another can finish.
+        """
         return {
             "max_rank": self.max_rank,
             "min_rank": self.min_rank,
@@ -87,5 +91,4 @@ class ExtractOptions:
             "skip_bad": self.skip_bad,
             "base_model": self.base_model,
             "for": self.runtime.name if self.runtime else None,
-            "device": self.device,
         }
