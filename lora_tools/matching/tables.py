@@ -184,9 +184,8 @@ def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 def _covers(module: Module, pieces: Sequence[Piece]) -> bool:
     """Whether every row of a module's updates has a place."""
-    return sum(count(piece.rows) for piece in pieces) == module.out * (
-        module.site.count if isinstance(module.site, Experts) else 1
-    )
+    rows = (module.out if piece.transposed else count(piece.rows) for piece in pieces)
+    return sum(rows) == module.out * (module.site.count if isinstance(module.site, Experts) else 1)
 
 
 def _pieces(module: Module, part: Fine, there: _There) -> Iterator[Piece]:
@@ -220,7 +219,7 @@ def _rows(
     if isinstance(module.site, Embedding):
         if shape != module.shape:
             raise FormatError(f"{key} has another shape")
-        yield Piece(key, 0, (range(module.out),), 0, True)
+        yield Piece(key, 0, (range(module.inp),), 0, True)
         return
     if inp != module.inp:
         raise FormatError(f"{key} has other columns")
@@ -231,7 +230,7 @@ def _rows(
         whole = (range(module.out),)
         if rows != whole or part.place.rows != whole:
             raise FormatError(f"{key}: some columns of a transposed weight")
-        yield Piece(key, part.place.member, whole, first * inp, True)
+        yield Piece(key, part.place.member, (range(inp),), first * inp, True)
         return
     for start, own in _contiguous(part.place.rows, rows):
         yield Piece(key, part.place.member, own, first * out + start, False)

@@ -19,6 +19,8 @@ from lora_tools.formats.peft.adalora import is_adalora, read_adalora
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     ADALORA,
+    LAYOUT,
+    RANK_MAJOR,
     base_model,
     config_of,
     retargeted,
@@ -171,6 +173,8 @@ class Peft:
             # A regex or "all-linear": servers read lists only. AdaLoRA may have left targets none.
             owners = (m.owner for m in modules if not isinstance(m.site, Experts))
             config["target_modules"] = list(dict.fromkeys(owners))
+        if LAYOUT in config:
+            config[LAYOUT] = RANK_MAJOR
         if manifest.changed and manifest.config:
             config |= retargeted(config, modules)
         metadata = {"format": "pt"} | dict(manifest.metadata)
@@ -185,7 +189,10 @@ class Peft:
         values = {role: tensors[part.key] for role, part in module.parts.items()}
         if "lora_E" in values:
             values["a"] = widened(values["lora_E"]) * widened(values["a"])
-        b, a = unfold(module, values["b"], values["a"])
+        b, a = values["b"], values["a"]
+        if module.fused is not None:
+            b, a = module.fused.factors(b, a)
+        b, a = unfold(module, b, a)
         weight = LowRank(a, b, module.alpha, module.rslora, module.groups)
         if "magnitude" in values:
             return DoRA(weight, values["magnitude"])

@@ -36,6 +36,10 @@ SCHEDULE = frozenset(
 )
 """Fields of AdaLoRA that a configuration of LoRA does not have."""
 
+# Read in unsloth_zoo's pull requests 1232 and 1269: until 2026.9 it trained stacked experts with a
+# B in another order than PEFT's, and said so in no file; since then its configurations name it.
+LAYOUT, RANK_MAJOR, BY_EXPERT = "lora_B_layout", "rank_major", "grouped_by_expert"
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -143,6 +147,22 @@ class PeftConfig:
         if not isinstance(wanted, list | tuple) or not all(map(is_count, wanted)):
             raise self.fields.refusal("trainable_token_indices", "rows of an embedding")
         return tuple(int(row) for row in wanted)
+
+    def grouped(self, path: str) -> bool:
+        """Whether a stack's B has its columns by expert, as Unsloth has trained it.
+
+        Raises `FormatError` where Unsloth wrote it and does not say.
+        """
+        stated = self.fields.text(LAYOUT)
+        if stated in (RANK_MAJOR, BY_EXPERT):
+            return stated == BY_EXPERT
+        if stated is None and not self.fields.mapping("auto_mapping").values.get("unsloth_fixed"):
+            return False
+        raise FormatError(
+            f"{path}: Unsloth saved these experts, and the order of B's columns was another before"
+            f' unsloth_zoo 2026.9.6: set "{LAYOUT}" in {self.where} to "{BY_EXPERT}" if it was'
+            f' trained with an older one, else to "{RANK_MAJOR}"'
+        )
 
     def saves(self, path: str) -> bool:
         """Whether ``path`` is or lies in one of ``modules_to_save``."""

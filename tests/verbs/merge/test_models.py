@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from lora_tools import Threads, read
@@ -50,6 +52,14 @@ def mixtral():
     sizes = {"hidden_size": 32, "intermediate_size": 24, "num_key_value_heads": 2}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     return MixtralForCausalLM(MixtralConfig(vocab_size=100, **sizes, **experts, **SMALL, **TOKENS))
+
+
+def qwen3_moe():
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 32, "num_key_value_heads": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(vocab_size=100, **sizes, **experts, **SMALL, **TOKENS)
+    )
 
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -85,6 +95,12 @@ MODELS = {
             target_modules=["q_proj", "gate"],
             target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         ),
+    ),
+    # Whose experts are square, and which PEFT saves as `gate.weight` and bare `gate_up_proj`.
+    "qwen3-moe-all-linear": (qwen3_moe, LoraConfig(r=2, target_modules="all-linear")),
+    "mixtral-router": (
+        mixtral,
+        LoraConfig(r=2, target_modules=["q_proj", "gate", "w1", "w2", "w3"]),
     ),
 }
 
