@@ -16,7 +16,11 @@ FUSED: Mapping[str, Ways] = {
 }
 """A fused projection, and the names of its parts in the order of their rows."""
 
-STACKS: Mapping[str, Ways] = {"gate_up_proj": GATE_UP, "down_proj": DOWN, "up_proj": (("up_proj",),)}
+STACKS: Mapping[str, Ways] = {
+    "gate_up_proj": GATE_UP,
+    "down_proj": DOWN,
+    "up_proj": (("up_proj",),),
+}
 """Parameters that stack experts' matrices, and what the layers are called one by one."""
 RENAMED_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """Targets that PEFT takes for layers of experts, in models that stack those."""

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 Renames: TypeAlias = tuple[tuple[str, str], ...]
 
 QKV = "query", "key", "value"
-LEGACY: Renames = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+LEGACY: Renames = (
+    (".LayerNorm.gamma", ".LayerNorm.weight"),
+    (".LayerNorm.beta", ".LayerNorm.bias"),
+)
 """Names of any model that were given up before the first of those that are named here."""
 
 
@@ -51,6 +54,7 @@ GRANITE = (
     (".block_sparse_moe.output_linear.weight", ".block_sparse_moe.experts.down_proj"),
     (".block_sparse_moe.router.layer.weight", ".block_sparse_moe.router.weight"),
 )
+BIASES = "moe_statics.", "e_score_correction_bias"
 VIT = (
     ("encoder.layer.", "layers."),
     *((f".attention.attention.{part}.", f".attention.{part[0]}_proj.") for part in QKV),
@@ -69,7 +73,7 @@ def _under_model(kinds: str, parts: str) -> Loading:
 LOADINGS = (
     _under_model(
         "llava vipllava aria paligemma aya_vision got_ocr2 gemma3 internvl mistral3"
-        " pp_chart2table llava_next llava_next_video llava_onevision",
+        " llava_next llava_next_video llava_onevision",
         "vision_tower. multi_modal_projector. image_newline",
     ),
     _under_model("mllama", "vision_model. multi_modal_projector."),
@@ -107,9 +111,13 @@ LOADINGS = (
             "qwen2_moe qwen3_moe qwen3_next olmoe flex_olmo deepseek_v2 deepseek_v3 deepseek_v32"
             " dots1 ernie4_5_moe glm4_moe glm4_moe_lite glm4v_moe glm_moe_dsa longcat_flash"
             " solar_open hunyuan_v1_moe afmoe exaone_moe cohere2_moe jamba lfm2_moe mellum beam"
-            " qwen3_omni_moe qwen3_omni_moe_thinker qwen3_omni_moe_text"
+            " qwen3_omni_moe qwen3_omni_moe_thinker qwen3_omni_moe_text qwen3_5_moe_text"
         ),
         stacks=True,
+    ),
+    Loading(
+        _kinds("ernie4_5_moe exaone_moe"),
+        inside=tuple((f".mlp.{bias}", f".mlp.gate.{bias}") for bias in BIASES),
     ),
     Loading(
         _kinds("qwen3_5_text qwen3_5_moe_text gemma3n_text"),

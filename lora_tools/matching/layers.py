@@ -94,9 +94,7 @@ def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
     return found
 
 
-def _layer(
-    path: str, size: Dimensions | None, candidate: Candidate, hints: Hints
-) -> Layer | None:
+def _layer(path: str, size: Dimensions | None, candidate: Candidate, hints: Hints) -> Layer | None:
     match = known(path, size, candidate)
     if match is None:
         return None
