@@ -50,7 +50,9 @@ class Model:
     def tied(self) -> bool:
         """Whether the configuration says that input and output embeddings are one tensor."""
         configs = (self.fields, self.fields.mapping("text_config"))
-        return any(fields.flag("tie_word_embeddings") for fields in configs)
+        stated = (f for f in configs if "tie_word_embeddings" in f.values)
+        whole = next(stated, None)  # of two that contradict each other transformers 5 asks this one
+        return whole is not None and whole.flag("tie_word_embeddings")
 
     @property
     def fields(self) -> Fields:

@@ -16,7 +16,11 @@ FUSED: Mapping[str, Ways] = {
 }
 """A fused projection, and the names of its parts in the order of their rows."""
 
-STACKS: Mapping[str, Ways] = {"gate_up_proj": GATE_UP, "down_proj": DOWN}
+STACKS: Mapping[str, Ways] = {
+    "gate_up_proj": GATE_UP,
+    "down_proj": DOWN,
+    "up_proj": (("up_proj",),),
+}
 """Parameters that stack experts' matrices, and what the layers are called one by one."""
 RENAMED_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 """Targets that PEFT takes for layers of experts, in models that stack those."""
@@ -103,6 +107,15 @@ def modalities(path: str) -> frozenset[str]:
     """
     words = path.lower().replace("_", ".").replace("-", ".").split(".")
     return frozenset(MODALITIES[word] for word in words if word in MODALITIES)
+
+
+def is_table(leaf: str) -> bool:
+    """Whether a layer of this name looks rows up, where its shape allows another kind, too.
+
+    >>> is_table("embed_tokens"), is_table("tile_embedding"), is_table("patch_embedding")
+    (True, True, False)
+    """
+    return leaf in EMBEDDINGS or (leaf.endswith("_embedding") and not leaf.startswith("patch_"))
 
 
 def is_embedding(path: str) -> bool:

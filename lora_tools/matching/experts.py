@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lora_tools.architectures.loading import EXPERT, PARTS, STACKS
+from lora_tools.architectures.loading import EXPERT, PARTS, STACKS, stack_of
 from lora_tools.files.header import Spec
 from lora_tools.matching.views import Matrix, Move, View
 
@@ -12,13 +12,18 @@ def stacked(views: Mapping[str, View]) -> dict[str, View]:
 
     Experts of which one is missing, or of another shape, stay as they are.
     """
-    found: dict[str, dict[tuple[int, int], View]] = {}
+    layers: dict[str, dict[str, dict[int, View]]] = {}
     for name, view in views.items():
         match = EXPERT.fullmatch(name)
         if match and match["leaf"] in STACKS and view.is_whole and len(view.spec.shape) == 2:
-            stack, part = STACKS[match["leaf"]]
-            members = found.setdefault(f"{match['experts']}.{stack}", {})
-            members.setdefault((int(match["number"]), part), view)
+            leaves = layers.setdefault(match["experts"], {})
+            leaves.setdefault(match["leaf"], {})[int(match["number"])] = view
+    found: dict[str, dict[tuple[int, int], View]] = {}
+    for experts, leaves in layers.items():
+        for leaf, numbered in leaves.items():
+            stack, part = stack_of(leaf, leaves)
+            members = found.setdefault(f"{experts}.{stack}", {})
+            members |= {(number, part): view for number, view in numbered.items()}
     result, gone = {}, set[str]()
     for name, members in found.items():
         parts = PARTS[name.rpartition(".")[2]]
@@ -56,7 +61,7 @@ def split(views: Mapping[str, View], leaves: tuple[str, ...]) -> dict[str, View]
     result = {}
     for name, view in views.items():
         experts, _, leaf = name.rpartition(".")
-        parts = [each for each in leaves if STACKS[each][0] == leaf]
+        parts = [each for each in leaves if stack_of(each, leaves)[0] == leaf]
         shape = view.spec.shape
         if len(shape) != 3 or not experts.endswith("experts") or len(parts) != PARTS.get(leaf):
             result[name] = view
@@ -68,7 +73,7 @@ def split(views: Mapping[str, View], leaves: tuple[str, ...]) -> dict[str, View]
             continue
         for expert in range(count):
             for each in parts:
-                part = STACKS[each][1]
+                part = stack_of(each, leaves)[1]
                 own = range(part * rows, (part + 1) * rows)
                 move = Move(
                     view.key,

@@ -79,7 +79,7 @@ def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
             return {
                 name: layer
                 for name, path in component.paths[candidate].items()
-                if (layer := _layer(path, modules[name], candidate))
+                if (layer := _layer(path, modules[name], candidate, hints))
             }
 
         def alike(candidate: Candidate, component: Component = component) -> Hashable:
@@ -94,10 +94,12 @@ def layers(specs: Mapping[str, Spec], hints: Hints) -> dict[str, Layer]:
     return found
 
 
-def _layer(path: str, size: Dimensions | None, candidate: Candidate) -> Layer | None:
+def _layer(path: str, size: Dimensions | None, candidate: Candidate, hints: Hints) -> Layer | None:
     match = known(path, size, candidate)
     if match is None:
         return None
-    layout = match.layout
+    layout, family = match.layout, candidate.family
     fine, _ = template(layout.parts[0].path)
-    return Layer(layout.role or candidate.family.role(fine), layout.transposed)
+    # Models of other types may share the names, and not that their layers are stored as (in, out).
+    transposed = layout.transposed and (not hints.type or hints.type in family.types)
+    return Layer(layout.role or family.role(fine), transposed)

@@ -13,7 +13,7 @@ from lora_tools.files.header import Spec
 from lora_tools.files.location import Location
 from lora_tools.files.opening import open_partly
 from lora_tools.files.place import Reader
-from lora_tools.linalg.apply import normalise
+from lora_tools.linalg.apply import Gain, normalise
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.rounding import round_into
 from lora_tools.linalg.stored import DIGITS, WIDTH, spacing, widen
@@ -113,14 +113,14 @@ def examine(job: VerifyJob) -> VerifyResult:
     with Reader(_values(job)) as merged:
         for strip in strips(entry, job.rows, np.float64):
             shape = (strip.last - strip.first, entry.table[1])
-            base, delta = _sides(strip, shape)
+            base, delta, terms = _sides(strip, shape)
             for row in range(strip.first, strip.last) if trained else ():
                 if row in trained:
                     delta.reshape(shape)[row - strip.first] = (
                         trained[row] - base.reshape(shape)[row - strip.first]
                     )
             raw = merged.read(strip.first * width, strip.last * width)
-            total += _weigh(base, delta, _terms(strip), raw, code, job.cast)
+            total += _weigh(base, delta, terms, raw, code, job.cast)
     return VerifyResult(entry.key, total)
 
 
@@ -149,22 +149,24 @@ def chunks(entry: TensorPlan) -> list[tuple[int, int]]:
 
 def _sides(
     strip: Strip, shape: tuple[int, int]
-) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Return W and dW in float64, dequantised and normalised."""
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Return W and dW in float64, dequantised and normalised, and a bound on the terms of dW."""
     base = np.empty(shape[0] * shape[1])
     strip.decode(base)
-    delta = np.zeros_like(base)
+    delta, terms = np.zeros_like(base), np.zeros_like(base)
     if strip.left is not None and strip.right is not None:
         np.matmul(strip.left, strip.right, out=delta.reshape(shape))
+        terms = _terms(strip.left, strip.right)
         if strip.gain:
+            terms = (np.abs(base) + terms).reshape(shape) * _factor(base + delta, strip.gain, shape)
             normalise(base, delta, strip.gain, shape[0])
-    return base, delta
+    return base, delta, terms.reshape(-1)
 
 
 def _weigh(
     base: Float[np.ndarray, "n"],
     delta: Float[np.ndarray, "n"],
-    terms: Float[np.ndarray, "n"] | None,
+    terms: Float[np.ndarray, "n"],
     raw: np.ndarray,
     code: str,
     cast: str,
@@ -181,13 +183,13 @@ def _weigh(
     if same > base.size * (1 - FEW):  # the others are looked at alone
         some = np.flatnonzero(~equal)
         base, delta, total, merged = base[some], delta[some], total[some], merged[some]
-        terms = None if terms is None else terms[some]
+        terms = terms[some]
         equal, early_too = equal[some], same
     else:
         early_too = 0
     step = spacing(total, code)
     off = np.abs(merged - total)
-    slack = SLACK * (np.abs(base) + (np.abs(delta) if terms is None else terms))
+    slack = SLACK * (np.abs(base) + np.maximum(np.abs(delta), terms))
     close = ~equal & (off <= step / 2 + slack)
     before = spacing(delta, cast)
     # Rounded after dW was: half a step of the sum, and half of dW's, which may be the larger one.
@@ -214,13 +216,26 @@ def _weigh(
     )
 
 
-def _terms(strip: Strip) -> Float[np.ndarray, "n"] | None:
+def _terms(
+    left: Float[np.ndarray, "m r"], right: Float[np.ndarray, "r k"]
+) -> Float[np.ndarray, "n"]:
     """Return a bound on the sums of |terms| that make dW: by Cauchy and Schwarz, from norms."""
-    if strip.left is None or strip.right is None or strip.gain:
-        return None
-    rows = np.sqrt(np.square(strip.left).sum(1))
-    bound: Float[np.ndarray, n] = np.outer(rows, np.sqrt(np.square(strip.right).sum(0)))
+    bound: Float[np.ndarray, n] = np.outer(
+        np.sqrt(np.square(left).sum(1)), np.sqrt(np.square(right).sum(0))
+    )
     return bound.reshape(-1)
+
+
+def _factor(
+    total: Float[np.ndarray, "n"], gain: Gain, shape: tuple[int, int]
+) -> Float[np.ndarray, "_ _"]:
+    """Return what DoRA multiplies rows, or columns, of W + dW with."""
+    if gain.columns:
+        columns: Float[np.ndarray, _] = np.abs(gain.magnitude)[None, :]
+        return columns
+    norms = np.sqrt(np.square(total.reshape(shape)).sum(1))
+    rows: Float[np.ndarray, _] = np.abs(gain.magnitude / norms)[:, None]
+    return rows
 
 
 def _bytes(job: VerifyJob) -> Evidence:

@@ -18,8 +18,6 @@ from lora_tools.verbs.extract import ExtractOptions, ExtractReport, extract, pla
 from lora_tools.verbs.merge import WeightedAdapter, merge
 from lora_tools.verbs.merge import plan as plan_merge
 
-TIED = {"gemma2", "gemma3", "gpt2", "falcon", "bloom", "bert", "t5", "lfm2"}
-
 
 @pytest.fixture(scope="module")
 def pair(request, tmp_path_factory) -> tuple[str, Path, Path]:
@@ -71,14 +69,14 @@ def test_peft_restores_every_weight_or_it_is_listed(pair, small, tmp_path):
     assert min(row.error for row in report.extracted) < 1
     check(report, restored(name, base, tuned, tmp_path / "out"))
     ties = any("is tied to the head" in note for note in report.notes)
-    assert ties == (name in TIED)
+    assert ties == tiny.is_tied(name)
 
 
 @pytest.mark.parametrize("pair", tiny.CONFIGS, indirect=True)
 def test_what_was_extracted_is_merged_back(pair, tmp_path):
     """By the names in memory, onto the base as it lies on disk."""
     name, base, tuned = pair
-    embeddings = "skip" if name in TIED else "lora"  # one update for both ends is no LoRA's
+    embeddings = "skip" if tiny.is_tied(name) else "lora"  # one update for both ends is no LoRA's
     report = run(base, tuned, tmp_path / "out", embeddings=embeddings)
     weighted = WeightedAdapter(read(tmp_path / "out"))
     merging = plan_merge(open_model(base), [weighted])
