@@ -131,7 +131,7 @@ def journaled(
 
 def begun(out: Path) -> int:
     """Return how many bytes of an output an earlier call has left."""
-    files = partial(out).glob("out*/*")
+    files = partial(out).glob("out*/**/*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
@@ -216,8 +216,10 @@ def _sweep(work: Work, done: Mapping[str, Any]) -> None:
         if path.is_symlink() or not path.is_dir():
             discard(path)
             continue
-        for inner in path.iterdir():
-            if inner not in keep:
+        for inner in sorted(path.rglob("*"), reverse=True):  # a folder after what is in it
+            if inner in keep:
+                continue
+            if inner.is_symlink() or not inner.is_dir() or not any(inner.iterdir()):
                 discard(inner)
     work.place.mkdir(exist_ok=True)
 

@@ -64,7 +64,7 @@ def families_of(component: Component, hints: Hints) -> str:
 
 
 def _typed(component: Component, hints: Hints) -> Component:
-    typed = [c for c in component.candidates if hints.type and hints.type in c.family.types]
+    typed = [c for c in component.candidates if not {*hints.types}.isdisjoint(c.family.types)]
     return component.among(lambda candidate: candidate in typed) if typed else component
 
 

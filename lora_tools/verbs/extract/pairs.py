@@ -94,7 +94,7 @@ def match(base: Base, tuned: Base) -> Pairs:
     specs = {name: view.spec for name, view in found.base.items()}
     kind = base.model.fields.mapping("text_config").text("model_type")
     kind = kind or base.model.fields.text("model_type") or ""
-    tables = layers(specs, Hints(type=kind))
+    tables = layers(specs, Hints.of(base.model.config))
     routed = {experts[1] for name in found.base if (experts := ROUTED.match(name))}
     both = [_pair(base, tuned, tables, kind, routed, *link) for link in links]
     odd = [pair for pair in both if pair.grown and not _is_vocabulary(pair)]
