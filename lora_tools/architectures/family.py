@@ -57,7 +57,7 @@ class Encoder(NamedTuple):
     folder: str
     comfyui: str
     kohya: str
-    checkpoint: str = ""
+    checkpoint: tuple[str, ...] = ()
     """What stands before its paths in a single file, where that is not ComfyUI's name."""
 
     @property
@@ -68,7 +68,7 @@ class Encoder(NamedTuple):
     @property
     def prefixes(self) -> tuple[str, ...]:
         """What may stand before its paths in any file."""
-        found = (f"{self.folder}.", self.native, self.kohya, self.checkpoint)
+        found = (f"{self.folder}.", self.native, self.kohya, *self.checkpoint)
         return tuple(prefix for prefix in found if prefix)
 
 

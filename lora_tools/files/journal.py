@@ -173,7 +173,7 @@ def in_parts(out: Path, purpose: Mapping[str, Any]) -> dict[str, Path]:
 def begun(out: Path) -> int:
     """Return how many bytes of an output, or of parts of it, earlier calls have left."""
     folders = map(partial, (out, *parts(out)))
-    files = (file for folder in folders for file in folder.glob("out*/*"))
+    files = (file for folder in folders for file in folder.glob("out*/**/*"))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
@@ -238,7 +238,8 @@ def _entries(folder: Path, purpose: Mapping[str, Any], resume: Resume) -> list[M
 def _names_a_file(entry: Any) -> bool:
     """Whether a line names a file in a folder of the work."""
     name = entry.get("file") if isinstance(entry, dict) else None
-    return isinstance(name, str) and name.count("/") == 1 and ".." not in name.split("/")
+    folders = name.split("/") if isinstance(name, str) else []
+    return len(folders) > 1 and not {"", ".", ".."} & set(folders)
 
 
 def _notes(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -255,8 +256,10 @@ def _sweep(work: Work, done: Mapping[str, Any]) -> None:
         if path.is_symlink() or not path.is_dir():
             discard(path)
             continue
-        for inner in path.iterdir():
-            if inner not in keep:
+        for inner in sorted(path.rglob("*"), reverse=True):  # a folder after what is in it
+            if inner in keep:
+                continue
+            if inner.is_symlink() or not inner.is_dir() or not any(inner.iterdir()):
                 discard(inner)
     work.place.mkdir(exist_ok=True)
 

@@ -11,6 +11,7 @@ from lora_tools.files.header import Spec, read_header
 from lora_tools.files.inputs import is_present
 from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
+from lora_tools.files.pipeline import is_pipeline, open_pipeline
 from lora_tools.files.place import Place
 from lora_tools.files.typed import Fields
 
@@ -27,10 +28,14 @@ READERS = 8
 def open_checkpoint(path: Location) -> Checkpoint:
     """Open a safetensors, GGUF or npz file, an index of shards, a folder with either, or pickles.
 
+    A pipeline of diffusers is opened with all its models, as `open_pipeline` says.
+
     Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
     its shards disagree. Costs the headers; torch is imported for pickles only.
     """
     if path.is_dir():
+        if is_pipeline(path):
+            return open_pipeline(path, open_checkpoint)
         return open_checkpoint(_file_in(path))
     if not is_present(path):
         raise CheckpointError(f"{path}: no such file or folder")

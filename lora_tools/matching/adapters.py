@@ -108,7 +108,7 @@ def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching
         exact(module, specs) for module in manifest.modules
     ):
         return Matching(adapter, Prefixes(), Tabled({}), known, kinds=kinds)
-    hints = Hints(manifest.base_model or "", kind or "")
+    hints = Hints.of(config, manifest.base_model)
     tables = tabled(manifest.modules, specs, config, hints)
     left = [
         each

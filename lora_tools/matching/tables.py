@@ -64,7 +64,9 @@ def tabled(
     undecided: dict[str, str] = {}
     result = Tabled({}, (), undecided)
     swaps: dict[Swap, int] = {}
-    for here in detect(sizes, families.FAMILIES) if theirs else ():
+    shared = {dialect.family for there in theirs for dialect in there.candidates}
+    for found in detect(sizes, families.FAMILIES) if theirs else ():
+        here = found.among(lambda candidate: candidate.family in shared)
         if not here.candidates:
             continue
 

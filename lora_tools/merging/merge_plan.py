@@ -171,9 +171,18 @@ def _configured(
             section["vocab_size"] = grown[1]
         if options.untie and (section is config or "tie_word_embeddings" in section):
             section["tie_word_embeddings"] = False
-        if options.dtype and (name := DTYPES[options.dtype].torch):
-            section |= {key: name for key in ("dtype", "torch_dtype") if key in section}
     for section in sections if dequantised else ():
         for name in SECTIONS:
             section.pop(name, None)
+    for section in sections:
+        section |= configured(section, options.dtype)
     return config, grown
+
+
+def configured(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """Return a configuration that names the dtype of the weights, where it names one."""
+    name = DTYPES[dtype].torch if dtype else None
+    return {
+        key: name if name and key in ("dtype", "torch_dtype") else value
+        for key, value in config.items()
+    }

@@ -51,7 +51,13 @@ SD = Family(
     columns={"attn2.to_{k,v}": (768, 1024)},
     named=r"stable-diffusion-v?[12]|sd[-_]?v?[12](?!\d)",
     encoders=(
-        Encoder("CLIP", "text_encoder", "clip_l", "lora_te_", "cond_stage_model.transformer."),
+        Encoder(
+            "CLIP",
+            "text_encoder",
+            "clip_l",
+            "lora_te_",
+            ("cond_stage_model.transformer.", "cond_stage_model.model."),
+        ),
     ),
 )
 SDXL = Family(
@@ -63,9 +69,16 @@ SDXL = Family(
     named="sdxl|xl[-_]base|stable-diffusion-xl",
     encoders=(
         Encoder(
-            "CLIP", "text_encoder", "clip_l", "lora_te1_", "conditioner.embedders.0.transformer."
+            "CLIP", "text_encoder", "clip_l", "lora_te1_", ("conditioner.embedders.0.transformer.",)
         ),
-        Encoder("CLIP", "text_encoder_2", "clip_g", "lora_te2_", "conditioner.embedders.1.model."),
+        Encoder(
+            "CLIP",
+            "text_encoder_2",
+            "clip_g",
+            "lora_te2_",
+            # The refiner has this one alone.
+            ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
+        ),
     ),
 )
 REFINER = Family(

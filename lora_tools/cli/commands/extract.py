@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import click
 
 from lora_tools.adapter import REPORT
 from lora_tools.cli.console import say, show, show_json, show_part
-from lora_tools.cli.extraction import extraction_options
+from lora_tools.cli.extraction import extraction_options, rename, without_names
 from lora_tools.cli.options import (
     base_argument,
     dry_run_option,
@@ -31,6 +32,7 @@ from lora_tools.cli.types import LocalOrHub
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
+from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
 from lora_tools.report import NONE, grouped, shape, size, table
@@ -49,6 +51,13 @@ if TYPE_CHECKING:
 @out_argument
 @policy_options
 @extraction_options
+@click.option(
+    "--to",
+    "target",
+    metavar="FORMAT",
+    help="Write the adapter in this format: kohya, comfyui, diffusers …  [default: peft, with the"
+    " names of BASE]",
+)
 @executor_options
 @evict_option
 @push_to_option
@@ -66,6 +75,7 @@ def command(
     out: Path,
     choice: PolicyChoice | None,
     wanted: "Callable[[str], ExtractOptions]",
+    target: str | None,
     device: str,
     jobs: int | None,
     evict: bool,
@@ -78,7 +88,8 @@ def command(
 ) -> None:
     """Write the best adapter that turns the model BASE into TUNED to the folder OUT.
 
-    BASE and TUNED are folders or files of the same architecture. Give one of --rank, --energy,
+    BASE and TUNED are folders or files of the same architecture, whatever names each has: a
+    language model, a diffusion model, a whole checkpoint or pipeline. Give one of --rank, --energy,
     --max-error, --max-params and --max-size; the last three allocate ranks to the modules
     optimally. Errors are relative Frobenius errors of the update, measured on the bytes written,
     beside a certified lower bound of what any adapter of the same ranks can reach. What is
@@ -89,6 +100,7 @@ def command(
             "give one of --rank, --energy, --max-error, --max-params, --max-size"
         )
     began = time.monotonic()
+    format = format_named(target) if target else None
     if not dry_run:
         check_output(out, {"base": base, "tuned model": tuned}, force=force)
     old, new = open_model(base), open_model(tuned)
@@ -96,6 +108,8 @@ def command(
     from lora_tools.verbs.extract import extract, extract_part, plan  # imports numpy
 
     found = plan(old, new, wanted(device))
+    if format:
+        found = plan(old, new, replace(found.options, nameless=without_names(found, format)))
     if dry_run:
         _show(found, choice, as_json=as_json, quiet=quiet)
         return
@@ -110,6 +124,8 @@ def command(
             found, policy, out, executor, resume=resume, force=force, seen=seen, evict=evict
         ) as extraction:
             report = extraction.run()
+            if format:
+                rename(extraction.place, format, report, old)
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
             report.save(extraction.place / REPORT)
     report.seconds = time.monotonic() - began

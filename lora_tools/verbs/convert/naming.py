@@ -8,7 +8,7 @@ from lora_tools.architectures.detection import Component, Hints, detect
 from lora_tools.architectures.index import Candidate
 from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.numbers import numbers_of
-from lora_tools.architectures.pipelines import is_known, split
+from lora_tools.architectures.pipelines import encoder_behind, is_known, split
 from lora_tools.architectures.translation import RowMove, Translated, translate
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.dtypes import widest
@@ -78,6 +78,23 @@ def renamed(manifest: Manifest, format: Format) -> Naming:
     return Naming(bare, notes)
 
 
+def nameless(sizes: Mapping[str, Dimensions], format: Format) -> list[str]:
+    """Return the modules that no adapter of this format can name: an autoencoder's, say.
+
+    They are of known models that have no place in a pipeline's adapters.
+    """
+    if format.names not in CONTAINERS:
+        return []
+    return [
+        name
+        for component in detect(sizes)
+        if component.candidates
+        and not encoder_behind(component)
+        and not any(each.family.before(each.family.hub) for each in component.candidates)
+        for name in (*component.names, *component.unmatched)
+    ]
+
+
 def _translated(manifest: Manifest, format: Format) -> Naming:
     modules = {module.name: module for module in manifest.modules}
     container = CONTAINERS.get(format.names)
@@ -98,6 +115,8 @@ def _component(
 ) -> Naming:
     """Return the steps of the modules behind one prefix, as the container has their family."""
     every = (*component.names, *component.unmatched)
+    if folder := encoder_behind(component):
+        return _encoder(component, folder, modules)
     component = component.among(lambda candidate: container in candidate.family.containers)
     if not component.candidates:  # a text encoder, or a model that no table has
         return Naming([Step(modules[name], (modules[name],)) for name in every])
@@ -129,6 +148,18 @@ def _component(
     known = [_step(f"{before}{target.path}", target, modules) for target in targets]
     others = [Step(modules[name], (modules[name],)) for name in strange]
     return Naming([*known, *others], (guess,) if guess else ())
+
+
+def _encoder(component: Component, folder: str, modules: Mapping[str, Module]) -> Naming:
+    """Return the steps of a text encoder of a single file, which formats have in the hub's names."""
+    candidate = component.candidates[0]
+    names = {path: name for name, path in component.paths[candidate].items()}
+    sizes = {path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()}
+    found = translate(sizes, candidate, candidate.family.hub, {})
+    targets = [target.renamed(names) for target in found.targets]
+    others = [names[path] for path in found.unmatched] + [*component.unmatched]
+    steps = [_step(f"{folder}.{target.path}", target, modules) for target in targets]
+    return Naming([*steps, *(Step(modules[name], (modules[name],)) for name in others)])
 
 
 def _step(name: str, target: Translated, modules: Mapping[str, Module]) -> Step:

@@ -148,6 +148,7 @@ class Merge:
     def _jobs(self, todo: Iterable[Shard], journal: Journal) -> Iterator[MergeJob]:
         for shard in todo:
             path = journal.path(_name(journal, shard))
+            path.parent.mkdir(exist_ok=True)  # the model's folder in a pipeline
             begin(path, shard.layout)
             yield from jobs(self.merge_plan, shard, path, self.device)
 
