@@ -72,6 +72,15 @@ class Encoder(NamedTuple):
         return tuple(prefix for prefix in found if prefix)
 
 
+class BlockNames(NamedTuple):
+    """What those who weigh a family's blocks call them."""
+
+    dialect: str
+    """Whose paths they go by."""
+    labels: Mapping[str, tuple[str, ...]]
+    """By how the paths of a block begin, ``#`` for a number that goes into the name."""
+
+
 class Tie(NamedTuple):
     """The embedding and the head that may be one tensor, by their fine paths."""
 
@@ -96,6 +105,7 @@ class Family:
     """Modules of the hub that no other dialect's table has."""
     blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """How many there are of what is numbered, by fine path, in each of its models."""
+    block_names: BlockNames | None = None
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Columns of fine modules in its published models, by the end of their paths."""
     named: str = ""

@@ -111,5 +111,7 @@ def _layer(path: str, size: Dimensions | None, candidate: Candidate, hints: Hint
     layout, family = match.layout, candidate.family
     fine, _ = template(layout.parts[0].path)
     # Models of other types may share the names, and not that their layers are stored as (in, out).
-    transposed = layout.transposed and (not hints.type or hints.type in family.types)
+    transposed = layout.transposed and (
+        not hints.types or not {*hints.types}.isdisjoint(family.types)
+    )
     return Layer(layout.role or family.role(fine), transposed)

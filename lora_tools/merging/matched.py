@@ -36,10 +36,14 @@ class WeightedAdapter:
 
 
 def match_updates(
-    weighted: WeightedAdapter, specs: Specs, config: Mapping[str, Any]
+    weighted: WeightedAdapter,
+    specs: Specs,
+    config: Mapping[str, Any],
+    factors: Mapping[str, float],
 ) -> MatchedUpdates:
     """Match everything that an adapter has with a base; ``config`` is the base's.
 
+    ``factors``: what the updates of its modules are multiplied by beside its weight.
     Raises `FormatError` if it fits in several places equally well, and `UnsupportedError` for what
     no base weight can hold.
     """
@@ -74,7 +78,8 @@ def match_updates(
                 " place for those of other groups"
             )
             continue
-        _place_module(weighted, module, site, grown, matched)
+        weight = weighted.weight * factors[module.name]
+        _place_module(adapter, module, weight, site, grown, matched)
     return matched
 
 
@@ -91,9 +96,13 @@ def check_matched(adapter: Adapter, matched: MatchedUpdates, specs: Specs) -> No
 
 
 def _place_module(
-    weighted: WeightedAdapter, module: Module, site: Site, specs: Specs, matched: MatchedUpdates
+    adapter: Adapter,
+    module: Module,
+    weight: float,
+    site: Site,
+    specs: Specs,
+    matched: MatchedUpdates,
 ) -> None:
-    adapter, weight = weighted.adapter, weighted.weight
     if "bias" in module.parts:
         key = _bias_of(site.pieces[0].key)
         size = module.parts["bias"].spec.numel

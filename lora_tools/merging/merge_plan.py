@@ -1,7 +1,7 @@
 """Merge plans: everything that becomes of a base under adapters, known from headers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
+from lora_tools.formats.manifest import Module
 from lora_tools.matching import Swap
 from lora_tools.matching.ties import tie_of
 from lora_tools.merging.matched import WeightedAdapter
@@ -44,6 +45,14 @@ class MergePlan:
         return reopened, (self.address,)
 
     @property
+    def removed(self) -> Iterator[tuple[WeightedAdapter, Module]]:
+        """The modules that are left out because it was asked for."""
+        for number, weighted in enumerate(self.adapters, 1):
+            modules = weighted.adapter.manifest.modules
+            factors = self.options.selection.of(modules, number)
+            yield from ((weighted, module) for module in modules if not factors[module.name])
+
+    @property
     def address(self) -> Address:
         """How another process plans the same."""
         weights = tuple(each.weight for each in self.adapters)
@@ -72,8 +81,9 @@ def plan(
     if tie and options.untie:
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
     planner = Planner(base, entries, tie, options)
-    for weighted in adapters:
-        planner.add(weighted)
+    options.selection.check([weighted.adapter.manifest.modules for weighted in adapters])
+    for number, weighted in enumerate(adapters, 1):
+        planner.add(weighted, number)
     planner.settle()
     most = general(base.tensors.specs)
     entries = {key: _typed(entry, options.dtype, most) for key, entry in planner.entries.items()}

@@ -1,6 +1,7 @@
 """Planner: a merge plan in the making, to which adapters are added one after another."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lora_tools.merging.factors import wide
 from lora_tools.merging.matched import MatchedUpdates, WeightedAdapter, check_matched, match_updates
 from lora_tools.merging.tensor_plan import BaseValues, Patch, TensorPlan, Tokens
 from lora_tools.model import Model
+from lora_tools.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class MergeOptions:
     """Give tied embeddings a head of their own."""
     allow_missing: bool = False
     """Leave out what is unmatched in the base, and list it."""
+    selection: Selection = field(default_factory=Selection)
+    """Which modules are merged, and what their updates are multiplied by."""
 
 
 class Planner:
@@ -47,10 +51,11 @@ class Planner:
         self.notes: list[str] = []
         self.swaps: dict[str, tuple[Swap, ...]] = {}
 
-    def add(self, weighted: WeightedAdapter) -> None:
-        """Add all that an adapter holds."""
+    def add(self, weighted: WeightedAdapter, number: int) -> None:
+        """Add what is selected of an adapter, the one with this number."""
+        weighted, factors = _selected(weighted, number, self.options.selection)
         specs = {key: entry.spec for key, entry in self.entries.items()}
-        matched = match_updates(weighted, specs, self.base.config)
+        matched = match_updates(weighted, specs, self.base.config, factors)
         self._check_tie(weighted, matched)
         self.notes += [s.sentence(str(weighted.adapter.path), "the base") for s in matched.swaps]
         self.swaps |= {str(weighted.adapter.path): matched.swaps}
@@ -64,7 +69,7 @@ class Planner:
         for key, tokens in matched.tokens.items():
             self._tokens(weighted, key, tokens)
         for key, patches in matched.patches.items():
-            self._patch(weighted, key, patches)
+            self._patch(key, patches)
 
     def _replace(self, weighted: WeightedAdapter, key: str, extra: Extra) -> None:
         adapter, weight = weighted.adapter, weighted.weight
@@ -106,8 +111,9 @@ class Planner:
                 )
             self.entries[name] = replace(entry, tokens=tuple(tokens))
 
-    def _patch(self, weighted: WeightedAdapter, key: str, patches: list[Patch]) -> None:
-        if weighted.weight == 0:
+    def _patch(self, key: str, patches: Sequence[Patch]) -> None:
+        patches = [patch for patch in patches if patch.weight]
+        if not patches:
             return
         entry = self.entries[key]
         every = (*entry.patches, *patches)
@@ -115,7 +121,7 @@ class Planner:
             raise UnsupportedError(
                 f"{key}: DoRA normalises its rows, so that nothing else can be added to them"
             ).hint("Merge DoRA adapters one at a time.")
-        if weighted.weight < 0 and any(patch.dora for patch in patches):
+        if any(patch.dora and patch.weight < 0 for patch in patches):
             raise UnsupportedError(
                 f"{key}: DoRA cannot be taken out: the norms that its rows had are in no file"
             ).hint("Keep the base.")
@@ -170,6 +176,18 @@ class Planner:
         }
         grown = any(rows["in"].values())
         return next((key for key, more in rows["out"].items() if grown and not more), None)
+
+
+def _selected(
+    weighted: WeightedAdapter, number: int, selection: Selection
+) -> tuple[WeightedAdapter, Mapping[str, float]]:
+    """Return an adapter with what is left of it, and what its updates are multiplied by."""
+    manifest = weighted.adapter.manifest
+    factors = selection.of(manifest.modules, number)
+    modules = tuple(module for module in manifest.modules if factors[module.name])
+    extras = tuple(extra for extra in manifest.extras if selection.keeps(extra))
+    left = replace(manifest, modules=modules, extras=extras)
+    return replace(weighted, adapter=replace(weighted.adapter, manifest=left)), factors
 
 
 def _extra_named(weighted: WeightedAdapter, name: str) -> Extra | None:

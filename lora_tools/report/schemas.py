@@ -194,8 +194,8 @@ SCHEMAS: Mapping[str, Schema] = {
         "`merge --json`, `lora_tools_report.json` in OUT",
         {
             "": _names(
-                "schema command base adapters arguments totals warning tensors left_out prefixes"
-                " notes inputs?"
+                "schema command base adapters arguments totals warning tensors removed left_out"
+                " prefixes notes inputs?"
             ),
             "totals": _names(
                 "tensors outcomes error lost_to_rounding bytes_after shards resumed_shards seconds"

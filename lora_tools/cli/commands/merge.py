@@ -32,6 +32,7 @@ from lora_tools.cli.options import (
     weight_option,
 )
 from lora_tools.cli.publish import push_to_option
+from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.cli.types import ByteSize
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.files.location import Location
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     "Multiply the update of an adapter by W: once for each ADAPTER, in order. -1 takes an"
     " adapter out again.  [default: 1]"
 )
+@selection_options(numbered=True)
 @formats_option("the ADAPTERs")
 @dtype_option("Dtype of the weights written.")
 @click.option(
@@ -76,6 +78,7 @@ def command(
     adapters: tuple[Location, ...],
     out: Path,
     weights: tuple[float, ...],
+    modules: ModuleChoice,
     owns: tuple[str, ...],
     dtype: str | None,
     max_shard_size: int | None,
@@ -114,7 +117,9 @@ def command(
         WeightedAdapter(each, w)
         for each, w in zip(found, weights or [1.0] * len(found), strict=True)
     ]
-    merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
+    merge_plan = plan(
+        model, weighted, MergeOptions(dtype, untie, allow_missing, modules.selection())
+    )
     made = merge(merge_plan, most=max_shard_size, device=device)
     if part:
         with _progress(made.files.nbytes // part.count, quiet=quiet) as finished:

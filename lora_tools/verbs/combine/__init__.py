@@ -10,8 +10,9 @@ from lora_tools.formats.base import Format
 from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.model import Model
 from lora_tools.rewrite import RewriteOptions, Source, keep, survey
-from lora_tools.rewrite.selection import ModuleWeight, Selection, selected
+from lora_tools.rewrite.selection import selected
 from lora_tools.rules import ParametrisedRule
+from lora_tools.selection import ModuleWeight, Selection
 from lora_tools.verbs.combine.combination import Combination, Combined, contributions
 from lora_tools.verbs.combine.extras import extras
 from lora_tools.verbs.combine.measured import measured

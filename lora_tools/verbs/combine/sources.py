@@ -15,6 +15,7 @@ from lora_tools.matching import Prefixes, Swap, align
 from lora_tools.rewrite.selection import weigh
 from lora_tools.rewrite.source import Made, Source, Sum, Term
 from lora_tools.rules import ParametrisedRule
+from lora_tools.selection import check_weights, fitting
 from lora_tools.verbs.combine.dialects import check_dialects
 from lora_tools.verbs.combine.weights import Weights
 
@@ -33,24 +34,29 @@ def combined(
     """
     names, swaps = _names(sources)
     check_dialects(sources, names)
-    weights.check([list(each.values()) for each in names])
+    found = [
+        [replace(module, name=renamed[module.name]) for module in source.manifest.modules]
+        for source, renamed in zip(sources, names, strict=True)
+    ]
+    check_weights(weights.modules, found)
     terms: dict[str, list[Term]] = {}
-    for number, (source, renamed) in enumerate(zip(sources, names, strict=True), 1):
-        for module in source.manifest.modules:
-            name = renamed[module.name]
-            if weight := weights.of(number, name):
+    for number, (source, modules) in enumerate(zip(sources, found, strict=True), 1):
+        fits = fitting([each.pattern for each in weights.modules], modules)
+        for module, named in zip(source.manifest.modules, modules, strict=True):
+            name = named.name
+            if weight := weights.of(number, name, fits):
                 terms.setdefault(name, []).append(Term(source, module, weight, number))
     gone = tuple(dict.fromkeys(n for each in names for n in each.values() if n not in terms))
     if not terms:
         raise UnsupportedError("no module is left: every weight is 0")
     _check(terms, rule)
     first = sources[0]
-    modules = tuple(_module(name, summands, rule) for name, summands in terms.items())
+    whole = tuple(_module(name, summands, rule) for name, summands in terms.items())
     origins: dict[str, Made] = {name: Sum(tuple(each), rule) for name, each in terms.items()}
     same = {module.name for module in first.manifest.modules} == terms.keys()
     manifest = replace(
         first.manifest,
-        modules=modules,
+        modules=whole,
         notes=(*_notes(sources, swaps), *_distinct(sources)),
         changed=first.manifest.changed or not same,
     )

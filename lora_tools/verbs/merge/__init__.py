@@ -1,24 +1,27 @@
 """Merge: adapters into the weights of their base, rounded once, with a report of what that took."""
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_tools.errors import OutputError
+from lora_tools.errors import NonFiniteError, OutputError
 from lora_tools.executors import Executor, Serial
 from lora_tools.files.journal import Journal, begun, journaled, journaled_part
 from lora_tools.files.ours import Force
 from lora_tools.files.parts import Part
 from lora_tools.files.transfer import begin
 from lora_tools.files.transient import TransientFiles
+from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.tally import Tally
 from lora_tools.merging import MergeOptions, MergePlan, TensorPlan, WeightedAdapter, plan
 from lora_tools.names import collapse, template
 from lora_tools.report import shape, size, table
 from lora_tools.report.part import PartReport
+from lora_tools.update import factors
 from lora_tools.verbs.merge.folder import complete, purpose, sources
 from lora_tools.verbs.merge.jobs import MergeJob, jobs, merge_rows
 from lora_tools.verbs.merge.outcome import Merged, MergeRow, row
@@ -34,6 +37,8 @@ class Merge:
     merge_plan: MergePlan
     files: Shards
     device: str = "cpu"
+    removed: Mapping[str, float] = field(default_factory=dict)
+    """The norms of the updates of modules that are left out because it was asked for."""
 
     @property
     def report(self) -> Merged:
@@ -49,6 +54,7 @@ class Merge:
             left_out=dict(merge_plan.left_out),
             notes=merge_plan.notes,
             prefixes=merge_plan.swaps,
+            removed=self.removed,
         )
 
     def to_text(self) -> str:
@@ -156,9 +162,25 @@ class Merge:
 def merge(merge_plan: MergePlan, *, most: int | None = None, device: str = "cpu") -> Merge:
     """Lay a merge out: its files as the base's, or of at most ``most`` bytes each.
 
-    Nothing is computed before the result's `Merge.write`.
+    Reads the modules that are left out because it was asked for, for their norms. Nothing else is
+    computed before the result's `Merge.write`.
     """
-    return Merge(merge_plan, shards(merge_plan, most), device)
+    return Merge(merge_plan, shards(merge_plan, most), device, _removed(merge_plan))
+
+
+def _removed(merge_plan: MergePlan) -> dict[str, float]:
+    """Return the norms of what is left out, at the weight of its adapter."""
+    several = len(merge_plan.adapters) > 1
+    found = {}
+    for weighted, module in merge_plan.removed:
+        adapter = weighted.adapter
+        name = f"{adapter.path}: {module.name}" if several else module.name
+        try:
+            squared = squared_norm(factors(adapter.update(module)))
+        except NonFiniteError as error:
+            raise error.located(f"{adapter.path}: {module.name}") from error
+        found[name] = abs(weighted.weight) * math.sqrt(squared)
+    return found
 
 
 def _close(journal: Journal, shard: Shard, tallies: dict[str, Tally]) -> None:
