@@ -7,6 +7,7 @@ from typing import Any
 from lora_tools.adapter import Adapter
 from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.features import COPY
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.matching import Matching, Site, Swap, match
 from lora_tools.matching.pieces import Specs
@@ -23,6 +24,8 @@ class MatchedUpdates:
     replaced: dict[str, Extra] = field(default_factory=dict)
     unmatched: dict[str, str] = field(default_factory=dict)
     """Names of the adapter that no tensor of the base matches, and why."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Names of the adapter that it has another tensor for, and why they are not used."""
     swaps: tuple[Swap, ...] = ()
     """What changes before the adapter's names."""
 
@@ -62,10 +65,12 @@ def match_updates(
         ).hint("Merge it with the tool that trained it.")
     matching = match(adapter, specs, config)
     matched.swaps = matching.swaps
-    for extra in manifest.extras:
-        _place_extra(weighted, extra, matching, specs, matched)
+    for extra in (each for each in manifest.extras if each.rows is None):
+        _place_extra(extra, matching, specs, matched)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
     grown = dict(specs) | {key: extra.spec for key, extra in matched.replaced.items()}
+    for extra in (each for each in manifest.extras if each.rows is not None):
+        _place_tokens(weighted, extra, matching, grown, matched)
     found = matching.sites(grown)
     for module in manifest.modules:
         site = found[module.name]
@@ -122,33 +127,45 @@ def _bias_of(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
 
 
-def _place_extra(
+def _place_tokens(
     weighted: WeightedAdapter,
     extra: Extra,
     matching: Matching,
     specs: Specs,
     matched: MatchedUpdates,
 ) -> None:
+    if extra.kind == COPY:
+        matched.copies[extra.key] = "the tokens of the embedding, which the head is tied to"
+        return
+    key = matching.key(extra, specs)
+    if key is None:
+        matched.unmatched[extra.name or extra.key] = f"no such tensor for its {extra.kind}"
+        return
+    spec, rows = specs[key], extra.rows or ()
+    if len(rows) != extra.spec.shape[0] or extra.spec.shape[1:] != spec.shape[1:]:
+        raise FormatError(
+            f"{weighted.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
+            f" {len(rows)} rows of {key}, which has {list(spec.shape)}"
+        )
+    beyond = [row for row in rows if not 0 <= row < spec.shape[0]]
+    if beyond:
+        raise FormatError(
+            f"{weighted.adapter.path}: tokens {some(beyond)} of {key}, which has only"
+            f" {spec.shape[0]} rows"
+        ).hint("Resize the base's embeddings first, as was done for the training.")
+    matched.tokens.setdefault(key, []).append(Tokens(weighted.adapter, extra))
+
+
+def _place_extra(extra: Extra, matching: Matching, specs: Specs, matched: MatchedUpdates) -> None:
     name = extra.name or extra.key
+    if extra.kind == COPY:
+        matched.copies[extra.key] = "a copy of what PEFT loads, or what it was before training"
+        return
     key = matching.key(extra, specs)
     if key is None:
         matched.unmatched[name] = f"no such tensor for its {extra.kind}"
         return
     spec = specs[key]
-    if extra.rows is not None:
-        if len(extra.rows) != extra.spec.shape[0] or extra.spec.shape[1:] != spec.shape[1:]:
-            raise FormatError(
-                f"{weighted.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
-                f" {len(extra.rows)} rows of {key}, which has {list(spec.shape)}"
-            )
-        beyond = [row for row in extra.rows if not 0 <= row < spec.shape[0]]
-        if beyond:
-            raise FormatError(
-                f"{weighted.adapter.path}: tokens {some(beyond)} of {key}, which has only"
-                f" {spec.shape[0]} rows"
-            ).hint("Resize the base's embeddings first, as was done for the training.")
-        matched.tokens.setdefault(key, []).append(Tokens(weighted.adapter, extra))
-        return
     if spec.shape != extra.spec.shape and not _grows(key, spec.shape, extra.spec.shape):
         matched.unmatched[name] = (
             f"has the shape {list(extra.spec.shape)}, the base's {key} {list(spec.shape)}"

@@ -78,7 +78,7 @@ def plan(
     entries = {
         key: TensorPlan(key, weight.spec, BaseValues(weight)) for key, weight in weights.items()
     }
-    if tie and options.untie:
+    if tie:  # as PEFT sees it: two modules, which are found to be one at the end, or not
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
     planner = Planner(base, entries, tie, options)
     options.selection.check([weighted.adapter.manifest.modules for weighted in adapters])
@@ -91,7 +91,9 @@ def plan(
     if not any(entry.patches or entry.tokens or entry.source.adapter for entry in entries.values()):
         planner.notes.append("The adapters change nothing of this base.")
     _check_types(base, [entries[key] for key in touched])
-    config, grown = _configured(base, entries, options, dequantised=bool(weights.encoded))
+    config, grown = _configured(
+        base, entries, options, dequantised=bool(weights.encoded), untied=planner.untied
+    )
     if grown:
         planner.notes.append(
             f"The vocabulary has {grown[1]:,} entries where the base has {grown[0]:,}."
@@ -165,7 +167,12 @@ def _check_types(base: Model, touched: list[TensorPlan]) -> None:
 
 
 def _configured(
-    base: Model, entries: Mapping[str, TensorPlan], options: MergeOptions, *, dequantised: bool
+    base: Model,
+    entries: Mapping[str, TensorPlan],
+    options: MergeOptions,
+    *,
+    dequantised: bool,
+    untied: bool,
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the configuration that fits the entries, and the old and new size of a vocabulary."""
     config: dict[str, Any] = json.loads(json.dumps(dict(base.config)))
@@ -179,7 +186,7 @@ def _configured(
     for section in sections:
         if grown and "vocab_size" in section:
             section["vocab_size"] = grown[1]
-        if options.untie and (section is config or "tie_word_embeddings" in section):
+        if untied:
             section["tie_word_embeddings"] = False
     for section in sections if dequantised else ():
         for name in SECTIONS:

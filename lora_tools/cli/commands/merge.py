@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
 )
-@untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
+@untie_option("Give tied embeddings a head of their own, even where both are still one.")
 @allow_missing_option("Leave out and list modules that match no weight of BASE.")
 @alpha_option
 @executor_options

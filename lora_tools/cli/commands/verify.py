@@ -33,7 +33,7 @@ from lora_tools.model import open_model
 @weight_option("The weight that each ADAPTER was merged with, in order.  [default: 1]")
 @selection_options(numbered=True)
 @formats_option("the ADAPTERs")
-@untie_option("The tied embeddings of BASE were given a head.")
+@untie_option("The tied embeddings of BASE were given a head, though both are still one.")
 @allow_missing_option("Leave out modules that match no weight of BASE.")
 @alpha_option
 @executor_options

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lora_tools.architectures.conventions import HEADS
 from lora_tools.errors import FormatError
 from lora_tools.files.typed import Fields, is_count, is_number, shown
 from lora_tools.formats.expressions import Clock, Expression, check_name
@@ -72,6 +73,11 @@ class PeftConfig:
     def transposed(self) -> bool:
         """Whether targeted linear weights are stored as (in, out)."""
         return self.fields.flag("fan_in_fan_out")
+
+    @cached_property
+    def tying(self) -> bool:
+        """Whether what is trained of a tied embedding is meant for the head, too."""
+        return self.fields.flag("ensure_weight_tying")
 
     @cached_property
     def lora_bias(self) -> bool:
@@ -172,6 +178,8 @@ class PeftConfig:
         """Whether PEFT would give the module at ``path`` an adapter."""
         if _means(self.excluded, path) or self.saves(path):
             return False
+        if self.tying and path.rpartition(".")[2] in HEADS:
+            return True  # with the embedding, where the base ties the two
         wanted = self.raw.get("target_modules")
         if wanted is None and not self.target_parameters:
             return True  # PEFT knows targets for each architecture
