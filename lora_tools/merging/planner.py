@@ -44,7 +44,7 @@ class Planner:
     ) -> None:
         self.base, self.entries, self.tie, self.options = base, entries, tie, options
         self.left_out: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes = [f"{base.path}: {note}" for note in base.tensors.notes]
         self.swaps: dict[str, tuple[Swap, ...]] = {}
 
     def add(self, weighted: WeightedAdapter) -> None:
