@@ -46,7 +46,7 @@ def settings(model: nn.Module, column: str) -> dict[str, Any] | None:
     """Return what of PEFT's configuration makes a column's adapter; None if it has no such part."""
     from transformers.pytorch_utils import Conv1D
 
-    kinds = {name: layer for name, layer in model.named_modules()}
+    kinds = dict(model.named_modules())
     head = getattr(model, "get_output_embeddings", lambda: None)()
     ends = [name for name, layer in kinds.items() if head is not None and layer is head]
     linear = [n for n, layer in kinds.items() if isinstance(layer, nn.Linear | Conv1D)]
@@ -215,4 +215,4 @@ def _reason(error: Exception) -> str:
     lines = re.sub(r"/\S*/", "", str(error)).splitlines()
     text = re.sub(r"^\w+: |\[[\w:.]+\] ", "", " ".join(lines[:2]).strip())
     text = re.sub(r" Incompatible modules:.*", "", text)
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", text).strip()
+    return " ".join(re.sub(r"(?<=\.)\d+(?=\.)", "#", text).split())

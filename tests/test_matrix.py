@@ -9,14 +9,15 @@ from cells import COLUMNS, outcome
 
 PAGE = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "architectures.py"))
 STATED = PAGE["stated"]()
-ALWAYS = "all-linear", "both", "towers"
-"""The columns that hold the most layers: the others are parts of them."""
+LARGEST = "towers", "both", "all-linear"
+"""The columns that hold the most layers, the largest first: the others are parts of them."""
 
 
 def cases():
     for name in tiny.CONFIGS:
+        largest = next(column for column in LARGEST if STATED[name, column])
         for column in COLUMNS:
-            marks = () if column in ALWAYS else pytest.mark.slow
+            marks = () if column == largest else pytest.mark.slow
             yield pytest.param(name, column, marks=marks, id=f"{name}-{column}")
 
 

@@ -93,8 +93,8 @@ def sole(folder: Location, patterns: Iterable[str], what: str) -> Location | Non
 
 def _file_in(folder: Location) -> Location:
     for name in NAMED:
-        if file := entries(folder, name):
-            return file[0]
+        if named := entries(folder, name):
+            return named[0]
     for pattern in PATTERNS:
         found = entries(folder, pattern)
         if len(found) > 1 and all(NUMBERED.fullmatch(file.name) for file in found):
