@@ -53,6 +53,7 @@ bench: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/architectures.py
 
 fixtures: $(VENV)/.test
 	$(BIN)/python fixtures/make.py

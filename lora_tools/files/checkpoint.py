@@ -99,6 +99,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
         found._stored = self.stored
         return found
 
+    def noted(self, note: str) -> "Checkpoint":
+        """Return the same tensors with a note."""
+        return self.renamed({}, note)
+
     @property
     def nbytes(self) -> int:
         """Size of its files on disk, without an index."""

@@ -1,5 +1,6 @@
 """Opening checkpoints: the files they are made of, and what an index of shards must agree with."""
 
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,15 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".lora")
 SHARDS = (".safetensors", *PICKLES)
 INDEX = ".safetensors.index.json"
 PICKLED_INDEX = ".bin.index.json"
+NAMED = (
+    "model.safetensors",
+    f"model{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model{PICKLED_INDEX}",
+)
+"""What transformers looks for in a folder, in its order, whatever lies beside it."""
+PATTERNS = (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin", "*.gguf")
+NUMBERED = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 LONGEST = 255
 """Bytes of a file's name that file systems take."""
 READERS = 8
@@ -36,7 +46,8 @@ def open_checkpoint(path: Location) -> Checkpoint:
     if path.is_dir():
         if is_pipeline(path):
             return open_pipeline(path, open_checkpoint)
-        return open_checkpoint(_file_in(path))
+        file = _file_in(path)
+        return _beside(open_checkpoint(file), file)
     if not is_present(path):
         raise CheckpointError(f"{path}: no such file or folder")
     if path.name.endswith(INDEX):
@@ -86,10 +97,29 @@ def sole(folder: Location, patterns: Iterable[str], what: str) -> Location | Non
 
 
 def _file_in(folder: Location) -> Location:
-    patterns = (f"*{INDEX}", "*.safetensors", f"*{PICKLED_INDEX}", "*.bin", "*.gguf")
-    if file := sole(folder, patterns, "checkpoint"):
+    for name in NAMED:
+        if named := entries(folder, name):
+            return named[0]
+    for pattern in PATTERNS:
+        found = entries(folder, pattern)
+        if len(found) > 1 and all(NUMBERED.fullmatch(file.name) for file in found):
+            raise CheckpointError(
+                f"{folder}: shards without their index: {some(file.name for file in found)}"
+            ).hint(f"Download {NAMED[1]}, too: it says which tensors there should be.")
+    if file := sole(folder, PATTERNS, "checkpoint"):
         return file
     raise CheckpointError(f"{folder}: holds no safetensors file and no {INDEX[1:]}")
+
+
+def _beside(checkpoint: Checkpoint, file: Location) -> Checkpoint:
+    """Return a folder's checkpoint with a note on the weights there that are not read."""
+    read = {each.name for each in checkpoint.files} | {file.name}
+    shards = {Path(name).name for name in _files(file)} if file.name.endswith(".json") else set()
+    found = dict.fromkeys(each.name for p in PATTERNS for each in entries(file.parent, p))
+    others = [name for name in found if name not in read | shards]
+    if not others:
+        return checkpoint
+    return checkpoint.noted(f"{file.name} is read, and not {some(others)} beside it.")
 
 
 def _files(index: Location) -> dict[str, list[str]]:

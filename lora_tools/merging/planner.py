@@ -46,7 +46,7 @@ class Planner:
         self.before = {key: entry.spec for key, entry in entries.items()}
         self.untied = False
         self.left_out: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes = [f"{base.path}: {note}" for note in base.tensors.notes]
         self.swaps: dict[str, tuple[Swap, ...]] = {}
 
     def add(self, weighted: WeightedAdapter, number: int) -> None:

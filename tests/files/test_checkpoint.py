@@ -431,3 +431,47 @@ def test_an_index_that_calls_its_shards_like_other_files_is_refused(tmp_path):
     index.write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=r"no shards: config\.json$"):
         open_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "beside"),
+    [
+        ("pytorch_model.bin", ["optimizer.bin", "training_args.bin"]),
+        ("model.safetensors", ["consolidated.safetensors"]),
+        ("model.safetensors", ["adapter_model.safetensors", "pytorch_model.bin"]),
+    ],
+)
+def test_a_folder_s_model_is_what_transformers_would_load(chosen, beside, tmp_path):
+    for name in (chosen, *beside):
+        tensors = {"a": torch.full((2,), float(name == chosen))}
+        save = torch.save if name.endswith(".bin") else save_file
+        save(tensors, tmp_path / name)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint["a"].tolist() == [1, 1]
+    (note,) = checkpoint.notes
+    assert note == f"{chosen} is read, and not {', '.join(beside)} beside it."
+
+
+def test_shards_are_read_and_not_the_same_weights_in_one_file(tmp_path):
+    shard(tmp_path)
+    save_file({"other": torch.zeros(2)}, tmp_path / "consolidated.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert "other" not in checkpoint
+    assert "consolidated.safetensors beside it" in checkpoint.notes[0]
+    (tmp_path / "consolidated.safetensors").unlink()
+    assert not open_checkpoint(tmp_path).notes
+
+
+def test_shards_without_their_index_and_an_index_without_its_shards_are_named(tmp_path):
+    index = shard(tmp_path)
+    text = index.read_text()
+    index.unlink()
+    for number, file in enumerate(SHARDS, 1):
+        (tmp_path / file).rename(tmp_path / f"a-0000{number}-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"shards without their index: a-00001-of-00002"):
+        open_checkpoint(tmp_path)
+    for file in tmp_path.glob("*"):
+        file.unlink()
+    index.write_text(text)
+    with pytest.raises(CheckpointError, match="missing shards"):
+        open_checkpoint(tmp_path)

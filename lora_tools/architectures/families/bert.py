@@ -1,4 +1,4 @@
-"""BERT and RoBERTa."""
+"""BERT, and RoBERTa, whose head has other names."""
 
 from lora_tools.architectures.family import MODEL, Family, Tie
 from lora_tools.architectures.tables import Table, being, norm, one, same
@@ -31,4 +31,20 @@ BERT = Family(
     named="bert",
     types=("bert",),
     tie=Tie("bert.embeddings.word_embeddings", "cls.predictions.decoder", always=True),
+)
+
+ROBERTA = Family(
+    "RoBERTa",
+    hub="transformers",
+    containers=MODEL,
+    dialects={"bare": {"": ("roberta.", BODY)}},
+    modules={
+        "roberta.": ("roberta.", BODY),
+        **being("head", "lm_head.decoder"),
+        **being("norm", "lm_head.layer_norm"),
+        **same("lm_head.dense", "classifier.{dense,out_proj}"),
+    },
+    named="roberta",
+    types=("roberta", "xlm-roberta", "camembert"),
+    tie=Tie("roberta.embeddings.word_embeddings", "lm_head.decoder", always=True),
 )

@@ -31,11 +31,12 @@ from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
-from lora_tools.formats.registry import format_named
+from lora_tools.formats.registry import PEFT, format_named
 from lora_tools.model import open_model
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
+    from lora_tools.matching.naming import Names
     from lora_tools.rewrite import Rewrite, Source
 
 
@@ -48,6 +49,15 @@ if TYPE_CHECKING:
 @base_option(
     "Base model: used to restore the dotted module paths that kohya flattened; its config.json"
     " says the heads and the architecture that some formats leave out."
+)
+@click.option(
+    "--names",
+    type=click.Choice(["transformers5", "transformers4"]),
+    help=(
+        "With --to peft and --base: the names that BASE has in that version's memory, or those"
+        " before 4.52 (vision-language) and 5 (experts), which its files have. Default:"
+        " transformers5."
+    ),
 )
 @click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
 @selection_options()
@@ -67,6 +77,7 @@ def command(
     own: str | None,
     alpha: float | None,
     base: Location | None,
+    names: "Names | None",
     drop: tuple[str, ...],
     modules: ModuleChoice,
     choice: PolicyChoice | None,
@@ -87,6 +98,9 @@ def command(
     factors; what it does not support at all is refused by name. `lora-tools formats` lists formats
     and features.
 
+    With --to peft and --base, modules get the names that the base has now: an adapter of a
+    vision-language model from before transformers 4.52 becomes one of today's.
+
     With one of --rank, --energy, --max-error, --max-params and --max-size, ranks are lowered in the
     same step, as `lora-tools shrink` lowers them: LoHa, LoKr and full-rank diffs are LoRAs of a
     high rank. The error is that of the bytes written, against the updates of SOURCE.
@@ -97,13 +111,16 @@ def command(
     began = time.monotonic()
     check_limits(choice, min_rank, max_rank, multiple_of)
     format = format_named(target)
+    if names and not (base and format.name == PEFT.name):
+        raise click.UsageError("--names is for --to peft, and needs --base MODEL")
     output = file_or_folder(out, format, force)
     model = open_model(base) if base else None
     adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
         output.check([adapter])
     executor = make_executor("cpu", jobs)
-    of = translate(adapter, format, executor, drop=drop, paths=model or ())
+    naming = names or "transformers5"
+    of = translate(adapter, format, executor, drop=drop, paths=model or (), names=naming)
     of = selected(of, modules.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})
@@ -115,7 +132,7 @@ def command(
     if dry_run:
         deque(rows, maxlen=0)
     else:
-        output.write(plan.manifest, rows, report, [adapter])
+        output.write(plan.manifest, rows, report, [of.adapter])
     conclude(report, out, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 

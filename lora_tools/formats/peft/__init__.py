@@ -43,6 +43,7 @@ from lora_tools.formats.peft.keys import (
     path_of,
 )
 from lora_tools.formats.peft.modules import module_of, parameters
+from lora_tools.formats.peft.moving import moved_extra, moved_module, renamed_fields
 from lora_tools.formats.sites import Embedding, Experts
 from lora_tools.scaling import alpha_for
 
@@ -193,6 +194,21 @@ class Peft:
         return replace(
             manifest, format=self.name, modules=modules, config=config, metadata=metadata
         )
+
+    def moved(self, manifest: Manifest, names: Mapping[str, str]) -> Manifest:
+        """Return an adapter with modules and other tensors under other names of the base's.
+
+        ``names`` has the new name of each module, and of each tensor of the base that another
+        tensor stands for; those that it lacks stay.
+        """
+        modules = tuple(moved_module(m, names.get(m.name, m.name)) for m in manifest.modules)
+        extras = tuple(moved_extra(e, names.get(e.name, e.name)) for e in manifest.extras)
+        paths = {
+            old.name.rpartition(".")[0]: new.name.rpartition(".")[0]
+            for old, new in zip(manifest.extras, extras, strict=True)
+        }
+        config = renamed_fields(manifest.config, paths)
+        return replace(manifest, modules=modules, extras=extras, config=config, changed=True)
 
     def update(self, module: Module, tensors: Mapping[str, "Array"]) -> "Update":
         """Make a module's update from the tensors of the file."""

@@ -12,7 +12,8 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.features import FEATURES, PARTS, features, features_of, is_blind
 from lora_tools.formats.kohya.names import unflattened
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.formats.registry import format_named
+from lora_tools.formats.registry import PEFT, format_named
+from lora_tools.matching.naming import Names, names_in
 from lora_tools.model import Model
 from lora_tools.rewrite import Origin, Source
 from lora_tools.verbs.convert.measured import measured
@@ -36,25 +37,34 @@ def translate(
     *,
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
+    names: Names | None = None,
 ) -> Source:
     """Convert an adapter to another format.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
     ``drop`` names `FEATURES` to leave out; ``paths`` is the base model, or its modules, by which
-    names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
-    what the format does not support.
+    names are given back the dots that kohya took. With ``names``, PEFT's modules are called what
+    the base calls them. Raises `UnsupportedError`, with a list, for what the format does not
+    support.
     """
-    return measured(_translated(adapter, format, tuple(drop), paths), executor or Serial())
+    source = _translated(adapter, format, tuple(drop), names, paths)
+    return measured(source, executor or Serial())
 
 
-def _again(adapter: Adapter, format: str, drop: Sequence[str], *paths: Any) -> Source:
+def _again(
+    adapter: Adapter, format: str, drop: Sequence[str], names: Names | None, *paths: Any
+) -> Source:
     """Translate an adapter for the jobs of another process."""
     base = paths[0] if paths and isinstance(paths[0], Model) else paths
-    return _translated(adapter, format_named(format), drop, base)
+    return _translated(adapter, format_named(format), drop, names, base)
 
 
 def _translated(
-    adapter: Adapter, format: Format, drop: Sequence[str], base: Model | Collection[str]
+    adapter: Adapter,
+    format: Format,
+    drop: Sequence[str],
+    naming: Names | None,
+    base: Model | Collection[str],
 ) -> Source:
     """Return the source before its ranks are measured; reads no tensor."""
     known = (base.address,) if isinstance(base, Model) else tuple(base)
@@ -74,17 +84,34 @@ def _translated(
         notes=tuple(dict.fromkeys((*kept.notes, *notes))),
         metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
     )
+    new, files = fresh, adapter
+    if naming and isinstance(base, Model) and format.name == PEFT.name:
+        new, files = _as_in_base(replace(adapter, manifest=fresh), base, naming)
     # Those of the file: names and parts of the plan's may be others.
     names = [module.name for module in manifest.modules]
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
     origins = {
-        step.new.name: Origin(
-            tuple(originals[old.name] for old in step.olds), step.rows, step.places
-        )
-        for step in plan
+        module.name: Origin(tuple(originals[old.name] for old in step.olds), step.rows, step.places)
+        for module, step in zip(new.modules, plan, strict=True)
     }
-    address = Address(_again, (adapter.address, format.name, tuple(drop), *known))
-    return Source(adapter, format, fresh, origins, address, dropped)
+    address = Address(_again, (adapter.address, format.name, tuple(drop), naming, *known))
+    return Source(files, format, new, origins, address, dropped)
+
+
+def _as_in_base(adapter: Adapter, base: Model, naming: Names) -> tuple[Manifest, Adapter]:
+    """Return what is written under the base's names, and the adapter with its other tensors so."""
+    found, manifest = names_in(base, adapter, naming), adapter.manifest
+    new = PEFT.moved(manifest, found.names)
+    note = f"{found.changed} names are those that {base.path} has now."
+    notes = [note] if found.changed else []
+    if found.unmatched:
+        notes.append(
+            f"{len(found.unmatched)} names are kept, as {base.path} has no such weight by itself:"
+            f" {some(found.unmatched)}"
+        )
+    keys = {old.key: extra.key for old, extra in zip(manifest.extras, new.extras, strict=True)}
+    tensors = adapter.tensors.renamed(keys, note)
+    return replace(new, notes=(*new.notes, *notes)), replace(adapter, tensors=tensors)
 
 
 def _paths(base: Model) -> list[str]:

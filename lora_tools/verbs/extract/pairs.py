@@ -88,7 +88,9 @@ def match(base: Base, tuned: Base) -> Pairs:
             f"{tuned.path} and {base.path} are of different architectures: their tensors share no"
             " name"
         ).hint(f"Tuned: {some(list(tuned), 3)}. Base: {some(list(base), 3)}.")
-    notes = list(found.notes)
+    sides = (base.model, tuned.model)
+    notes = [f"{side.path}: {note}" for side in sides for note in side.tensors.notes]
+    notes += found.notes
     links = [(view.name, view, other) for view, other in found.same]
     links += _tied(base, tuned, found, notes)
     specs = {name: view.spec for name, view in found.base.items()}
