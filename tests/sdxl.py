@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion XL: its pipeline's folder, its single file, and a LoRA as kohya trains it."""
+"""A tiny Stable Diffusion XL: a pipeline's folder, a single file, and a LoRA as kohya trains it."""
 
 from pathlib import Path
 

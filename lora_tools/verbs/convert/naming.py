@@ -151,7 +151,7 @@ def _component(
 
 
 def _encoder(component: Component, folder: str, modules: Mapping[str, Module]) -> Naming:
-    """Return the steps of a text encoder of a single file, which formats have in the hub's names."""
+    """Return the steps of a text encoder, which formats have in the names of its hub."""
     candidate = component.candidates[0]
     names = {path: name for name, path in component.paths[candidate].items()}
     sizes = {path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()}
