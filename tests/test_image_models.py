@@ -254,6 +254,9 @@ def converting(made: Made, source: str, target: str) -> None:
     own = "diffusers" if made.is_fine(source) else made.case.dialect
     dialect = made.known.dialect(container, own) if container else "diffusers"
     wanted = made.changes(source, fine=dialect == "diffusers")
+    if dialect not in ("diffusers", made.case.dialect):  # ComfyUI's own
+        fine = made.in_dialect(source, fine=True, start=0.0)
+        wanted = {k: array for k, array in made.turned(fine, dialect).items() if np.any(array)}
     wanted = {
         made.name(target, key.removesuffix(".weight")): array for key, array in wanted.items()
     }

@@ -10,8 +10,12 @@ from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.matching import Matching, Site, Swap, match
 from lora_tools.matching.pieces import Specs
+from lora_tools.merging.differences import KINDS, differences
 from lora_tools.merging.grouped import reads_others
 from lora_tools.merging.tensor_plan import Patch, Tokens
+
+SET_WEIGHT = ".set_weight"
+"""The ending of a tensor that takes the place of a module's weight."""
 
 
 @dataclass(slots=True)
@@ -59,10 +63,19 @@ def match_updates(
     matching = match(adapter, specs, config)
     matched.swaps = matching.swaps
     for extra in manifest.extras:
-        _place_extra(weighted, extra, matching, specs, matched)
+        if extra.kind not in KINDS:
+            _place_extra(weighted, extra, matching, specs, matched)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
     grown = dict(specs) | {key: extra.spec for key, extra in matched.replaced.items()}
     found = matching.sites(grown)
+    added = differences(adapter, matching, found, specs, config)
+    for extra in manifest.extras:
+        if extra.key in added:
+            for piece in added[extra.key].pieces:
+                patch = Patch(adapter, added[extra.key].module, piece, weighted.weight)
+                matched.patches.setdefault(piece.key, []).append(patch)
+        elif extra.kind in KINDS:
+            matched.unmatched[extra.key] = f"no such tensor for its {extra.kind}"
     for module in manifest.modules:
         site = found[module.name]
         if site is None or site.misfit:
@@ -121,6 +134,8 @@ def _place_extra(
     matched: MatchedUpdates,
 ) -> None:
     name = extra.name or extra.key
+    if name.endswith(SET_WEIGHT):
+        extra = extra._replace(name=f"{name.removesuffix(SET_WEIGHT)}.weight")
     key = matching.key(extra, specs)
     if key is None:
         matched.unmatched[name] = f"no such tensor for its {extra.kind}"
