@@ -43,7 +43,7 @@ class Model:
 
     @property
     def config_file(self) -> Location:
-        """Where its configuration is, if it has one; of a pipeline, the list of its models."""
+        """Where its configuration is, if it has one; a pipeline's says which models it has."""
         own = self.tensors.path
         return own if self.tensors.parts else own.parent / CONFIG
 

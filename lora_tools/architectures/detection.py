@@ -233,6 +233,7 @@ def _prefixes(families: tuple[Family, ...]) -> dict[str, tuple[Family, ...]]:
     names = {encoder.family for encoder in encoders}
     for family in families:
         prefixes = {container.prefix for container in family.containers.values()}
+        prefixes |= {f"{folder}." for folder in family.siblings}
         if family.name in names:  # whichever place it has in a pipeline
             prefixes |= {prefix for encoder in encoders for prefix in encoder.prefixes}
         for prefix in prefixes:

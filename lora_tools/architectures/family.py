@@ -121,6 +121,8 @@ class Family:
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Tensors of a dialect that the hub does without."""
     encoders: tuple[Encoder, ...] = ()
+    siblings: tuple[str, ...] = ()
+    """Folders of a pipeline with further models of the family, beside the one that has its name."""
     tie: Tie | None = None
 
     def dialect(self, container: str, source: str = "") -> str:

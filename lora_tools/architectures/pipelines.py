@@ -88,6 +88,7 @@ def known() -> Known:
     from lora_tools.architectures.families import FAMILIES  # which most files do without
 
     words = {family.before(family.hub)[:-1] for family in FAMILIES} - {""}
+    words |= {folder for family in FAMILIES for folder in family.siblings}
     words |= {encoder.folder for family in FAMILIES for encoder in family.encoders}
     encoders = max((family.encoders for family in FAMILIES), key=len)
     flat = _flat(FAMILIES)

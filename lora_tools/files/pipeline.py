@@ -1,4 +1,4 @@
-"""Folders of diffusers' pipelines: several models, each in its own folder, as one checkpoint."""
+"""Folders of diffusers' pipelines: the models in their folders, as one checkpoint."""
 
 from collections.abc import Callable
 

@@ -56,6 +56,7 @@ class Matching:
         name = extra.name or extra.key
         rekeyed = (name, *(name.replace(new, old) for new, old in RENAMED))
         keys = [self._prefix(name)(each) for each in rekeyed]
+        keys += [s.add + name.removeprefix(s.drop) for s in self.swaps if name.startswith(s.drop)]
         found = (key for key in (*keys, self._memory(specs).get(name)) if key in specs)
         return next(found, None)
 

@@ -150,13 +150,13 @@ def _sites(
 ) -> _Answer:
     """Return the sites of modules in a component of the base; those that fit are in it."""
     found: dict[str, Site] = {}
-    if candidate == there.candidate:  # the same names: nothing moves
-        for name, path in paths.items():
-            if site := exact(modules[name], there.specs, f"{there.prefix}{path}"):
-                found[name] = site
-        return there.prefix, found
     for name, path in paths.items():
         module = modules[name]
+        if candidate == there.candidate and (
+            site := exact(module, there.specs, f"{there.prefix}{path}")
+        ):
+            found[name] = site  # the same names: nothing moves
+            continue
         try:
             parts, _ = fine({path: _size(module)}, candidate, there.numbers)
             pieces = tuple(piece for part in parts for piece in _pieces(module, part, there))

@@ -11,8 +11,12 @@ from lora_tools.formats.features import COPY
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.matching import Matching, Site, Swap, match
 from lora_tools.matching.pieces import Specs
+from lora_tools.merging.differences import KINDS, differences
 from lora_tools.merging.grouped import reads_others
 from lora_tools.merging.tensor_plan import Patch, Tokens
+
+SET_WEIGHT = ".set_weight"
+"""The ending of a tensor that takes the place of a module's weight."""
 
 
 @dataclass(slots=True)
@@ -65,13 +69,22 @@ def match_updates(
         ).hint("Merge it with the tool that trained it.")
     matching = match(adapter, specs, config)
     matched.swaps = matching.swaps
-    for extra in (each for each in manifest.extras if each.rows is None):
-        _place_extra(extra, matching, specs, matched)
+    for extra in manifest.extras:
+        if extra.rows is None and extra.kind not in KINDS:
+            _place_extra(extra, matching, specs, matched)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
     grown = dict(specs) | {key: extra.spec for key, extra in matched.replaced.items()}
     for extra in (each for each in manifest.extras if each.rows is not None):
         _place_tokens(weighted, extra, matching, grown, matched)
     found = matching.sites(grown)
+    added = differences(adapter, matching, found, specs, config)
+    for extra in manifest.extras:
+        if extra.key in added:
+            for piece in added[extra.key].pieces:
+                patch = Patch(adapter, added[extra.key].module, piece, weighted.weight)
+                matched.patches.setdefault(piece.key, []).append(patch)
+        elif extra.kind in KINDS:
+            matched.unmatched[extra.key] = f"no such tensor for its {extra.kind}"
     for module in manifest.modules:
         site = found[module.name]
         if site is None or site.misfit:
@@ -161,6 +174,8 @@ def _place_extra(extra: Extra, matching: Matching, specs: Specs, matched: Matche
     if extra.kind == COPY:
         matched.copies[extra.key] = "a copy of what PEFT loads, or what it was before training"
         return
+    if name.endswith(SET_WEIGHT):
+        extra = extra._replace(name=f"{name.removesuffix(SET_WEIGHT)}.weight")
     key = matching.key(extra, specs)
     if key is None:
         matched.unmatched[name] = f"no such tensor for its {extra.kind}"

@@ -112,7 +112,7 @@ def plan(
         config,
         options,
         planner.left_out,
-        tuple(planner.notes),
+        (*base.tensors.notes, *planner.notes),
         grown is not None,
         planner.swaps,
     )

@@ -1,5 +1,6 @@
 """What a target calls the modules of a source, and which of them are split or fused there."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -64,6 +65,11 @@ def renamed(manifest: Manifest, format: Format) -> Naming:
     if manifest.format == format.name:
         return Naming([Step(module, (module,)) for module in manifest.modules])
     found, notes = _translated(manifest, format)
+    counts = Counter(step.new.name for step in found)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UnsupportedError(
+            f"{format.name} has one name for modules of several models: {some(twice)}"
+        ).hint("Convert the part of each model by itself.")
     parts = [split(step.new.name) for step in found]
     components = {component for component, _ in parts}
     if not format.config_file or components == {""}:
@@ -151,7 +157,7 @@ def _component(
 
 
 def _encoder(component: Component, folder: str, modules: Mapping[str, Module]) -> Naming:
-    """Return the steps of a single file's text encoder, which formats have in the hub's names."""
+    """Return the steps of a text encoder, which formats have in the names of its hub."""
     candidate = component.candidates[0]
     names = {path: name for name, path in component.paths[candidate].items()}
     sizes = {path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()}
