@@ -65,13 +65,18 @@ def factor(
     return found[-1] if found else 1.0
 
 
-def check_weights(weights: Sequence[ModuleWeight], adapters: Sequence[Sequence[Module]]) -> None:
-    """Raise `PolicyError` for factors of adapters that there are not, or of no module of theirs."""
+def check_numbers(weights: Sequence[ModuleWeight], count: int) -> None:
+    """Raise `PolicyError` for factors of adapters that there are not, of so many."""
     numbers = [each.adapter for each in weights if each.adapter is not None]
-    if beyond := [number for number in numbers if not 1 <= number <= len(adapters)]:
+    if beyond := [number for number in numbers if not 1 <= number <= count]:
         raise PolicyError(f"there is no adapter number {some(beyond)}").hint(
-            f"They are numbered from 1 to {len(adapters)}, in the order given."
+            f"They are numbered from 1 to {count}, in the order given."
         )
+
+
+def check_weights(weights: Sequence[ModuleWeight], adapters: Sequence[Sequence[Module]]) -> None:
+    """Raise `PolicyError` for factors that mean no module of their adapters."""
+    check_numbers(weights, len(adapters))
     for each in weights:
         meant = adapters if each.adapter is None else adapters[each.adapter - 1 : each.adapter]
         check_patterns([each.pattern], meant)

@@ -77,6 +77,15 @@ class Report(Document):
         """The least relative error possible at these ranks."""
         return total((row.norm, row.optimal_error) for row in self.rows)
 
+    @property
+    def bound(self) -> float | None:
+        """A certified lower bound of `optimal_error`; None where that is exact."""
+        bounds = [row.optimal_error_lower_bound for row in self.rows]
+        if all(bound is None for bound in bounds):
+            return None
+        pairs = zip(self.rows, bounds, strict=True)
+        return total((r.norm, r.optimal_error if b is None else b) for r, b in pairs)
+
     def removed_shares(self) -> dict[str, float]:
         """Return the share of the source's ``||dW||`` that each module had that was removed."""
         return removed_shares(self.removed, (row.norm for row in self.rows))
@@ -130,6 +139,11 @@ class Report(Document):
         lines = [self._made()] if self.source_format != self.target_format else []
         best = f" (best possible at these ranks {percent(self.optimal_error)})"
         lines.append(f"error {percent(self.error)} as written{best if self.policy else ''}")
+        if self.bound is not None:
+            lines.append(
+                f"no adapter of these ranks has less than {percent(self.bound)} (but for a chance"
+                " of 1e-06): some modules were sketched"
+            )
         lines.append(
             f"parameters {self.params[0]:,} → {self.params[1]:,},"
             f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s"

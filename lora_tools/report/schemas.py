@@ -51,7 +51,8 @@ REWRITE: Objects = {
     ),
     "modules[]": _names(
         "module key_prefix shape rank_before rank_after rank_stored scale_before scale"
-        " alpha dtype norm energy error optimal_error sigma_max sigma_discarded outcome"
+        " alpha dtype norm energy error optimal_error optimal_error_lower_bound sigma_max"
+        " sigma_discarded outcome"
     ),
     **MADE,
 }

@@ -143,7 +143,9 @@ FIELDS: Mapping[str, Field] = {
     "error": Field(REAL, "‖ΔW − ΔW′‖ / ‖ΔW‖, ΔW′ as written", "relative"),
     "optimal_error": Field(REAL, "the least error at these ranks, before rounding", "relative"),
     "optimal_error_lower_bound": Field(
-        REAL, "certified: no update of this rank has a smaller error", "relative"
+        "number or null",
+        "certified: no update of this rank has less; null where `optimal_error` is exact",
+        "relative",
     ),
     "allocated_error": Field(
         REAL, "the least error with as many parameters, allocated among the modules", "relative"

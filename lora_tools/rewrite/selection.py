@@ -12,8 +12,9 @@ from lora_tools.files.address import Address
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.metrics import squared_norm
+from lora_tools.rewrite.dense import matrices
 from lora_tools.rewrite.source import Made, Source, Sum, Term
-from lora_tools.rewrite.tasks import RewriteJob, named
+from lora_tools.rewrite.tasks import RewriteJob, named, read_sum
 from lora_tools.scaling import alpha_for
 from lora_tools.selection import Selection
 from lora_tools.update import factors
@@ -44,6 +45,8 @@ def selected(source: Source, selection: Selection, executor: Executor | None = N
 def norm(job: RewriteJob) -> float:
     """Return the norm of one module's update; `NonFiniteError` names the tensor that has none."""
     try:
+        if isinstance(job.origin, Sum) and job.origin.is_dense:
+            return math.hypot(*(math.sqrt(m.squared) for m in matrices(job, read_sum(job))))
         return math.sqrt(squared_norm(factors(job.source.update(job.module))))
     except ArithmeticError as error:
         raise named(job, error) from error

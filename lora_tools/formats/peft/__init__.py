@@ -190,6 +190,9 @@ class Peft:
             ):
                 # The layout is that of this version, whose wrapped parameters have no dropout.
                 config |= {"peft_version": STACKS_SINCE, "lora_dropout": 0.0}
+        for field, role in PARTS.items():  # what was left out, PEFT would make anew
+            if config.get(field) and not any(role in module.parts for module in modules):
+                config[field] = False
         metadata = {"format": "pt"} | dict(manifest.metadata)
         return replace(
             manifest, format=self.name, modules=modules, config=config, metadata=metadata
@@ -239,6 +242,10 @@ class Peft:
             case Biased(bias=bias):
                 values["bias"] = bias
         return {module.parts[role].key: value for role, value in values.items()}
+
+
+PARTS: Mapping[str, Role] = {"use_dora": "magnitude", "lora_bias": "bias"}
+"""Fields that say that modules have a part."""
 
 
 def _alpha(module: Module, *, rslora: bool) -> float:

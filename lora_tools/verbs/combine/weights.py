@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lora_tools.errors import PolicyError, some
 from lora_tools.names import matches
-from lora_tools.selection import Fits, ModuleWeight, factor
+from lora_tools.selection import Fits, ModuleWeight, check_numbers, factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Weights:
         numbers = [*self.adapters, *(each.weight for each in self.modules)]
         if strange := [number for number in numbers if not math.isfinite(number)]:
             raise PolicyError(f"{some(strange)}: no weight")
+        check_numbers(self.modules, len(self.adapters))
 
     def of(self, adapter: int, name: str, fits: Fits = matches) -> float:
         """Return the weight of a module of the adapter with this number."""
