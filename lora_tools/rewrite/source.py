@@ -12,6 +12,7 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
 from lora_tools.linalg.rescale import summed
+from lora_tools.rewrite.experts import Member, Stack
 from lora_tools.rules import ParametrisedRule
 from lora_tools.update import Biased, DoRA, Update, factors
 
@@ -107,7 +108,7 @@ class Sum(NamedTuple):
             yield from made.files(term.source.adapter)
 
 
-Made: TypeAlias = Origin | Sum
+Made: TypeAlias = Origin | Member | Stack | Sum
 """How a module to be written comes from the modules of files."""
 
 

@@ -37,6 +37,7 @@ from lora_tools.model import open_model
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
     from lora_tools.rewrite import Rewrite, Source
+    from lora_tools.rewrite.experts import Grouping
 
 
 @click.command(short_help="Convert an adapter to another tool's format.")
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
     " says the heads and the architecture that some formats leave out."
 )
 @click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
+@click.option(
+    "--experts",
+    type=click.Choice(("split", "stacked")),
+    help="Give every expert layers of its own, as vLLM wants them, or stack them as PEFT does with"
+    " transformers 5. Needs --base.",
+)
 @selection_options()
 @policy_options
 @rank_limit_options(", where ranks are lowered")
@@ -68,6 +75,7 @@ def command(
     alpha: float | None,
     base: Location | None,
     drop: tuple[str, ...],
+    experts: "Grouping | None",
     modules: ModuleChoice,
     choice: PolicyChoice | None,
     min_rank: int,
@@ -103,7 +111,7 @@ def command(
     if not dry_run:
         output.check([adapter])
     executor = make_executor("cpu", jobs)
-    of = translate(adapter, format, executor, drop=drop, paths=model or ())
+    of = translate(adapter, format, executor, drop=drop, paths=model or (), experts=experts)
     of = selected(of, modules.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})

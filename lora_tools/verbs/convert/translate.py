@@ -15,6 +15,9 @@ from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.registry import format_named
 from lora_tools.model import Model
 from lora_tools.rewrite import Origin, Source
+from lora_tools.rewrite.experts import Grouping
+from lora_tools.rewrite.source import Made
+from lora_tools.verbs.convert.experts import check_any, regrouped
 from lora_tools.verbs.convert.measured import measured
 from lora_tools.verbs.convert.naming import renamed
 
@@ -36,27 +39,37 @@ def translate(
     *,
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
+    experts: Grouping | None = None,
 ) -> Source:
     """Convert an adapter to another format.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
     ``drop`` names `FEATURES` to leave out; ``paths`` is the base model, or its modules, by which
-    names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
-    what the format does not support.
+    names are given back the dots that kohya took. With ``experts``, those of PEFT are split or
+    stacked as the base, which has to be given, has them. Raises `UnsupportedError`, with a list,
+    for what the format does not support.
     """
-    return measured(_translated(adapter, format, tuple(drop), paths), executor or Serial())
+    return measured(_translated(adapter, format, tuple(drop), paths, experts), executor or Serial())
 
 
-def _again(adapter: Adapter, format: str, drop: Sequence[str], *paths: Any) -> Source:
+def _again(
+    adapter: Adapter, format: str, drop: Sequence[str], experts: Grouping | None, *paths: Any
+) -> Source:
     """Translate an adapter for the jobs of another process."""
     base = paths[0] if paths and isinstance(paths[0], Model) else paths
-    return _translated(adapter, format_named(format), drop, base)
+    return _translated(adapter, format_named(format), drop, base, experts)
 
 
 def _translated(
-    adapter: Adapter, format: Format, drop: Sequence[str], base: Model | Collection[str]
+    adapter: Adapter,
+    format: Format,
+    drop: Sequence[str],
+    base: Model | Collection[str],
+    experts: Grouping | None = None,
 ) -> Source:
     """Return the source before its ranks are measured; reads no tensor."""
+    if experts:
+        _check_grouping(adapter, format, base)
     known = (base.address,) if isinstance(base, Model) else tuple(base)
     paths = _paths(base) if isinstance(base, Model) else base
     manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
@@ -77,14 +90,39 @@ def _translated(
     # Those of the file: names and parts of the plan's may be others.
     names = [module.name for module in manifest.modules]
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
-    origins = {
+    origins: dict[str, Made] = {
         step.new.name: Origin(
             tuple(originals[old.name] for old in step.olds), step.rows, step.places
         )
         for step in plan
     }
-    address = Address(_again, (adapter.address, format.name, tuple(drop), *known))
+    address = Address(_again, (adapter.address, format.name, tuple(drop), experts, *known))
+    if experts and isinstance(base, Model):
+        fresh, origins = _regrouped(adapter, fresh, base, experts)
     return Source(adapter, format, fresh, origins, address, dropped)
+
+
+def _check_grouping(adapter: Adapter, format: Format, base: Model | Collection[str]) -> None:
+    """Raise an error where experts are not to be split or stacked."""
+    same = format.name == adapter.format.name
+    if not same or "experts" not in (format.supports or ()):
+        raise UnsupportedError(f"{adapter.path}: experts are split and stacked in PEFT's format")
+    if not isinstance(base, Model):
+        raise PolicyError("experts are split and stacked as a base has them").hint(
+            "Give the base model: --base MODEL."
+        )
+
+
+def _regrouped(
+    adapter: Adapter, manifest: Manifest, base: Model, experts: Grouping
+) -> tuple[Manifest, dict[str, Made]]:
+    """Return a manifest with its experts split or stacked, and what its modules are made of."""
+    originals = {module.name: module for module in adapter.manifest.modules}
+    kept = [originals[module.name] for module in manifest.modules]
+    found = regrouped(adapter, kept, base, experts)
+    check_any(adapter, found, experts)
+    changed = replace(manifest, modules=tuple(each.module for each in found), changed=True)
+    return changed, {each.module.name: each.origin for each in found}
 
 
 def _paths(base: Model) -> list[str]:
