@@ -1,6 +1,6 @@
 """Updates of some rows of a weight, and of weights that stand one upon the other, from factors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,6 +86,42 @@ def stacked(updates: Sequence[LowRank], places: Sequence[Rows], out: int) -> Low
     kept = [a for _, a in found]
     a = kept[0] if len(kept) == 1 else _library(kept[0]).concatenate(kept)
     alpha = alpha_at(like.alpha, like.rank, total, rslora=like.rslora)
+    return LowRank(a, b, alpha, like.rslora)
+
+
+def member(update: LowRank, number: int, rows: Rows, *, turned: bool) -> LowRank:
+    """Return some rows of one update of a stack, of its transpose where it is turned."""
+    b, a = update.b[number], update.a[number]
+    if turned:
+        b, a = a.T, b.T
+    return sliced(replace(update, a=a, b=b), rows)
+
+
+def piled(updates: Mapping[int, LowRank], count: int) -> LowRank:
+    """Return updates of one shape as a stack of ``count``: those that are missing are zero.
+
+    Ranks are filled up with zeros to the largest. No element changes where the scales are equal;
+    where they differ, those of B are multiplied in float64, to the scale of the first that has one.
+    """
+    like = next((u for u in updates.values() if u.scale), next(iter(updates.values())))
+    rank = max(update.rank for update in updates.values())
+    pairs = {number: (u.b, u.a) for number, u in updates.items()}
+    if any(u.scale != like.scale for u in updates.values()) or not _alike([*pairs.values()]):
+        pairs = {
+            number: (
+                _wide(u.b) * (1.0 if u.scale == like.scale else u.scale / like.scale),
+                _wide(u.a),
+            )
+            for number, u in updates.items()
+        }
+    first_b, first_a = next(iter(pairs.values()))
+    library = _library(first_b)
+    b = library.zeros((count, first_b.shape[0], rank), dtype=first_b.dtype)
+    a = library.zeros((count, rank, first_a.shape[1]), dtype=first_a.dtype)
+    for number, (left, right) in pairs.items():
+        b[number, :, : left.shape[1]] = left
+        a[number, : right.shape[0]] = right
+    alpha = alpha_at(like.alpha, like.rank, rank, rslora=like.rslora)
     return LowRank(a, b, alpha, like.rslora)
 
 

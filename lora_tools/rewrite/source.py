@@ -17,6 +17,7 @@ from lora_tools.linalg.factors import host
 from lora_tools.linalg.rescale import summed
 from lora_tools.linalg.tiles import Tiled, normalised, product
 from lora_tools.rewrite.bases import BaseWeights
+from lora_tools.rewrite.experts import Member, Stack
 from lora_tools.rules import ParametrisedRule
 from lora_tools.update import Biased, DoRA, Update, factors
 
@@ -137,7 +138,7 @@ class Sum(NamedTuple):
             yield from made.files(term.source.adapter)
 
 
-Made: TypeAlias = Origin | Sum
+Made: TypeAlias = Origin | Member | Stack | Sum
 """How a module to be written comes from the modules of files."""
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
     from lora_tools.matching.naming import Names
     from lora_tools.rewrite import Rewrite, Source
+    from lora_tools.rewrite.experts import Grouping
 
 
 @click.command(short_help="Convert an adapter to another tool's format.")
@@ -60,6 +61,12 @@ if TYPE_CHECKING:
     ),
 )
 @click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
+@click.option(
+    "--experts",
+    type=click.Choice(("split", "stacked")),
+    help="Give every expert layers of its own, as vLLM wants them, or stack them as PEFT does with"
+    " transformers 5. Needs --base.",
+)
 @selection_options()
 @policy_options
 @rank_limit_options(", where ranks are lowered")
@@ -79,6 +86,7 @@ def command(
     base: Location | None,
     names: "Names | None",
     drop: tuple[str, ...],
+    experts: "Grouping | None",
     modules: ModuleChoice,
     choice: PolicyChoice | None,
     min_rank: int,
@@ -113,14 +121,24 @@ def command(
     format = format_named(target)
     if names and not (base and format.name == PEFT.name):
         raise click.UsageError("--names is for --to peft, and needs --base MODEL")
+    if names and experts:
+        raise click.UsageError("--names and --experts are two steps: give one, then the other")
     output = file_or_folder(out, format, force)
     model = open_model(base) if base else None
     adapter = read(source, own, base=model.config if model else None, alpha=alpha)
     if not dry_run:
         output.check([adapter])
     executor = make_executor("cpu", jobs)
-    naming = names or "transformers5"
-    of = translate(adapter, format, executor, drop=drop, paths=model or (), names=naming)
+    naming = None if experts else names or "transformers5"
+    of = translate(
+        adapter,
+        format,
+        executor,
+        drop=drop,
+        paths=model or (),
+        names=naming,
+        experts=experts,
+    )
     of = selected(of, modules.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
     limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})

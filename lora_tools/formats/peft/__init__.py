@@ -164,8 +164,13 @@ class Peft:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Name the keys as `peft.save_pretrained` would, with the configuration that fits them."""
-        names = key_prefixes(manifest.modules)
-        modules = tuple(_rekeyed(module, names[module.name]) for module in manifest.modules)
+        given = manifest.modules
+        new = [m for m in given if not m.key_prefix.startswith(PREFIX)]
+        stacks = [m.name.rpartition(".")[0] for m in new if isinstance(m.site, Experts)]
+        if manifest.config and stacks:
+            given = targeted(given, stacks)
+        names = key_prefixes(given)
+        modules = tuple(_rekeyed(module, names[module.name]) for module in given)
         if not manifest.config:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
@@ -184,10 +189,7 @@ class Peft:
             config[LAYOUT] = RANK_MAJOR
         if manifest.changed and manifest.config:
             config |= retargeted(config, modules)
-            old = [m.key_prefix.startswith(PREFIX) for m in manifest.modules]
-            if any(
-                isinstance(m.site, Experts) for m, own in zip(modules, old, strict=True) if not own
-            ):
+            if stacks:
                 # The layout is that of this version, whose wrapped parameters have no dropout.
                 config |= {"peft_version": STACKS_SINCE, "lora_dropout": 0.0}
         for field, role in PARTS.items():  # what was left out, PEFT would make anew

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_tools.architectures.conventions import EXPERT_PARAMETERS, RENAMED_EXPERTS
+from lora_tools.architectures.conventions import EXPERT_PARAMETERS, RENAMED_EXPERTS, ROUTERS
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.patterns import Suffixes
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED
@@ -19,13 +19,13 @@ def targeted(modules: Sequence[Module], others: Collection[str]) -> tuple[Module
 
     Where experts are stacked, PEFT 0.19 and later read ``down_proj`` among the targets as the
     stack's (`_convert_peft_config_moe`). A layer of that name, as the experts' shared one, is
-    adapted by its parameter.
+    adapted by its parameter; so is a router, which is no layer there.
     """
     if not any(name.endswith(".experts") for name in others):
         return tuple(modules)
     return tuple(
         replace(m, name=f"{m.name}.weight", owner=f"{m.name}.weight", site=Experts("weight", 1))
-        if m.site == Linear() and _leaf(m.name) in RENAMED_EXPERTS
+        if m.site == Linear() and _leaf(m.name) in RENAMED_EXPERTS | ROUTERS
         else m
         for m in modules
     )

@@ -7,6 +7,7 @@ from lora_tools.executors import Executor
 from lora_tools.formats.base import Format
 from lora_tools.model import Model
 from lora_tools.rewrite import Rewrite, keep
+from lora_tools.rewrite.experts import Grouping
 from lora_tools.verbs.convert.naming import nameless
 from lora_tools.verbs.convert.translation import translate
 
@@ -21,10 +22,12 @@ def convert(
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
     dtype: str | None = None,
+    experts: Grouping | None = None,
 ) -> Rewrite:
     """Plan an adapter in another format, every update at the rank that it has.
 
-    ``drop`` and ``paths`` are those of `translate`, and it raises what that raises. To lower ranks
-    on the way, shrink what `translate` returns.
+    ``drop``, ``paths`` and ``experts`` are those of `translate`, and it raises what that raises. To
+    lower ranks on the way, shrink what `translate` returns.
     """
-    return keep(translate(adapter, format, executor, drop=drop, paths=paths), executor, dtype=dtype)
+    source = translate(adapter, format, executor, drop=drop, paths=paths, experts=experts)
+    return keep(source, executor, dtype=dtype)

@@ -9,6 +9,7 @@ from lora_tools.linalg.exact import exact
 from lora_tools.linalg.spectrum import numerical_rank
 from lora_tools.linalg.svd import core
 from lora_tools.rewrite import Origin, Source
+from lora_tools.rewrite.source import Sum
 from lora_tools.rewrite.survey import jobs
 from lora_tools.rewrite.tasks import RewriteJob, named
 from lora_tools.update import factors
@@ -42,10 +43,11 @@ def measured(source: Source, executor: Executor) -> Source:
 def measure(job: RewriteJob) -> Rank:
     """Return the rank of a module's factors and, where it may be lower, that of its update."""
     module, origin = job.module, job.origin
-    assert isinstance(origin, Origin), "a conversion is of one adapter"
+    assert not isinstance(origin, Sum), "a conversion is of one adapter"
     update = factors(origin.update(job.adapter, module))
     least = update.rank
-    several = bool(origin.places) and least > max(m.rank for m in origin.modules)
+    fused = isinstance(origin, Origin) and bool(origin.places)
+    several = fused and least > max(m.rank for m in origin.modules)
     if several or least > min(module.out, module.inp):
         try:
             least = numerical_rank(core(update, careful=True).s)

@@ -16,6 +16,9 @@ from lora_tools.formats.registry import PEFT, format_named
 from lora_tools.matching.naming import Names, names_in
 from lora_tools.model import Model
 from lora_tools.rewrite import Origin, Source
+from lora_tools.rewrite.experts import Grouping
+from lora_tools.rewrite.source import Made
+from lora_tools.verbs.convert.experts import check_any, regrouped
 from lora_tools.verbs.convert.measured import measured
 from lora_tools.verbs.convert.naming import renamed
 
@@ -38,25 +41,32 @@ def translate(
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
     names: Names | None = None,
+    experts: Grouping | None = None,
 ) -> Source:
     """Convert an adapter to another format.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
     ``drop`` names `FEATURES` to leave out; ``paths`` is the base model, or its modules, by which
     names are given back the dots that kohya took. With ``names``, PEFT's modules are called what
-    the base calls them. Raises `UnsupportedError`, with a list, for what the format does not
+    the base calls them; with ``experts``, those of PEFT are split or stacked as the base, which has
+    to be given, has them. Raises `UnsupportedError`, with a list, for what the format does not
     support.
     """
-    source = _translated(adapter, format, tuple(drop), names, paths)
+    source = _translated(adapter, format, tuple(drop), names, experts, paths)
     return measured(source, executor or Serial())
 
 
 def _again(
-    adapter: Adapter, format: str, drop: Sequence[str], names: Names | None, *paths: Any
+    adapter: Adapter,
+    format: str,
+    drop: Sequence[str],
+    names: Names | None,
+    experts: Grouping | None,
+    *paths: Any,
 ) -> Source:
     """Translate an adapter for the jobs of another process."""
     base = paths[0] if paths and isinstance(paths[0], Model) else paths
-    return _translated(adapter, format_named(format), drop, names, base)
+    return _translated(adapter, format_named(format), drop, names, experts, base)
 
 
 def _translated(
@@ -64,9 +74,12 @@ def _translated(
     format: Format,
     drop: Sequence[str],
     naming: Names | None,
+    experts: Grouping | None,
     base: Model | Collection[str],
 ) -> Source:
     """Return the source before its ranks are measured; reads no tensor."""
+    if experts:
+        _check_grouping(adapter, format, base)
     known = (base.address,) if isinstance(base, Model) else tuple(base)
     paths = _paths(base) if isinstance(base, Model) else base
     manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
@@ -90,11 +103,13 @@ def _translated(
     # Those of the file: names and parts of the plan's may be others.
     names = [module.name for module in manifest.modules]
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
-    origins = {
+    origins: dict[str, Made] = {
         module.name: Origin(tuple(originals[old.name] for old in step.olds), step.rows, step.places)
         for module, step in zip(new.modules, plan, strict=True)
     }
-    address = Address(_again, (adapter.address, format.name, tuple(drop), naming, *known))
+    address = Address(_again, (adapter.address, format.name, tuple(drop), naming, experts, *known))
+    if experts and isinstance(base, Model):
+        new, origins = _regrouped(adapter, new, base, experts)
     return Source(files, format, new, origins, address, dropped)
 
 
@@ -112,6 +127,29 @@ def _as_in_base(adapter: Adapter, base: Model, naming: Names) -> tuple[Manifest,
     keys = {old.key: extra.key for old, extra in zip(manifest.extras, new.extras, strict=True)}
     tensors = adapter.tensors.renamed(keys, note)
     return replace(new, notes=(*new.notes, *notes)), replace(adapter, tensors=tensors)
+
+
+def _check_grouping(adapter: Adapter, format: Format, base: Model | Collection[str]) -> None:
+    """Raise an error where experts are not to be split or stacked."""
+    same = format.name == adapter.format.name
+    if not same or "experts" not in (format.supports or ()):
+        raise UnsupportedError(f"{adapter.path}: experts are split and stacked in PEFT's format")
+    if not isinstance(base, Model):
+        raise PolicyError("experts are split and stacked as a base has them").hint(
+            "Give the base model: --base MODEL."
+        )
+
+
+def _regrouped(
+    adapter: Adapter, manifest: Manifest, base: Model, experts: Grouping
+) -> tuple[Manifest, dict[str, Made]]:
+    """Return a manifest with its experts split or stacked, and what its modules are made of."""
+    originals = {module.name: module for module in adapter.manifest.modules}
+    kept = [originals[module.name] for module in manifest.modules]
+    found = regrouped(adapter, kept, base, experts)
+    check_any(adapter, found, experts)
+    changed = replace(manifest, modules=tuple(each.module for each in found), changed=True)
+    return changed, {each.module.name: each.origin for each in found}
 
 
 def _paths(base: Model) -> list[str]:
