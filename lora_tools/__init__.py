@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lora_tools.runtimes import VLLM
     from lora_tools.update import Biased, DoRA, LowRank, Update
     from lora_tools.verbs.combine import Weights, combine
-    from lora_tools.verbs.convert import convert, translate
+    from lora_tools.verbs.convert import convert
+    from lora_tools.verbs.convert.translation import translate
     from lora_tools.verbs.diff import diff
     from lora_tools.verbs.inspect import inspect, read_or_list
     from lora_tools.verbs.shrink import shrink, survey

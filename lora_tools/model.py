@@ -1,7 +1,7 @@
 """Models: the weights of a base or of a fine-tune, and what its configuration says of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lora_tools.files.inputs import is_present
 from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX, open_checkpoint
+from lora_tools.files.pipeline import is_pipeline
 from lora_tools.files.typed import Fields
 
 CONFIG = "config.json"
@@ -27,7 +28,7 @@ class Model:
     """What was asked for: a folder or a file."""
     tensors: Checkpoint
     config: Mapping[str, Any]
-    """Its config.json; empty if there is none."""
+    """Its config.json, or a pipeline's model_index.json; empty if there is none."""
     state: str = ""
     """A digest of when its files were last changed, as they were when it was opened."""
 
@@ -39,6 +40,12 @@ class Model:
     def address(self) -> Address:
         """How another process opens it."""
         return Address(_open_again, (self.path.absolute(), self.state))
+
+    @property
+    def config_file(self) -> Location:
+        """Where its configuration is, if it has one; a pipeline's says which models it has."""
+        own = self.tensors.path
+        return own if self.tensors.parts else own.parent / CONFIG
 
     @property
     def architecture(self) -> str | None:
@@ -76,19 +83,22 @@ def is_model(path: Location) -> bool:
         return path.name.endswith(INDEX)
     if (path / ADAPTER).is_file():
         return False
-    return (path / CONFIG).is_file() or bool(entries(path, f"*{INDEX}"))
+    return is_pipeline(path) or (path / CONFIG).is_file() or bool(entries(path, f"*{INDEX}"))
 
 
 def open_model(path: str | Location) -> Model:
     """Open a model's headers and configuration: a folder, an index of shards, or one file.
 
+    The folder of a pipeline of diffusers is one model: its names begin with those of its folders.
+
     Raises `CheckpointError` if the weights are missing, damaged, or more than one checkpoint.
     """
     path = Path(path) if isinstance(path, str) else path
     tensors = open_checkpoint(path)
-    config = tensors.path.parent / CONFIG
-    before = tensors.state + state([config])
-    return Model(path, tensors, read_object(config) if is_present(config) else {}, before)
+    model = Model(path, tensors, {})
+    config = model.config_file
+    stated = read_object(config) if is_present(config) else {}
+    return replace(model, config=stated, state=tensors.state + state([config]))
 
 
 def _open_again(path: Location, before: str) -> Model:

@@ -16,6 +16,11 @@ FUSED: Mapping[str, Ways] = {
 }
 """A fused projection, and the names of its parts in the order of their rows."""
 
+PACKED_PARAMETER = ".in_proj_weight"
+"""What stands behind the path of torch's own attention, whose fused weight is its parameter."""
+WRAPPED_ENCODER = "text_model."
+"""What text encoders have before their paths, or had until transformers 5.6."""
+
 STACKS: Mapping[str, Ways] = {
     "gate_up_proj": GATE_UP,
     "down_proj": DOWN,

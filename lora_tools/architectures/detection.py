@@ -21,15 +21,19 @@ class Hints(NamedTuple):
 
     base: str = ""
     """What the file calls it."""
-    type: str = ""
-    """Its ``model_type``, or its class in diffusers."""
+    types: tuple[str, ...] = ()
+    """Its ``model_type``, or its class in diffusers; of a pipeline, the classes of its models."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, *stated: str | None) -> "Hints":
         """Return what a configuration and names of the base model say; each may be missing."""
         config = config or {}
-        kind = config.get("model_type") or config.get("_class_name") or ""
-        return cls(" ".join(filter(None, stated)), str(kind))
+        text = config.get("text_config")
+        own = text.get("model_type") if isinstance(text, Mapping) else None
+        kinds = [own or config.get("model_type") or config.get("_class_name")]
+        kinds += [pair[-1] for pair in config.values() if isinstance(pair, list) and len(pair) == 2]
+        types = tuple(kind for kind in kinds if kind and isinstance(kind, str))
+        return cls(" ".join(filter(None, stated)), types)
 
 
 NO_HINTS = Hints()
@@ -136,7 +140,7 @@ def _named(candidates: Collection[Candidate], hints: Hints) -> tuple[Candidate, 
 
     def meant(family: Family) -> bool:
         by_name = bool(family.named and re.search(family.named, hints.base.lower()))
-        return by_name or (bool(hints.type) and hints.type in family.types)
+        return by_name or not {*hints.types}.isdisjoint(family.types)
 
     return tuple(candidate for candidate in candidates if meant(candidate.family))
 
@@ -229,6 +233,7 @@ def _prefixes(families: tuple[Family, ...]) -> dict[str, tuple[Family, ...]]:
     names = {encoder.family for encoder in encoders}
     for family in families:
         prefixes = {container.prefix for container in family.containers.values()}
+        prefixes |= {f"{folder}." for folder in family.siblings}
         if family.name in names:  # whichever place it has in a pipeline
             prefixes |= {prefix for encoder in encoders for prefix in encoder.prefixes}
         for prefix in prefixes:

@@ -57,7 +57,7 @@ class Encoder(NamedTuple):
     folder: str
     comfyui: str
     kohya: str
-    checkpoint: str = ""
+    checkpoint: tuple[str, ...] = ()
     """What stands before its paths in a single file, where that is not ComfyUI's name."""
 
     @property
@@ -68,8 +68,17 @@ class Encoder(NamedTuple):
     @property
     def prefixes(self) -> tuple[str, ...]:
         """What may stand before its paths in any file."""
-        found = (f"{self.folder}.", self.native, self.kohya, self.checkpoint)
+        found = (f"{self.folder}.", self.native, self.kohya, *self.checkpoint)
         return tuple(prefix for prefix in found if prefix)
+
+
+class BlockNames(NamedTuple):
+    """What those who weigh a family's blocks call them."""
+
+    dialect: str
+    """Whose paths they go by."""
+    labels: Mapping[str, tuple[str, ...]]
+    """By how the paths of a block begin, ``#`` for a number that goes into the name."""
 
 
 class Tie(NamedTuple):
@@ -96,6 +105,7 @@ class Family:
     """Modules of the hub that no other dialect's table has."""
     blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """How many there are of what is numbered, by fine path, in each of its models."""
+    block_names: BlockNames | None = None
     columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Columns of fine modules in its published models, by the end of their paths."""
     named: str = ""
@@ -111,6 +121,8 @@ class Family:
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Tensors of a dialect that the hub does without."""
     encoders: tuple[Encoder, ...] = ()
+    siblings: tuple[str, ...] = ()
+    """Folders of a pipeline with further models of the family, beside the one that has its name."""
     tie: Tie | None = None
 
     def dialect(self, container: str, source: str = "") -> str:

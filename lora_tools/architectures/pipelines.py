@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from lora_tools.architectures.detection import detect
+from lora_tools.architectures.detection import Component, detect
 from lora_tools.architectures.family import NATIVE, Encoder, Family
 from lora_tools.architectures.index import Candidate, everywhere
 from lora_tools.architectures.layout import Dimensions
@@ -22,6 +22,8 @@ class Known(NamedTuple):
     """What stands before paths whose dots were lost, and the component, if it means one."""
     encoders: tuple[Encoder, ...]
     """Those of the pipeline that has the most, after which tools call the others' alike."""
+    stored: Mapping[str, str]
+    """What stands before a text encoder's paths among other models', and its folder."""
 
 
 def split(name: str) -> tuple[str, str]:
@@ -86,11 +88,18 @@ def known() -> Known:
     from lora_tools.architectures.families import FAMILIES  # which most files do without
 
     words = {family.before(family.hub)[:-1] for family in FAMILIES} - {""}
+    words |= {folder for family in FAMILIES for folder in family.siblings}
     words |= {encoder.folder for family in FAMILIES for encoder in family.encoders}
     encoders = max((family.encoders for family in FAMILIES), key=len)
     flat = _flat(FAMILIES)
     flat |= {e.kohya: e.folder for family in FAMILIES for e in (*family.encoders, *encoders)}
-    return Known(FAMILIES, frozenset({*words, NATIVE[:-1]}), flat, encoders)
+    every = [*(e for family in FAMILIES for e in family.encoders), *encoders]  # the last ones count
+    stored = {
+        prefix: each.folder
+        for each in every
+        for prefix in (*each.checkpoint, each.native, f"{each.folder}.")
+    }
+    return Known(FAMILIES, frozenset({*words, NATIVE[:-1]}), flat, encoders, stored)
 
 
 def _flat(families: tuple[Family, ...]) -> dict[str, str]:
@@ -143,6 +152,18 @@ def encoder_of(component: str, path: str) -> Encoder | None:
     ]
     own = (encoder for encoder in fitting if encoder.folder == component)
     return next(own, fitting[0] if len(fitting) == 1 else None)
+
+
+def encoder_behind(component: Component) -> str | None:
+    """Return the folder of the text encoder that a component is, if its prefix says that it is one.
+
+    Behind the folder's own name only where pipelines have the family in its hub's paths.
+    """
+    folder = known().stored.get(component.prefix)
+    if folder is None or not component.candidates:
+        return None
+    own = "pipeline" in component.candidates[0].family.containers
+    return folder if own or component.prefix != f"{folder}." else None
 
 
 def _hub(encoder: Encoder) -> tuple[Family, str]:

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,6 +18,9 @@ from lora_tools.errors import LoraToolsError
 from lora_tools.executors import Executor
 from lora_tools.executors.base import Job, Result
 from lora_tools.text import PATH, ascii_json, json_text, message, result
+
+if TYPE_CHECKING:
+    from lora_tools.report.part import PartReport
 
 COLOURS = {"error": "red", "hint": "cyan", "warning": "yellow"}
 
@@ -50,6 +53,14 @@ def show_json(result: Any) -> None:
     text = result if isinstance(result, str) else json_text(result)
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     _write(sys.stdout, text if encoding == "utf8" else ascii_json(text))
+
+
+def show_part(report: "PartReport", *, as_json: bool, quiet: bool) -> None:
+    """Print what a part of a command did, as JSON or in words."""
+    if as_json:
+        show_json(report.to_json())
+    elif not quiet:
+        show(report.to_text())
 
 
 def say(text: str, kind: str = "") -> None:

@@ -1,6 +1,7 @@
 """The options that say what an extraction takes and how sure it is, gathered into one value."""
 
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,9 @@ from lora_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lora_tools.verbs.extract import ExtractOptions
+    from lora_tools.formats.base import Format
+    from lora_tools.model import Model
+    from lora_tools.verbs.extract import ExtractOptions, ExtractPlan, ExtractReport
 
 SELECTION = (
     pattern_options("Extract matching modules only.", "Leave matching modules out."),
@@ -97,3 +100,33 @@ def extraction_options(function: Command) -> Command:
         return function(*arguments, wanted=wanted, **options)
 
     return together(*SELECTION, *METHOD)(command)
+
+
+def without_names(plan: "ExtractPlan", format: "Format") -> frozenset[str]:
+    """Return the modules of a plan that no adapter of this format can name."""
+    from lora_tools.architectures.layout import Dimensions
+    from lora_tools.verbs.convert import nameless
+
+    places = [item.pair.place for item in plan.items if item.pair.place]
+    sizes = {place.module: Dimensions(place.out, place.inp, place.stack) for place in places}
+    return frozenset(nameless(sizes, format))
+
+
+def rename(folder: Path, format: "Format", report: "ExtractReport", base: "Model") -> None:
+    """Write the adapter of a folder in another format, in its place."""
+    from lora_tools.adapter import read, write
+    from lora_tools.verbs.convert import convert
+
+    adapter = read(folder, base=base.config)
+    plan = convert(adapter, format)
+    renamed = folder / format.name
+    renamed.mkdir()
+    write(renamed, plan.manifest, plan.report("convert").watch(plan), like=adapter, format=format)
+    for file in [entry for entry in folder.iterdir() if entry != renamed]:
+        file.unlink()
+    for file in renamed.iterdir():
+        file.rename(folder / file.name)
+    renamed.rmdir()
+    written = read(folder, format.name)
+    report.params, report.nbytes = written.params, plan.layout.size
+    report.notes = (*report.notes, *plan.manifest.notes)

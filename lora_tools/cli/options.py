@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_tools.cli.types import POSITIVE, DeviceName, LocalOrHub
+from lora_tools.cli.types import POSITIVE, DeviceName, LocalOrHub, PartOf
 from lora_tools.errors import DeviceError, PolicyError
 
 if TYPE_CHECKING:
     from lora_tools.executors import Executor
+    from lora_tools.files.parts import Part
     from lora_tools.runtimes import Runtime
 
 Command = Callable[..., Any]
@@ -203,6 +205,29 @@ device_option = click.option(
     help="cpu, cuda, cuda:N or mps.",
 )
 executor_options = together(device_option, jobs_option("one per core; 1 on a GPU"))
+
+
+def part_option(function: Command) -> Command:
+    """Add ``--part`` to a command that writes a folder ``out``; pass it on as ``part``.
+
+    A part publishes nothing, so that options about the output do not go with it.
+    """
+
+    @wraps(function)
+    def command(part: "Part | None", **options: Any) -> Any:
+        given = [name for name in ("dry_run", "force", "no_resume") if options.get(name)]
+        if part and given:
+            raise click.UsageError(f"--part and --{given[0].replace('_', '-')} do not go together")
+        return function(part=part, **options)
+
+    option = click.option(
+        "--part",
+        type=PartOf(),
+        metavar="I/N",
+        help="Do only the I-th of N shares of the work, and keep it beside OUT, for the same"
+        " command without --part to take over: on several machines with one file system.",
+    )
+    return option(command)
 
 
 def make_executor(device: str, jobs: int | None) -> "Executor":

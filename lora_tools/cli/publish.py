@@ -48,6 +48,8 @@ def push_to_option(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(**options)
         if options["dry_run"]:
             raise click.UsageError("--push-to publishes OUT, which --dry-run does not write")
+        if options.get("part"):
+            raise click.UsageError("--push-to publishes OUT, which --part does not write")
         if options["out"].suffix in WEIGHTS:
             raise click.UsageError("--push-to publishes a folder, and OUT is a file")
         from lora_tools.cli.publication import Publication  # a few milliseconds, for few runs

@@ -8,7 +8,7 @@ import click
 from lora_tools.cli.options import Command, together
 
 if TYPE_CHECKING:
-    from lora_tools.rewrite.selection import ModuleWeight, Selection
+    from lora_tools.selection import ModuleWeight, Selection
 
 
 class PatternWeight(click.ParamType["tuple[int | None, str, float]"]):
@@ -45,14 +45,14 @@ class ModuleChoice(NamedTuple):
 
     def selection(self, *, weighted: bool = True) -> "Selection":
         """Return it as the library has it; imports numpy. Not ``weighted``: patterns alone."""
-        from lora_tools.rewrite.selection import Selection
+        from lora_tools.selection import Selection
 
         weights = self.module_weights() if weighted else ()
         return Selection(self.only, self.drop, weights, self.text_encoder)
 
     def module_weights(self) -> "tuple[ModuleWeight, ...]":
         """Return the factors as the library has them; imports numpy."""
-        from lora_tools.rewrite.selection import ModuleWeight
+        from lora_tools.selection import ModuleWeight
 
         return tuple(ModuleWeight(pattern, w, number) for number, pattern, w in self.weights)
 

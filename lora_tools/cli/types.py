@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from lora_tools.cli.console import say
 from lora_tools.errors import CheckpointError, suggestion
 from lora_tools.files.location import Location
 from lora_tools.hub import SCHEMES, is_remote
+
+if TYPE_CHECKING:
+    from lora_tools.files.parts import Part
 
 POSITIVE = click.IntRange(min=1)
 UNITS = {"": 1, "B": 1}
@@ -70,6 +73,23 @@ class PatternRank(click.ParamType["tuple[str, int]"]):
         if not pattern or not rank.isdigit() or int(rank) < 1:
             self.fail(f"{value!r} is not PATTERN=N with N at least 1.", param, context)
         return pattern, int(rank)
+
+
+class PartOf(click.ParamType["Part"]):
+    """A part of a command: ``2/7``."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: Any, context: Any) -> "Part":
+        """Return the part."""
+        from lora_tools.files.parts import Part  # few runs need it
+
+        if isinstance(value, Part):
+            return value
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is not I/N with I from 1 to N.", param, context)
+        return Part(int(match[1]), int(match[2]))
 
 
 class DeviceName(click.ParamType[str]):

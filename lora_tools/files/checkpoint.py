@@ -1,6 +1,6 @@
 """Checkpoints as lazy mappings: headers are read at once, a tensor when it is asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,11 +31,13 @@ class Checkpoint(Mapping[str, "Tensor"]):
         specs: Mapping[str, Spec],
         metadata: Mapping[str, str],
         notes: tuple[str, ...] = (),
+        parts: "Mapping[str, Checkpoint] | None" = None,
     ) -> None:
         self.path = path
         self.specs = specs
         self.metadata = metadata
         self.notes = notes  # what a person should know of how they are stored, a sentence each
+        self.parts = parts or {}  # of a pipeline: each model's own, by the name of its folder
         self._places = places
         self._stored: Checkpoint | None = None
         self.state = state(self.files)  # as they were when their headers were read
@@ -70,6 +72,19 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """Return the file that holds a tensor."""
         place = self._places[name]
         return place.path if isinstance(place, Place) else self.path
+
+    @property
+    def places(self) -> Iterable[tuple[str, "Place | Tensor"]]:
+        """Where each tensor lies, by name; a pickle's is in memory."""
+        return self._places.items()
+
+    def origin(self, name: str) -> tuple[str, str]:
+        """Return the file that holds a tensor, as seen from its folder, and its name in there."""
+        part, _, inner = name.partition(".")
+        if part in self.parts:
+            file, key = self.parts[part].origin(inner)
+            return f"{part}/{file}", key
+        return self.file(name).name, name
 
     @property
     def stored(self) -> "Checkpoint":

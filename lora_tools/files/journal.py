@@ -1,8 +1,6 @@
 """The finished files of a work in progress, noted so that the next run can trust them."""
 
 import json
-import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,14 +9,14 @@ from threading import Event, Lock
 from typing import Any, Literal, TypeAlias
 
 from lora_tools.errors import OutputError
-from lora_tools.files.disk import naming, sync
+from lora_tools.files.disk import sync
+from lora_tools.files.journal_log import LOG, append, begin_log, is_sound, line, read_log
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
-from lora_tools.files.work import LOCK, Work, discard, partial, working
+from lora_tools.files.parts import Part, parts
+from lora_tools.files.work import LOCK, Work, discard, make_folder, partial, working
 from lora_tools.files.writer import check_free, publish
 
-LOG = "journal"
-BLOCK = 1 << 20
 SECONDS = 1.0  # of finished work that a kill may cost
 
 Resume: TypeAlias = Literal["or anew", "or refuse", "never"]
@@ -69,13 +67,16 @@ class Journal:
         self._hurry.set()
         self._writer.shutdown()
 
+    def close(self) -> None:
+        """Wait until all that is finished is noted; raises what the last files met."""
+        self.settle()
+        if self._writing is not None:
+            self._writing.result()
+
     def leave(self) -> None:
         """Note nothing more: the output is complete."""
         self._over.set()
-        self._hurry.set()
-        self._writer.shutdown()
-        if self._writing is not None:
-            self._writing.result()
+        self.close()
 
     def _write(self) -> None:
         """Note what is finished, a second's files at a time, until no more are."""
@@ -94,8 +95,8 @@ class Journal:
             if self._over.is_set():
                 return
             sync(self.path(name))
-            lines.append(_line(self._folder, name, note))
-        _append(self._folder / LOG, lines)
+            lines.append(line(self._folder, name, note))
+        append(self._folder / LOG, lines)
 
 
 @contextmanager
@@ -111,12 +112,17 @@ def journaled(
 
     What is finished stays after a failure or a kill, in a hidden folder beside ``out``, and the
     next call with the same ``purpose`` (all that decides the bytes) resumes there. Each file is
-    compared with its checksum first; costs a reading of what is finished. Raises `OutputError` as
-    `staged` does, and if what is there has another purpose and ``resume`` is "or refuse".
+    compared with its checksum first; costs a reading of what is finished. What parts of ``out``
+    have finished is taken over in the same way. Raises `OutputError` as `staged` does, if what is
+    there has another purpose and ``resume`` is "or refuse", and if a part is still being made or
+    has another purpose.
     """
     check_free(out, force=force)
     with working(out, kept=True) as work:
-        journal = Journal(work, _resumed(work, purpose, resume))
+        entries = _resumed(work, purpose, resume)
+        for place in parts(work.out):
+            _take_over(place, work, entries, purpose, resume)
+        journal = Journal(work, _notes(entries))
         try:
             yield journal
             check_free(out, force=force)  # before what is finished is given up
@@ -129,81 +135,115 @@ def journaled(
         work.kept = False
 
 
-def begun(out: Path) -> int:
-    """Return how many bytes of an output an earlier call has left."""
-    files = partial(out).glob("out*/*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+@contextmanager
+def journaled_part(
+    out: Path, part: Part, purpose: Mapping[str, Any], *, resume: Resume = "or refuse"
+) -> Iterator[Journal]:
+    """Yield the journal of a part of ``out``, where what is finished stays.
 
-
-def checksum(path: Path, start: int = 0) -> tuple[int, int]:
-    """Return the size of a file and its CRC-32.
-
-    It finds what a crash does to a file, at the speed of the memory: nobody forges these files.
+    The next call of `journaled` with the same ``purpose`` takes it over. Raises `OutputError` as
+    `journaled` does.
     """
-    size, crc, buffer = 0, start, memoryview(bytearray(BLOCK))
-    with naming(path), path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            size, crc = size + count, zlib.crc32(buffer[:count], crc)
-    return size, crc
-
-
-def _line(folder: Path, name: str, note: Any) -> str:
-    size, crc = checksum(folder / name)
-    return json.dumps({"file": name, "size": size, "crc32": _with(crc, name, note), "note": note})
-
-
-def _with(crc: int, name: str, note: Any) -> int:
-    """Return a checksum that covers the line, too."""
-    return zlib.crc32(json.dumps([name, note]).encode(), crc)
-
-
-def _append(log: Path, lines: list[str]) -> None:
-    with naming(log), log.open("a", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _resumed(work: Work, purpose: Mapping[str, Any], resume: Resume) -> dict[str, Any]:
-    """Return what is finished and sound, in a folder without anything else."""
-    lines = _lines(work.folder / LOG) if resume != "never" else []
-    entries: list[Any] = []
-    if lines and isinstance(lines[0], dict) and "purpose" in lines[0]:
-        if lines[0]["purpose"] == json.loads(json.dumps(purpose)):
-            entries = lines[1:]
-        elif resume == "or refuse":
-            raise _other(work.folder, lines[0]["purpose"], purpose)
-    with ThreadPoolExecutor(4) as pool:
-        sound = list(pool.map(lambda entry: _is_sound(work.folder, entry), entries))
-    done = {entry["file"]: entry for entry, good in zip(entries, sound, strict=True) if good}
-    _sweep(work, done)
-    _begin(work.folder / LOG, purpose, done.values())
-    return {name: entry["note"] for name, entry in done.items()}
-
-
-def _lines(log: Path) -> list[Any]:
-    """Return the lines of a journal up to the first one that a crash has cut or blanked."""
-    try:
-        text = log.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in text:
+    check_free(out, force=False)
+    with working(part.beside(out), kept=True) as work:
+        journal = Journal(work, _notes(_resumed(work, purpose, resume)))
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+            yield journal
+        except BaseException:
+            journal.settle()
+            work.kept = bool(journal.done)
+            raise
+        journal.close()
+
+
+def in_parts(out: Path, purpose: Mapping[str, Any]) -> dict[str, Path]:
+    """Return where finished files of parts lie, by name, if they are as long as was noted.
+
+    No checksum is compared, so what they say may decide what is done next, and no more.
+    """
+    found = {}
+    for folder in map(partial, parts(out)):
+        for entry in _entries(folder, purpose, "or anew"):
+            file = folder / entry["file"]
+            if file.is_file() and file.stat().st_size == entry.get("size"):
+                found[entry["file"]] = file
     return found
 
 
-def _is_sound(folder: Path, entry: Any) -> bool:
-    """Whether a file is still what its line says."""
-    try:
-        name, note = entry["file"], entry["note"]
-        size, crc = checksum(folder / name)
-        return bool(size == entry["size"] and _with(crc, name, note) == entry["crc32"])
-    except (OSError, LookupError, TypeError):
-        return False
+def begun(out: Path) -> int:
+    """Return how many bytes of an output, or of parts of it, earlier calls have left."""
+    folders = map(partial, (out, *parts(out)))
+    files = (file for folder in folders for file in folder.glob("out*/**/*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _resumed(
+    work: Work, purpose: Mapping[str, Any], resume: Resume
+) -> dict[str, Mapping[str, Any]]:
+    """Return what is finished and sound, in a folder without anything else."""
+    entries = _sound(work.folder, purpose, resume)
+    _sweep(work, entries)
+    begin_log(work.folder / LOG, purpose, entries.values())
+    return entries
+
+
+def _take_over(
+    place: Path,
+    work: Work,
+    entries: dict[str, Mapping[str, Any]],
+    purpose: Mapping[str, Any],
+    resume: Resume,
+) -> None:
+    """Move what a part has finished to where the whole is made, and remove the rest of it.
+
+    A file that is moved and not yet in the log, when all ends, is made again.
+    """
+    with working(place, kept=True) as part:
+        found = _sound(part.folder, purpose, "or refuse" if resume == "or anew" else resume)
+        new = {name: entry for name, entry in found.items() if name not in entries}
+        folders = {(work.folder / name).parent for name in new}
+        for folder in folders:
+            make_folder(folder)
+        for name in new:
+            (part.folder / name).replace(work.folder / name)
+        for folder in folders:
+            sync(folder)
+        append(work.folder / LOG, map(json.dumps, new.values()))
+        entries |= new
+        part.kept = False
+
+
+def _sound(
+    folder: Path, purpose: Mapping[str, Any], resume: Resume
+) -> dict[str, Mapping[str, Any]]:
+    """Return the lines of the files that are finished for a purpose, and still as they were."""
+    entries = _entries(folder, purpose, resume)
+    with ThreadPoolExecutor(4) as pool:
+        sound = list(pool.map(lambda entry: is_sound(folder, entry), entries))
+    return {entry["file"]: entry for entry, good in zip(entries, sound, strict=True) if good}
+
+
+def _entries(folder: Path, purpose: Mapping[str, Any], resume: Resume) -> list[Mapping[str, Any]]:
+    """Return the lines of the files that a log says are finished for a purpose."""
+    lines = read_log(folder / LOG) if resume != "never" else []
+    if not (lines and isinstance(lines[0], dict) and "purpose" in lines[0]):
+        return []
+    if lines[0]["purpose"] == json.loads(json.dumps(purpose)):
+        return [each for each in lines[1:] if _names_a_file(each)]
+    if resume == "or refuse":
+        raise _other(folder, lines[0]["purpose"], purpose)
+    return []
+
+
+def _names_a_file(entry: Any) -> bool:
+    """Whether a line names a file in a folder of the work."""
+    name = entry.get("file") if isinstance(entry, dict) else None
+    folders = name.split("/") if isinstance(name, str) else []
+    return len(folders) > 1 and not {"", ".", ".."} & set(folders)
+
+
+def _notes(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: entry["note"] for name, entry in entries.items()}
 
 
 def _sweep(work: Work, done: Mapping[str, Any]) -> None:
@@ -216,16 +256,12 @@ def _sweep(work: Work, done: Mapping[str, Any]) -> None:
         if path.is_symlink() or not path.is_dir():
             discard(path)
             continue
-        for inner in path.iterdir():
-            if inner not in keep:
+        for inner in sorted(path.rglob("*"), reverse=True):  # a folder after what is in it
+            if inner in keep:
+                continue
+            if inner.is_symlink() or not inner.is_dir() or not any(inner.iterdir()):
                 discard(inner)
     work.place.mkdir(exist_ok=True)
-
-
-def _begin(log: Path, purpose: Mapping[str, Any], entries: Iterable[Any]) -> None:
-    new = log.with_suffix(".new")
-    _append(new, [json.dumps({"purpose": purpose}), *map(json.dumps, entries)])
-    new.replace(log)
 
 
 def _other(folder: Path, theirs: Any, ours: Mapping[str, Any]) -> OutputError:

@@ -12,6 +12,7 @@ from lora_tools.files.header import Spec, read_header
 from lora_tools.files.inputs import is_present
 from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
+from lora_tools.files.pipeline import is_pipeline, open_pipeline
 from lora_tools.files.place import Place
 from lora_tools.files.typed import Fields
 
@@ -37,10 +38,14 @@ READERS = 8
 def open_checkpoint(path: Location) -> Checkpoint:
     """Open a safetensors, GGUF or npz file, an index of shards, a folder with either, or pickles.
 
+    A pipeline of diffusers is opened with all its models, as `open_pipeline` says.
+
     Raises `CheckpointError` when there is no such file, when it is damaged, or when an index and
     its shards disagree. Costs the headers; torch is imported for pickles only.
     """
     if path.is_dir():
+        if is_pipeline(path):
+            return open_pipeline(path, open_checkpoint)
         file = _file_in(path)
         return _beside(open_checkpoint(file), file)
     if not is_present(path):

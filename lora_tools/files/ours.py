@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from lora_tools.files.pipeline import MODEL_INDEX
+
 Force: TypeAlias = bool | Literal["any"]
 """Whether an output may be replaced: not at all, one of lora-tools, or whatever is there."""
 
@@ -35,11 +37,19 @@ def foreign(path: Path) -> str:
 
 def _foreign_folder(folder: Path) -> str:
     files = sorted(folder.iterdir())
-    for file in files:
-        if file.name.startswith(".") or (file.is_dir() and not file.is_symlink()):
-            return f"{file.name} is in it"
     names = [file.name for file in files]
+    parts = files if MODEL_INDEX in names else []  # of a pipeline, in folders of their own
+    for file in (
+        *files,
+        *(inner for part in parts if _is_folder(part) for inner in part.iterdir()),
+    ):
+        if file.name.startswith(".") or (_is_folder(file) and file not in parts):
+            return f"{file.name} is in it"
     return f"there is no {REPORT} in it" if names and REPORT not in names else ""
+
+
+def _is_folder(file: Path) -> bool:
+    return file.is_dir() and not file.is_symlink()
 
 
 def _foreign_file(file: Path) -> str:

@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -25,7 +25,8 @@ def load_pickle(path: Location) -> Checkpoint:
     """Load a ``.bin`` or ``.pt`` file that holds a flat dictionary of tensors, or a list of them.
 
     The tensors of a list are called #0, #1, … in its order; a dictionary that is all that another
-    holds is taken for it. Only tensors and plain containers are
+    holds is taken for it, and so is a ``state_dict`` beside what a trainer notes of itself. Only
+    tensors and plain containers are
     unpickled, so a hostile file cannot run code; and nothing that holds more than `TIMES` the
     bytes of the file, and `ALWAYS`: neither what is deflated, nor a tensor that repeats its
     elements. Raises `CheckpointError` for anything else.
@@ -43,9 +44,10 @@ def load_pickle(path: Location) -> Checkpoint:
             raise CheckpointError(f"{path}: cannot be read as tensors only ({reason})").hint(
                 "lora-tools never unpickles objects. Save the state dict as safetensors instead."
             ) from error
-    if isinstance(loaded, Mapping) and len(loaded) == 1:
-        (inner,) = loaded.values()
-        loaded = inner if isinstance(inner, Mapping) else loaded  # {"model": {...}}
+    beside: list[str] = []
+    if isinstance(loaded, Mapping):
+        whole, loaded = loaded, _inner(loaded)
+        beside = [str(name) for name in whole if whole[name] is not loaded and whole is not loaded]
     if isinstance(loaded, list) and loaded:
         loaded = {f"#{number}": value for number, value in enumerate(loaded)}
     if not isinstance(loaded, Mapping):
@@ -58,7 +60,16 @@ def load_pickle(path: Location) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     _check_size(specs, most, path)
-    return Checkpoint(path, dict(loaded), specs, {})
+    notes = (f"state_dict was read, and not what is beside it: {some(beside)}.",) if beside else ()
+    return Checkpoint(path, dict(loaded), specs, {}, notes)
+
+
+def _inner(loaded: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the dictionary that is meant where one holds another."""
+    inner = loaded.get("state_dict")
+    if inner is None and len(loaded) == 1:
+        (inner,) = loaded.values()  # {"model": {...}}
+    return inner if isinstance(inner, Mapping) else loaded
 
 
 def _check_start(file: IO[bytes], path: Location) -> None:

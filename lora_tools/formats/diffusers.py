@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lora_tools.architectures.conventions import WRAPPED_ENCODER
 from lora_tools.architectures.family import NATIVE
 from lora_tools.architectures.pipelines import components, split
 from lora_tools.errors import FormatError, UnsupportedError, some
@@ -214,7 +215,10 @@ def _configured(module: Module, configs: Mapping[str, Config]) -> Module:
 
 
 def _config(component: str, modules: list[Module]) -> dict[str, Any]:
-    paths = {m.name: m.key_prefix.removeprefix(f"{component}.") for m in modules}
+    paths = {
+        m.name: m.key_prefix.removeprefix(f"{component}.").removeprefix(WRAPPED_ENCODER)
+        for m in modules
+    }  # peft finds a layer by the end of its path
     ranks: dict[str, float] = {paths[m.name]: m.r for m in modules}
     alphas = {paths[m.name]: m.alpha or 0.0 for m in modules}
     rank = max(ranks.values())

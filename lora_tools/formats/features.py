@@ -7,6 +7,9 @@ from lora_tools.errors import UnsupportedError, some
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear
 
+COPY = "copy"
+"""The kind of a tensor that the adapter has twice, or that it has from before its training."""
+
 FEATURES = {
     "embedding": "an update of an embedding",
     "convolution": "an update of a convolution",
@@ -19,6 +22,7 @@ FEATURES = {
     "trainable tokens": "rows that replace those of an embedding",
     "embedding of a token": "a vector for a new word",
     "full weight": "a tensor that replaces the base model's",
+    COPY: "a second copy of a module, or what it was before training",
     "bias difference": "what is added to a bias",
     "norm difference": "what is added to a normalisation",
 }

@@ -49,7 +49,18 @@ class Diagonal:
         return library.concatenate(rows), a
 
 
-Fused: TypeAlias = FusedPart | Diagonal
+@dataclass(frozen=True, slots=True)
+class ByExpert:
+    """Experts whose B has one expert's columns after another's, and not every expert's first."""
+
+    count: int
+
+    def factors(self, b: "Array", a: "Array") -> tuple["Array", "Array"]:
+        """Return B with its columns as PEFT orders them, and A, which is the same in both."""
+        return b.reshape(len(b), self.count, -1).swapaxes(1, 2).reshape(b.shape), a
+
+
+Fused: TypeAlias = FusedPart | Diagonal | ByExpert
 
 
 def joined(pieces: Sequence["Array"]) -> "Array":

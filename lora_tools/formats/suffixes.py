@@ -95,7 +95,10 @@ def collect(specs: Mapping[str, Spec]) -> KeyGroups:
     extras: list[Extra] = []
     unknown: list[str] = []
     for key, spec in specs.items():
-        if (suffix := suffix_of(key)) is not None:
+        suffix = suffix_of(key)
+        if suffix == ".diff" and len(spec.shape) == 1:
+            extras.append(Extra(key, spec, BESIDE[".w_norm"]))
+        elif suffix is not None:
             parts = modules.setdefault(key.removesuffix(suffix), {})
             role = SUFFIXES[suffix]
             if role in parts:

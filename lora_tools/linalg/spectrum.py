@@ -51,14 +51,14 @@ NOISE = 8 * 2.0**-24
 """A share of the norm that factors in float32 cannot tell from their own rounding."""
 
 
-def numerical_rank(s: Float[Small, " rank"]) -> int:
+def numerical_rank(s: Float[Small, "*stack rank"]) -> int:
     """Return how many singular values are more than noise; all of them if all are zero.
 
     >>> numerical_rank(np.array([2.0, 1.0, 1e-9, 1e-12])), numerical_rank(np.zeros(3))
     (2, 3)
     """
     left = np.sqrt(tail(s))
-    return int(np.argmax(left <= NOISE * left[0])) if left[0] else len(s)
+    return int(np.argmax(left <= NOISE * left[0])) if left[0] else s.shape[-1]
 
 
 def choices(

@@ -17,7 +17,7 @@ FINE = 1e-3
 
 
 class Split(NamedTuple):
-    """D ≈ left @ right, both in their stored type, and ‖D - left @ right‖² of just those."""
+    """D ≈ scale · left @ right in their stored type, and the squared distance of just those."""
 
     left: Array
     right: Array
@@ -25,8 +25,8 @@ class Split(NamedTuple):
 
 
 @exact()
-def split(matrix: Operator, found: Leading, rank: int, code: str) -> Split:
-    """Return the best factors of ``rank``, in the type ``code``.
+def split(matrix: Operator, found: Leading, rank: int, code: str, scale: float = 1.0) -> Split:
+    """Return the best factors of ``rank``, in the type ``code``, that ``scale`` multiplies.
 
     The left one, U·√Σ, is rounded first; the right one is the least-squares fit to it *as
     rounded*, which costs the one pass over D that the error needs anyway. Raises
@@ -42,12 +42,12 @@ def split(matrix: Operator, found: Leading, rank: int, code: str) -> Split:
         columns = matrix.host(matrix.columns(matrix.array(rows, dtype)))
     else:
         columns = matrix.host(found.vectors[:, :rank]) * _power(kept, 0.25)
-    left = rounded(columns, code)
+    left = rounded(columns * scale**-0.5, code)
     cross = matrix.host(matrix.rows(matrix.array(left.wide, dtype))).astype(np.float64)
     wide = left.wide.astype(np.float64)
     own = wide.T @ wide
-    right = rounded(least_squares(own, cross), code)
-    fitted = right.wide.astype(np.float64)
+    right = rounded(least_squares(own, cross) / scale, code)
+    fitted = right.wide.astype(np.float64) * scale
     squared = matrix.squared - 2 * trace(cross, fitted) + trace(own, fitted @ fitted.T)
     if squared < NOISE * matrix.squared:
         squared = matrix.distance(wide, fitted)

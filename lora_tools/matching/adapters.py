@@ -56,6 +56,7 @@ class Matching:
         name = extra.name or extra.key
         rekeyed = (name, *(name.replace(new, old) for new, old in RENAMED))
         keys = [self._prefix(name)(each) for each in rekeyed]
+        keys += [s.add + name.removeprefix(s.drop) for s in self.swaps if name.startswith(s.drop)]
         found = (key for key in (*keys, self._memory(specs).get(name)) if key in specs)
         return next(found, None)
 
@@ -108,7 +109,7 @@ def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching
         exact(module, specs) for module in manifest.modules
     ):
         return Matching(adapter, Prefixes(), Tabled({}), known, kinds=kinds)
-    hints = Hints(manifest.base_model or "", kind or "")
+    hints = Hints.of(config, manifest.base_model)
     tables = tabled(manifest.modules, specs, config, hints)
     left = [
         each

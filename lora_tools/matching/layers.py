@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple, TypeVar
 
 from lora_tools.architectures import families
+from lora_tools.architectures.conventions import PACKED_PARAMETER
 from lora_tools.architectures.detection import Component, Hints, detect, known
 from lora_tools.architectures.index import Candidate, fine_paths, reading, template
 from lora_tools.architectures.layout import Dimensions, Role
@@ -21,10 +22,19 @@ class Layer(NamedTuple):
     transposed: bool
 
 
+def module_of(key: str) -> str:
+    """Return the module that a weight is of.
+
+    >>> module_of("attn.in_proj_weight"), module_of("norm.bias")
+    ('attn', 'norm.bias')
+    """
+    return key.removesuffix(WEIGHT).removesuffix(PACKED_PARAMETER)
+
+
 def sizes(specs: Mapping[str, Spec]) -> dict[str, Dimensions | None]:
     """Return the modules of a model and, of matrices, their sizes as they are stored."""
     return {
-        key.removesuffix(WEIGHT): Dimensions(*spec.shape) if len(spec.shape) == 2 else None
+        module_of(key): Dimensions(*spec.shape) if len(spec.shape) == 2 else None
         for key, spec in specs.items()
     }
 
@@ -64,7 +74,7 @@ def families_of(component: Component, hints: Hints) -> str:
 
 
 def _typed(component: Component, hints: Hints) -> Component:
-    typed = [c for c in component.candidates if hints.type and hints.type in c.family.types]
+    typed = [c for c in component.candidates if not {*hints.types}.isdisjoint(c.family.types)]
     return component.among(lambda candidate: candidate in typed) if typed else component
 
 
@@ -101,5 +111,7 @@ def _layer(path: str, size: Dimensions | None, candidate: Candidate, hints: Hint
     layout, family = match.layout, candidate.family
     fine, _ = template(layout.parts[0].path)
     # Models of other types may share the names, and not that their layers are stored as (in, out).
-    transposed = layout.transposed and (not hints.type or hints.type in family.types)
+    transposed = layout.transposed and (
+        not hints.types or not {*hints.types}.isdisjoint(family.types)
+    )
     return Layer(layout.role or family.role(fine), transposed)

@@ -133,7 +133,7 @@ def _by_tables(
     """Return the base's weights that tables make of components in other dialects."""
     made, why, notes = _Made({}, set()), dict[str, str](), list[str]()
     stated = [side.model.config for side in (base, tuned)]
-    hints = next((h for h in map(Hints.of, stated) if h.type), Hints())
+    hints = next((h for h in map(Hints.of, stated) if h.types), Hints())
     numbers = numbers_of(stated[0] or stated[1])
     there = _parts(ours)
     for own in _parts({key: whole(tuned, key) for key in tuned}):

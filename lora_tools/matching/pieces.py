@@ -42,7 +42,7 @@ class Piece(NamedTuple):
     part: int
     """Which update of the stack."""
     rows: Rows
-    """The rows of the update, before any transposition, in the weight's order."""
+    """The rows of the update, or its columns where it is transposed, in the weight's order."""
     start: int
     """The first row of the weight."""
     transposed: bool
@@ -89,7 +89,7 @@ def find(module: Module, prefix: Prefix, specs: Specs, config: Mapping[str, Any]
         if isinstance(module.site, Experts):
             ways: tuple[Site | None, ...] = (
                 _stacked(module, name, specs, config),
-                _per_expert(module, name, specs),
+                _per_expert(module, name, specs, config),
             )
         else:
             ways = (
@@ -114,10 +114,9 @@ def _namings(name: str) -> Iterator[str]:
 
 
 def _whole(module: Module, key: str, *, transposed: bool) -> Site:
-    count = module.stack
-    height = module.inp if transposed else module.out
+    rows = range(module.inp if transposed else module.out)
     return Site(
-        tuple(Piece(key, i, (range(module.out),), i * height, transposed) for i in range(count))
+        tuple(Piece(key, i, (rows,), i * len(rows), transposed) for i in range(module.stack))
     )
 
 
@@ -154,41 +153,56 @@ def _stacked(module: Module, key: str, specs: Specs, config: Mapping[str, Any]) 
     shape, count = specs[key].shape, module.stack
     if count == 1 and shape == (module.out, module.inp):  # a parameter that is one matrix
         return _whole(module, key, transposed=False)
-    if shape not in ((count, module.out, module.inp), (count, module.inp, module.out)):
+    if shape[:1] != (count,) or len(shape) != 3:
         return Site((), key)
-    if module.out != module.inp:
-        return _whole(module, key, transposed=shape != (count, module.out, module.inp))
-    return _whole(module, key, transposed=_square(key, config))
+    turned = _is_turned(module, key, shape[1:], config)
+    return Site((), key) if turned is None else _whole(module, key, transposed=turned)
+
+
+def _is_turned(
+    module: Module, key: str, shape: tuple[int, ...], config: Mapping[str, Any]
+) -> bool | None:
+    """Whether the matrices of experts hold the transposes of updates; None: they do not fit."""
+    if shape == (module.out, module.inp):
+        return _square(key, config) if module.out == module.inp else False
+    return True if shape == (module.inp, module.out) else None
 
 
 def _square(key: str, config: Mapping[str, Any]) -> bool:
     """Whether a stack of square matrices holds the transposes: only PEFT's version tells.
 
     Until 0.18 A always read dimension 1 of the weight, in 0.19.0 by mistake unless the weight is
-    stored transposed, and since then its input (`ParamWrapper` in tuners/lora/layer.py).
+    stored transposed, and since then its input (`ParamWrapper` in tuners/lora/layer.py). Versions
+    in development between these releases had the rule of the one or of the other.
     """
     version = str(config.get("peft_version") or "")
     numbers = tuple(int(n) for n in re.findall(r"\d{1,9}", version)[:3])
-    if not numbers:
+    between = ".dev" in version and (0, 18, 1) <= numbers <= (0, 19, 1)
+    if not numbers or between:
+        silent = "the adapter does not say which PEFT wrote it"
+        why = f"the adapter says PEFT {version}, of which there were several" if numbers else silent
         raise FormatError(
-            f"{key} is square, and the adapter does not say which PEFT wrote it: its input and"
-            " output cannot be told apart"
-        ).hint('Add "peft_version" to adapter_config.json, as `pip show peft` gave it then.')
+            f"{key} is square, and {why}: its input and output cannot be told apart"
+        ).hint('Set "peft_version" in adapter_config.json to the release it was closest to.')
     stored = str(config.get("model_type")) in PEFT_TRANSPOSED
     if numbers >= (0, 19, 1):
         return stored
     return not stored if numbers >= (0, 19) else True
 
 
-def _per_expert(module: Module, name: str, specs: Specs) -> Site | None:
+def _per_expert(module: Module, name: str, specs: Specs, config: Mapping[str, Any]) -> Site | None:
     parent, _, leaf = name.rpartition(".")
     for parts in STACKS.get(leaf, ()):
-        if f"{parent}.0.{parts[0]}.weight" not in specs:
+        first = [f"{parent}.0.{part}.weight" for part in parts]
+        if first[0] not in specs:
             continue
+        shapes = [specs[key].shape for key in first if key in specs]
+        stacked = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        turned = _is_turned(module, f"{parent}.{leaf}", stacked, config)
         pieces: list[Piece] = []
         for expert in range(module.stack):
             keys = [f"{parent}.{expert}.{part}.weight" for part in parts]
-            found = _parts(module, keys, specs, expert)
+            found = _parts(module, keys, specs, expert, turned=bool(turned))
             if not found.pieces:
                 return found
             pieces += found.pieces
@@ -206,16 +220,19 @@ def _split(module: Module, name: str, specs: Specs) -> Site | None:
     return None
 
 
-def _parts(module: Module, keys: list[str], specs: Specs, number: int) -> Site:
-    """Share the rows of one update out among weights, in their order."""
+def _parts(
+    module: Module, keys: list[str], specs: Specs, number: int, *, turned: bool = False
+) -> Site:
+    """Allocate the rows of one update, or its columns, to weights in their order."""
     pieces, row = [], 0
+    height, width = (module.inp, module.out) if turned else (module.out, module.inp)
     for key in keys:
         spec = specs.get(key)
-        if spec is None or len(spec.shape) != 2 or spec.shape[1] != module.inp:
+        if spec is None or len(spec.shape) != 2 or spec.shape[1] != width:
             return Site((), key)
-        pieces.append(Piece(key, number, (range(row, row + spec.shape[0]),), 0, False))
+        pieces.append(Piece(key, number, (range(row, row + spec.shape[0]),), 0, turned))
         row += spec.shape[0]
-    return Site(tuple(pieces)) if row == module.out else Site((), keys[-1])
+    return Site(tuple(pieces)) if row == height else Site((), keys[-1])
 
 
 def _fused(module: Module, name: str, specs: Specs) -> Site | None:

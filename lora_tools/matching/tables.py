@@ -64,7 +64,9 @@ def tabled(
     undecided: dict[str, str] = {}
     result = Tabled({}, (), undecided)
     swaps: dict[Swap, int] = {}
-    for here in detect(sizes, families.FAMILIES) if theirs else ():
+    shared = {dialect.family for there in theirs for dialect in there.candidates}
+    for found in detect(sizes, families.FAMILIES) if theirs else ():
+        here = found.among(lambda candidate: candidate.family in shared)
         if not here.candidates:
             continue
 
@@ -148,13 +150,13 @@ def _sites(
 ) -> _Answer:
     """Return the sites of modules in a component of the base; those that fit are in it."""
     found: dict[str, Site] = {}
-    if candidate == there.candidate:  # the same names: nothing moves
-        for name, path in paths.items():
-            if site := exact(modules[name], there.specs, f"{there.prefix}{path}"):
-                found[name] = site
-        return there.prefix, found
     for name, path in paths.items():
         module = modules[name]
+        if candidate == there.candidate and (
+            site := exact(module, there.specs, f"{there.prefix}{path}")
+        ):
+            found[name] = site  # the same names: nothing moves
+            continue
         try:
             parts, _ = fine({path: _size(module)}, candidate, there.numbers)
             pieces = tuple(piece for part in parts for piece in _pieces(module, part, there))
@@ -184,9 +186,8 @@ def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 def _covers(module: Module, pieces: Sequence[Piece]) -> bool:
     """Whether every row of a module's updates has a place."""
-    return sum(count(piece.rows) for piece in pieces) == module.out * (
-        module.site.count if isinstance(module.site, Experts) else 1
-    )
+    rows = (module.out if piece.transposed else count(piece.rows) for piece in pieces)
+    return sum(rows) == module.out * (module.site.count if isinstance(module.site, Experts) else 1)
 
 
 def _pieces(module: Module, part: Fine, there: _There) -> Iterator[Piece]:
@@ -220,7 +221,7 @@ def _rows(
     if isinstance(module.site, Embedding):
         if shape != module.shape:
             raise FormatError(f"{key} has another shape")
-        yield Piece(key, 0, (range(module.out),), 0, True)
+        yield Piece(key, 0, (range(module.inp),), 0, True)
         return
     if inp != module.inp:
         raise FormatError(f"{key} has other columns")
@@ -231,7 +232,7 @@ def _rows(
         whole = (range(module.out),)
         if rows != whole or part.place.rows != whole:
             raise FormatError(f"{key}: some columns of a transposed weight")
-        yield Piece(key, part.place.member, whole, first * inp, True)
+        yield Piece(key, part.place.member, (range(inp),), first * inp, True)
         return
     for start, own in _contiguous(part.place.rows, rows):
         yield Piece(key, part.place.member, own, first * out + start, False)

@@ -1,7 +1,7 @@
 """Plans of merges: what becomes of every tensor of a base, before any of it is computed."""
 
 from lora_tools.merging.matched import WeightedAdapter
-from lora_tools.merging.merge_plan import MergePlan, general, plan
+from lora_tools.merging.merge_plan import MergePlan, configured, general, plan
 from lora_tools.merging.planner import MergeOptions
 from lora_tools.merging.tensor_plan import Outcome, TensorPlan
 
@@ -11,6 +11,7 @@ __all__ = [
     "Outcome",
     "TensorPlan",
     "WeightedAdapter",
+    "configured",
     "general",
     "plan",
 ]

@@ -55,14 +55,15 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> RowUpdate:
     except NonFiniteError as error:
         where = f"{patch.adapter.tensors.path}: {module.name}: B times its scale"
         raise NonFiniteError(f"{where}: {error}") from error
-    b = taken(b, piece.rows) * scale
+    b = b * scale
     if isinstance(module.site, Convolution) and module.site.groups > 1:
         own = patch.width
         a = a.reshape(len(a), module.site.groups, own)[:, piece.part]
     if not sound(update):
         raise not_finite(patch.adapter.tensors.path, module, update, "")
     magnitude = wide(update.magnitude).reshape(-1) if isinstance(update, DoRA) else None
-    return RowUpdate(a.T, b.T, magnitude) if piece.transposed else RowUpdate(b, a, magnitude)
+    left, right = (a.T, b.T) if piece.transposed else (b, a)
+    return RowUpdate(taken(left, piece.rows), right, magnitude)
 
 
 def check_strength(patch: Patch, low: LowRank, scale: float) -> None:

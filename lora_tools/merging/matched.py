@@ -7,12 +7,17 @@ from typing import Any
 from lora_tools.adapter import Adapter
 from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.formats.features import COPY
 from lora_tools.formats.manifest import Extra, Module
 from lora_tools.formats.sites import Linear
 from lora_tools.matching import Matching, Site, Swap, match
 from lora_tools.matching.pieces import Specs
+from lora_tools.merging.differences import KINDS, differences
 from lora_tools.merging.grouped import reads_others
 from lora_tools.merging.tensor_plan import Patch, Tokens
+
+SET_WEIGHT = ".set_weight"
+"""The ending of a tensor that takes the place of a module's weight."""
 
 
 @dataclass(slots=True)
@@ -24,6 +29,8 @@ class MatchedUpdates:
     replaced: dict[str, Extra] = field(default_factory=dict)
     unmatched: dict[str, str] = field(default_factory=dict)
     """Names of the adapter that no tensor of the base matches, and why."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Names of the adapter that it has another tensor for, and why they are not used."""
     swaps: tuple[Swap, ...] = ()
     """What changes before the adapter's names."""
 
@@ -37,10 +44,14 @@ class WeightedAdapter:
 
 
 def match_updates(
-    weighted: WeightedAdapter, specs: Specs, config: Mapping[str, Any]
+    weighted: WeightedAdapter,
+    specs: Specs,
+    config: Mapping[str, Any],
+    factors: Mapping[str, float],
 ) -> MatchedUpdates:
     """Match everything that an adapter has with a base; ``config`` is the base's.
 
+    ``factors``: what the updates of its modules are multiplied by beside its weight.
     Raises `FormatError` if it fits in several places equally well, and `UnsupportedError` for what
     no base weight can hold.
     """
@@ -60,10 +71,21 @@ def match_updates(
     matching = match(adapter, specs, config)
     matched.swaps = matching.swaps
     for extra in manifest.extras:
-        _place_extra(weighted, extra, matching, specs, matched)
+        if extra.rows is None and extra.kind not in KINDS:
+            _place_extra(extra, matching, specs, matched)
     # A saved embedding may have more rows than the base's; what is added to it has to fit it.
     grown = dict(specs) | {key: extra.spec for key, extra in matched.replaced.items()}
+    for extra in (each for each in manifest.extras if each.rows is not None):
+        _place_tokens(weighted, extra, matching, grown, matched)
     found = matching.sites(grown)
+    added = differences(adapter, matching, found, specs, config)
+    for extra in manifest.extras:
+        if extra.key in added:
+            for piece in added[extra.key].pieces:
+                patch = Patch(adapter, added[extra.key].module, piece, weighted.weight)
+                matched.patches.setdefault(piece.key, []).append(patch)
+        elif extra.kind in KINDS:
+            matched.unmatched[extra.key] = f"no such tensor for its {extra.kind}"
     for module in manifest.modules:
         site = found[module.name]
         if site is None or site.misfit:
@@ -75,7 +97,8 @@ def match_updates(
                 " place for those of other groups"
             )
             continue
-        _place_module(weighted, module, site, grown, matched)
+        weight = weighted.weight * factors[module.name]
+        _place_module(adapter, module, weight, site, grown, matched)
     return matched
 
 
@@ -92,9 +115,13 @@ def check_matched(adapter: Adapter, matched: MatchedUpdates, specs: Specs) -> No
 
 
 def _place_module(
-    weighted: WeightedAdapter, module: Module, site: Site, specs: Specs, matched: MatchedUpdates
+    adapter: Adapter,
+    module: Module,
+    weight: float,
+    site: Site,
+    specs: Specs,
+    matched: MatchedUpdates,
 ) -> None:
-    adapter, weight = weighted.adapter, weighted.weight
     if "bias" in module.parts:
         key = _bias_of(site.pieces[0].key)
         size = module.parts["bias"].spec.numel
@@ -114,33 +141,47 @@ def _bias_of(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
 
 
-def _place_extra(
+def _place_tokens(
     weighted: WeightedAdapter,
     extra: Extra,
     matching: Matching,
     specs: Specs,
     matched: MatchedUpdates,
 ) -> None:
+    if extra.kind == COPY:
+        matched.copies[extra.key] = "the tokens of the embedding, which the head is tied to"
+        return
+    key = matching.key(extra, specs)
+    if key is None:
+        matched.unmatched[extra.name or extra.key] = f"no such tensor for its {extra.kind}"
+        return
+    spec, rows = specs[key], extra.rows or ()
+    if len(rows) != extra.spec.shape[0] or extra.spec.shape[1:] != spec.shape[1:]:
+        raise FormatError(
+            f"{weighted.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
+            f" {len(rows)} rows of {key}, which has {list(spec.shape)}"
+        )
+    beyond = [row for row in rows if not 0 <= row < spec.shape[0]]
+    if beyond:
+        raise FormatError(
+            f"{weighted.adapter.path}: tokens {some(beyond)} of {key}, which has only"
+            f" {spec.shape[0]} rows"
+        ).hint("Resize the base's embeddings first, as was done for the training.")
+    matched.tokens.setdefault(key, []).append(Tokens(weighted.adapter, extra))
+
+
+def _place_extra(extra: Extra, matching: Matching, specs: Specs, matched: MatchedUpdates) -> None:
     name = extra.name or extra.key
+    if extra.kind == COPY:
+        matched.copies[extra.key] = "a copy of what PEFT loads, or what it was before training"
+        return
+    if name.endswith(SET_WEIGHT):
+        extra = extra._replace(name=f"{name.removesuffix(SET_WEIGHT)}.weight")
     key = matching.key(extra, specs)
     if key is None:
         matched.unmatched[name] = f"no such tensor for its {extra.kind}"
         return
     spec = specs[key]
-    if extra.rows is not None:
-        if len(extra.rows) != extra.spec.shape[0] or extra.spec.shape[1:] != spec.shape[1:]:
-            raise FormatError(
-                f"{weighted.adapter.path}: {extra.key} of shape {list(extra.spec.shape)} for"
-                f" {len(extra.rows)} rows of {key}, which has {list(spec.shape)}"
-            )
-        beyond = [row for row in extra.rows if not 0 <= row < spec.shape[0]]
-        if beyond:
-            raise FormatError(
-                f"{weighted.adapter.path}: tokens {some(beyond)} of {key}, which has only"
-                f" {spec.shape[0]} rows"
-            ).hint("Resize the base's embeddings first, as was done for the training.")
-        matched.tokens.setdefault(key, []).append(Tokens(weighted.adapter, extra))
-        return
     if spec.shape != extra.spec.shape and not _grows(key, spec.shape, extra.spec.shape):
         matched.unmatched[name] = (
             f"has the shape {list(extra.spec.shape)}, the base's {key} {list(spec.shape)}"

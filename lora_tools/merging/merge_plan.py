@@ -1,7 +1,7 @@
 """Merge plans: everything that becomes of a base under adapters, known from headers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from lora_tools.errors import PolicyError, UnsupportedError, some
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import DTYPES, FLOATS
 from lora_tools.files.header import Spec
+from lora_tools.formats.manifest import Module
 from lora_tools.matching import Swap
 from lora_tools.matching.ties import tie_of
 from lora_tools.merging.matched import WeightedAdapter
@@ -44,6 +45,14 @@ class MergePlan:
         return reopened, (self.address,)
 
     @property
+    def removed(self) -> Iterator[tuple[WeightedAdapter, Module]]:
+        """The modules that are left out because it was asked for."""
+        for number, weighted in enumerate(self.adapters, 1):
+            modules = weighted.adapter.manifest.modules
+            factors = self.options.selection.of(modules, number)
+            yield from ((weighted, module) for module in modules if not factors[module.name])
+
+    @property
     def address(self) -> Address:
         """How another process plans the same."""
         weights = tuple(each.weight for each in self.adapters)
@@ -69,11 +78,12 @@ def plan(
     entries = {
         key: TensorPlan(key, weight.spec, BaseValues(weight)) for key, weight in weights.items()
     }
-    if tie and options.untie:
+    if tie:  # as PEFT sees it: two modules, which are found to be one at the end, or not
         entries[tie.head] = replace(entries[tie.embedding], key=tie.head)
     planner = Planner(base, entries, tie, options)
-    for weighted in adapters:
-        planner.add(weighted)
+    options.selection.check([weighted.adapter.manifest.modules for weighted in adapters])
+    for number, weighted in enumerate(adapters, 1):
+        planner.add(weighted, number)
     planner.settle()
     most = general(base.tensors.specs)
     entries = {key: _typed(entry, options.dtype, most) for key, entry in planner.entries.items()}
@@ -81,7 +91,9 @@ def plan(
     if not any(entry.patches or entry.tokens or entry.source.adapter for entry in entries.values()):
         planner.notes.append("The adapters change nothing of this base.")
     _check_types(base, [entries[key] for key in touched])
-    config, grown = _configured(base, entries, options, dequantised=bool(weights.encoded))
+    config, grown = _configured(
+        base, entries, options, dequantised=bool(weights.encoded), untied=planner.untied
+    )
     if grown:
         planner.notes.append(
             f"The vocabulary has {grown[1]:,} entries where the base has {grown[0]:,}."
@@ -100,7 +112,7 @@ def plan(
         config,
         options,
         planner.left_out,
-        tuple(planner.notes),
+        (*base.tensors.notes, *planner.notes),
         grown is not None,
         planner.swaps,
     )
@@ -155,7 +167,12 @@ def _check_types(base: Model, touched: list[TensorPlan]) -> None:
 
 
 def _configured(
-    base: Model, entries: Mapping[str, TensorPlan], options: MergeOptions, *, dequantised: bool
+    base: Model,
+    entries: Mapping[str, TensorPlan],
+    options: MergeOptions,
+    *,
+    dequantised: bool,
+    untied: bool,
 ) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the configuration that fits the entries, and the old and new size of a vocabulary."""
     config: dict[str, Any] = json.loads(json.dumps(dict(base.config)))
@@ -169,11 +186,20 @@ def _configured(
     for section in sections:
         if grown and "vocab_size" in section:
             section["vocab_size"] = grown[1]
-        if options.untie and (section is config or "tie_word_embeddings" in section):
+        if untied:
             section["tie_word_embeddings"] = False
-        if options.dtype and (name := DTYPES[options.dtype].torch):
-            section |= {key: name for key in ("dtype", "torch_dtype") if key in section}
     for section in sections if dequantised else ():
         for name in SECTIONS:
             section.pop(name, None)
+    for section in sections:
+        section |= configured(section, options.dtype)
     return config, grown
+
+
+def configured(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """Return a configuration that names the dtype of the weights, where it names one."""
+    name = DTYPES[dtype].torch if dtype else None
+    return {
+        key: name if name and key in ("dtype", "torch_dtype") else value
+        for key, value in config.items()
+    }

@@ -1,23 +1,21 @@
 """Planner: a merge plan in the making, to which adapters are added one after another."""
 
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.base import plain
-from lora_tools.errors import UnsupportedError
+from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.files.header import Spec
-from lora_tools.files.place import Place, read_array
 from lora_tools.formats.manifest import Extra
 from lora_tools.matching import Swap
 from lora_tools.matching.ties import TiedWeights
-from lora_tools.merging.factors import wide
-from lora_tools.merging.matched import MatchedUpdates, WeightedAdapter, check_matched, match_updates
+from lora_tools.merging.matched import WeightedAdapter, check_matched, match_updates
 from lora_tools.merging.tensor_plan import BaseValues, Patch, TensorPlan, Tokens
+from lora_tools.merging.tied import follow, same_values, settled
 from lora_tools.model import Model
+from lora_tools.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +25,11 @@ class MergeOptions:
     dtype: str | None = None
     """dtype of the weights written, as safetensors names it; None: each keeps its own."""
     untie: bool = False
-    """Give tied embeddings a head of their own."""
+    """Give tied embeddings a head of their own, even where both are still one."""
     allow_missing: bool = False
     """Leave out what is unmatched in the base, and list it."""
+    selection: Selection = field(default_factory=Selection)
+    """Which modules are merged, and what their updates are multiplied by."""
 
 
 class Planner:
@@ -43,28 +43,33 @@ class Planner:
         options: MergeOptions,
     ) -> None:
         self.base, self.entries, self.tie, self.options = base, entries, tie, options
+        self.before = {key: entry.spec for key, entry in entries.items()}
+        self.untied = False
         self.left_out: dict[str, str] = {}
         self.notes = [f"{base.path}: {note}" for note in base.tensors.notes]
         self.swaps: dict[str, tuple[Swap, ...]] = {}
 
-    def add(self, weighted: WeightedAdapter) -> None:
-        """Add all that an adapter holds."""
+    def add(self, weighted: WeightedAdapter, number: int) -> None:
+        """Add what is selected of an adapter, the one with this number."""
+        weighted, factors = _selected(weighted, number, self.options.selection)
         specs = {key: entry.spec for key, entry in self.entries.items()}
-        matched = match_updates(weighted, specs, self.base.config)
-        self._check_tie(weighted, matched)
+        matched = match_updates(weighted, specs, self.base.config, factors)
+        if self.tie:
+            follow(weighted, matched, self.tie)
         self.notes += [s.sentence(str(weighted.adapter.path), "the base") for s in matched.swaps]
         self.swaps |= {str(weighted.adapter.path): matched.swaps}
         if not self.options.allow_missing:
             check_matched(weighted.adapter, matched, specs)
         self.left_out |= {
-            f"{weighted.adapter.path}: {name}": why for name, why in matched.unmatched.items()
+            f"{weighted.adapter.path}: {name}": why
+            for name, why in (matched.unmatched | matched.copies).items()
         }
         for key, extra in matched.replaced.items():
             self._replace(weighted, key, extra)
         for key, tokens in matched.tokens.items():
             self._tokens(weighted, key, tokens)
         for key, patches in matched.patches.items():
-            self._patch(weighted, key, patches)
+            self._patch(key, patches)
 
     def _replace(self, weighted: WeightedAdapter, key: str, extra: Extra) -> None:
         adapter, weight = weighted.adapter, weighted.weight
@@ -76,7 +81,7 @@ class Planner:
         old = self.entries[key]
         values = adapter.tensors.arrays.places[extra.key]
         source = BaseValues(plain(extra.key, extra.spec, values), adapter)
-        if old.source.adapter and not _same(old.source, source):
+        if old.source.adapter and not same_values(old.source, source):
             raise UnsupportedError(
                 f"{key}: replaced by {old.source.adapter.path} and by {adapter.path}"
             ).hint("Merge adapters that replace the same tensors one at a time.")
@@ -94,20 +99,19 @@ class Planner:
                 for each in tokens
             }
             return
-        # Readers of a tied model take both from one tensor; a copy of it would go stale.
-        keys = [key]
-        if self.tie and key == self.tie.embedding and self.tie.head in self.entries:
-            keys.append(self.tie.head)
-        for name in keys:
-            entry = self.entries[name]
-            if entry.tokens:
-                raise UnsupportedError(f"{name}: rows are replaced by two adapters").hint(
-                    "Merge adapters that train tokens one at a time."
-                )
-            self.entries[name] = replace(entry, tokens=tuple(tokens))
+        entry = self.entries[key]
+        before = {row: each.adapter.path for each in entry.tokens for row in each.rows}
+        twice = [row for each in tokens for row in each.rows if row in before]
+        if twice:
+            raise UnsupportedError(
+                f"{key}: rows {some(twice)} are replaced by {before[twice[0]]} and by"
+                f" {weighted.adapter.path}"
+            ).hint("Merge adapters that train the same tokens one at a time.")
+        self.entries[key] = replace(entry, tokens=(*entry.tokens, *tokens))
 
-    def _patch(self, weighted: WeightedAdapter, key: str, patches: list[Patch]) -> None:
-        if weighted.weight == 0:
+    def _patch(self, key: str, patches: Sequence[Patch]) -> None:
+        patches = [patch for patch in patches if patch.weight]
+        if not patches:
             return
         entry = self.entries[key]
         every = (*entry.patches, *patches)
@@ -115,45 +119,24 @@ class Planner:
             raise UnsupportedError(
                 f"{key}: DoRA normalises its rows, so that nothing else can be added to them"
             ).hint("Merge DoRA adapters one at a time.")
-        if weighted.weight < 0 and any(patch.dora for patch in patches):
+        if any(patch.dora and patch.weight < 0 for patch in patches):
             raise UnsupportedError(
                 f"{key}: DoRA cannot be taken out: the norms that its rows had are in no file"
             ).hint("Keep the base.")
         self.entries[key] = replace(entry, patches=every)
 
-    def _check_tie(self, weighted: WeightedAdapter, matched: MatchedUpdates) -> None:
-        """Refuse to change one half of a tied pair; take two equal replacements for one."""
-        tie = self.tie
-        if tie is None or self.options.untie:
-            return
-        leaf = tie.head.removesuffix(".weight")
-        heads = [
-            name
-            for name in matched.unmatched
-            if f".{name}".endswith((f".{leaf}", f".{leaf}.weight"))
-        ]
-        embedding = matched.replaced.get(tie.embedding)
-        for name in heads:
-            extra = _extra_named(weighted, name)
-            if extra and embedding and _equal(weighted, extra, embedding):
-                del matched.unmatched[name]
-                continue
-            raise _tied(weighted, tie, name)
-        touched = tie.embedding in matched.patches and weighted.weight != 0
-        head = matched.replaced.get(tie.head)
-        if embedding and head and not touched and _equal(weighted, head, embedding):
-            return
-        if touched or head or tie.head in matched.patches:
-            raise _tied(weighted, tie, tie.embedding if touched else tie.head)
-        if embedding and tie.head in self.entries:
-            matched.replaced[tie.head] = embedding  # the file holds a copy of the one tensor
-
     def settle(self) -> None:
         """Check what only all adapters together can show."""
-        if not self.tie and (head := self._stale_head()):
+        if head := self._stale_head():
             raise UnsupportedError(
                 f"{self.base.path}: the embeddings have another number of rows than {head}"
             ).hint("The adapter has to hold both.")
+        if self.tie:
+            self.entries, note = settled(
+                self.base, self.entries, self.tie, untie=self.options.untie
+            )
+            self.untied = self.tie.head in self.entries and (self.options.untie or note is not None)
+            self.notes += [note] if note else []
         for key, entry in self.entries.items():
             table = [patch for patch in entry.patches if patch.stop > entry.table[0]]
             if table:
@@ -164,7 +147,7 @@ class Planner:
             kind: {
                 key: sum(entry.spec.shape[:1]) - sum(entry_of.shape[:1])
                 for key, entry in self.entries.items()
-                if ends(key, names) and (entry_of := self.base.tensors.specs.get(key))
+                if ends(key, names) and (entry_of := self.before.get(key))
             }
             for kind, names in (("in", TOKENS), ("out", HEADS))
         }
@@ -172,29 +155,13 @@ class Planner:
         return next((key for key, more in rows["out"].items() if grown and not more), None)
 
 
-def _extra_named(weighted: WeightedAdapter, name: str) -> Extra | None:
-    return next((e for e in weighted.adapter.manifest.extras if (e.name or e.key) == name), None)
-
-
-def _equal(weighted: WeightedAdapter, one: Extra, other: Extra) -> bool:
-    if one.spec != other.spec:
-        return False
-    x, y = (wide(weighted.adapter.tensors.arrays[extra.key]) for extra in (one, other))
-    return bool(np.array_equal(x, y))
-
-
-def _same(one: BaseValues, other: BaseValues) -> bool:
-    if one.adapter is None or other.adapter is None or one.spec != other.spec:
-        return False
-    return bool(np.array_equal(wide(_array(one)), wide(_array(other))))
-
-
-def _array(source: BaseValues) -> Any:
-    return read_array(source.values) if isinstance(source.values, Place) else source.values
-
-
-def _tied(weighted: WeightedAdapter, tie: TiedWeights, name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{weighted.adapter.path}: changes {name} alone, but the base ties {tie.embedding} to"
-        f" {tie.head}"
-    ).hint("Pass --untie to write both, each with its own update, as the adapter was trained.")
+def _selected(
+    weighted: WeightedAdapter, number: int, selection: Selection
+) -> tuple[WeightedAdapter, Mapping[str, float]]:
+    """Return an adapter with what is left of it, and what its updates are multiplied by."""
+    manifest = weighted.adapter.manifest
+    factors = selection.of(manifest.modules, number)
+    modules = tuple(module for module in manifest.modules if factors[module.name])
+    extras = tuple(extra for extra in manifest.extras if selection.keeps(extra))
+    left = replace(manifest, modules=modules, extras=extras)
+    return replace(weighted, adapter=replace(weighted.adapter, manifest=left)), factors

@@ -35,9 +35,7 @@ class Patch:
     @property
     def stop(self) -> int:
         """The row of the weight after the last one that is changed."""
-        turned = self.piece.transposed and not self.bias
-        height = self.module.inp if turned else count(self.piece.rows)
-        return self.piece.start + height
+        return self.piece.start + count(self.piece.rows)
 
     @property
     def width(self) -> int:

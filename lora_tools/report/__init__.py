@@ -1,8 +1,15 @@
 """Reports: what was done to each module and what it cost, as data and as text."""
 
 from lora_tools.report.cells import NONE, shape, span
-from lora_tools.report.document import Document, command_line, grouped, remarks, section
-from lora_tools.report.figures import error, kept, outcomes, percent, size, total
+from lora_tools.report.document import (
+    Document,
+    command_line,
+    grouped,
+    remarks,
+    removals,
+    section,
+)
+from lora_tools.report.figures import error, kept, outcomes, percent, removed_shares, size, total
 from lora_tools.report.markdown import block, code, plain
 from lora_tools.report.report import SCHEMA, Change, Report
 from lora_tools.report.row import OUTCOMES, Row
@@ -28,6 +35,8 @@ __all__ = [
     "plain",
     "ranks_table",
     "remarks",
+    "removals",
+    "removed_shares",
     "section",
     "shape",
     "size",

@@ -1,5 +1,6 @@
 """What every verb's report is: one set of data that is written as JSON, as text and as Markdown."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_tools.files.disk import write_text
+from lora_tools.names import collapse, template
+from lora_tools.report.figures import percent
 from lora_tools.report.markdown import block, plain
 from lora_tools.text import json_text, label
 
@@ -58,6 +61,13 @@ def remarks(left_out: Mapping[str, str], notes: Iterable[str]) -> Iterator[str]:
     """Yield what is not in the result, and what a person should know, a sentence each."""
     yield from (f"left out: {label(name)} ({why})" for name, why in left_out.items())
     yield from (f"note: {note}" for note in notes)
+
+
+def removals(shares: Mapping[str, float]) -> Iterator[str]:
+    """Yield a line for each template of removed modules, with the share that they have together."""
+    for names in grouped(shares, template):
+        share = percent(math.hypot(*(shares[name] for name in names)))
+        yield f"removed: {label(collapse(names))} ({share} of ‖ΔW‖)"
 
 
 def command_line(arguments: str) -> Iterator[str]:

@@ -78,6 +78,16 @@ def shares(norms: Iterable[float]) -> list[float]:
     return [norm / top for norm in norms] if top else norms
 
 
+def removed_shares(removed: Mapping[str, float], kept: Iterable[float]) -> dict[str, float]:
+    """Return the share of ``||dW||`` that each module had that was removed, beside those kept.
+
+    >>> removed_shares({"q": 3.0}, [4.0])
+    {'q': 0.6}
+    """
+    whole = math.hypot(*removed.values(), *kept)
+    return {name: norm / whole if whole else 0.0 for name, norm in removed.items()}
+
+
 def size(nbytes: float) -> str:
     """Write a number of bytes for people.
 

@@ -1,14 +1,12 @@
 """What was done to each module and what it cost, for verbs that write updates anew."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_tools.names import collapse, template
-from lora_tools.report.document import Document, grouped, remarks, section
-from lora_tools.report.figures import error, outcomes, percent, size, total
+from lora_tools.report.document import Document, remarks, removals, section
+from lora_tools.report.figures import error, outcomes, percent, removed_shares, size, total
 from lora_tools.report.markdown import plain
 from lora_tools.report.modules import ranks_table, scales_table
 from lora_tools.report.row import OUTCOMES, Row
@@ -79,10 +77,18 @@ class Report(Document):
         """The least relative error possible at these ranks."""
         return total((row.norm, row.optimal_error) for row in self.rows)
 
+    @property
+    def bound(self) -> float | None:
+        """A certified lower bound of `optimal_error`; None where that is exact."""
+        bounds = [row.optimal_error_lower_bound for row in self.rows]
+        if all(bound is None for bound in bounds):
+            return None
+        pairs = zip(self.rows, bounds, strict=True)
+        return total((r.norm, r.optimal_error if b is None else b) for r, b in pairs)
+
     def removed_shares(self) -> dict[str, float]:
         """Return the share of the source's ``||dW||`` that each module had that was removed."""
-        whole = math.hypot(*self.removed.values(), *(row.norm for row in self.rows))
-        return {name: norm / whole if whole else 0.0 for name, norm in self.removed.items()}
+        return removed_shares(self.removed, (row.norm for row in self.rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, as `report.schemas` describes it."""
@@ -133,6 +139,11 @@ class Report(Document):
         lines = [self._made()] if self.source_format != self.target_format else []
         best = f" (best possible at these ranks {percent(self.optimal_error)})"
         lines.append(f"error {percent(self.error)} as written{best if self.policy else ''}")
+        if self.bound is not None:
+            lines.append(
+                f"no adapter of these ranks has less than {percent(self.bound)} (but for a chance"
+                " of 1e-06): some modules were sketched"
+            )
         lines.append(
             f"parameters {self.params[0]:,} → {self.params[1]:,},"
             f" file {size(self.nbytes[0])} → {size(self.nbytes[1])}, {self.seconds:.1f} s"
@@ -148,7 +159,7 @@ class Report(Document):
             if names:
                 lines.append(f"{title}: {', '.join(map(label, names))}")
         lines += [f"dropped: {len(names)} × {feature}" for feature, names in self.dropped.items()]
-        lines += [f"removed: {line}" for line in _removed(self.removed_shares())]
+        lines += removals(self.removed_shares())
         return joined([*lines, *remarks(self.left_out, self.notes)])
 
     def _formats(self, before: str) -> str:
@@ -163,14 +174,6 @@ class Report(Document):
         )
         how = f", {self.policy}" if self.policy else ""
         return f"{self._formats('')}{how}: {len(self.rows)} modules, {made}"
-
-
-def _removed(shares: Mapping[str, float]) -> list[str]:
-    """Return a line for each template of names, with the share that its modules have together."""
-    return [
-        f"{label(collapse(names))} ({percent(math.hypot(*(shares[n] for n in names)))} of ‖ΔW‖)"
-        for names in grouped(shares, template)
-    ]
 
 
 def _kinds(carried: Mapping[str, str]) -> list[str]:

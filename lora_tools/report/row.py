@@ -40,3 +40,6 @@ class Row:
     """The largest singular value that was given up; 0 if none."""
     outcome: str
     """One of `OUTCOMES`."""
+    optimal_error_lower_bound: float | None = None
+    """Certified: no update of this rank has a smaller error. None where `optimal_error` is exact,
+    and not what a sketch has reached."""

@@ -51,7 +51,8 @@ REWRITE: Objects = {
     ),
     "modules[]": _names(
         "module key_prefix shape rank_before rank_after rank_stored scale_before scale"
-        " alpha dtype norm energy error optimal_error sigma_max sigma_discarded outcome"
+        " alpha dtype norm energy error optimal_error optimal_error_lower_bound sigma_max"
+        " sigma_discarded outcome"
     ),
     **MADE,
 }
@@ -186,12 +187,16 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         "What would become of each tensor if it changed; sizes are the largest possible.",
     ),
+    "lora-tools/part/1": Schema(
+        "`extract` and `merge --part I/N --json`",
+        {"": _names("schema command part part_count pieces resumed_pieces total_pieces waiting")},
+    ),
     "lora-tools/merge/2": Schema(
         "`merge --json`, `lora_tools_report.json` in OUT",
         {
             "": _names(
-                "schema command base adapters arguments totals warning tensors left_out prefixes"
-                " notes inputs?"
+                "schema command base adapters arguments totals warning tensors removed left_out"
+                " prefixes notes inputs?"
             ),
             "totals": _names(
                 "tensors outcomes error lost_to_rounding bytes_after shards resumed_shards seconds"

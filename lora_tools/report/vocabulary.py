@@ -125,6 +125,12 @@ FIELDS: Mapping[str, Field] = {
     "totals.tensors": Field(WHOLE, "how many there are", "tensors"),
     "outcomes": Field("object: integer", "how many modules and tensors have each outcome"),
     "shards": Field(WHOLE, "files of weights", "files"),
+    "part": Field(WHOLE, "the number of a part, from 1"),
+    "part_count": Field(WHOLE, "how many parts there are"),
+    "pieces": Field(WHOLE, "finished files of a part, whatever call finished them", "files"),
+    "resumed_pieces": Field(WHOLE, "those of them that an earlier call had finished", "files"),
+    "total_pieces": Field(WHOLE, "files that all parts have together", "files"),
+    "waiting": Field("boolean", "whether a part has more to do when all others are as far"),
     "resumed_shards": Field(WHOLE, "files that an interrupted run had finished", "files"),
     "seconds": Field(REAL, "time taken", "seconds"),
     "estimated_seconds": Field(REAL, "time that it would take, about", "seconds"),
@@ -137,7 +143,9 @@ FIELDS: Mapping[str, Field] = {
     "error": Field(REAL, "‖ΔW − ΔW′‖ / ‖ΔW‖, ΔW′ as written", "relative"),
     "optimal_error": Field(REAL, "the least error at these ranks, before rounding", "relative"),
     "optimal_error_lower_bound": Field(
-        REAL, "certified: no update of this rank has a smaller error", "relative"
+        "number or null",
+        "certified: no update of this rank has less; null where `optimal_error` is exact",
+        "relative",
     ),
     "allocated_error": Field(
         REAL, "the least error with as many parameters, allocated among the modules", "relative"

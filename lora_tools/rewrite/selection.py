@@ -1,102 +1,23 @@
-"""Which modules of a source are rewritten, and what their updates are multiplied by."""
+"""What a selection leaves of a source that is to be rewritten."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
-from lora_tools.architectures.pipelines import split
-from lora_tools.errors import PolicyError, UnsupportedError, some
+from lora_tools.errors import LoraToolsError, UnsupportedError, some
 from lora_tools.executors import Executor, Serial
 from lora_tools.files.address import Address
-from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.metrics import squared_norm
-from lora_tools.names import matches
+from lora_tools.rewrite.dense import matrices
 from lora_tools.rewrite.source import Made, Source, Sum, Term
-from lora_tools.rewrite.tasks import RewriteJob, named
+from lora_tools.rewrite.tasks import RewriteJob, named, read_sum
 from lora_tools.scaling import alpha_for
+from lora_tools.selection import Selection
 from lora_tools.update import factors
-
-ENCODERS = ("text_encoder", "lora_te")
-"""How names in text encoders begin: those of a pipeline's folders, and those without their dots."""
-
-
-class ModuleWeight(NamedTuple):
-    """A factor for the modules that match a pattern."""
-
-    pattern: str
-    weight: float
-    adapter: int | None = None
-    """The number of the adapter whose modules are meant, from 1; None: of all."""
-
-
-def factor(weights: Sequence[ModuleWeight], name: str, adapter: int | None = None) -> float:
-    """Return what a module of an adapter is multiplied by: of several that match, the last.
-
-    >>> factor([ModuleWeight("q_proj", 2.0), ModuleWeight("layers.0.*", 0.0)], "layers.0.q_proj")
-    0.0
-    """
-    found = [
-        each.weight
-        for each in weights
-        if each.adapter in (None, adapter) and matches(each.pattern, name)
-    ]
-    return found[-1] if found else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What is left of a source. The defaults leave all of it as it is."""
-
-    only: tuple[str, ...] = ()
-    """Patterns of the modules that stay; none: all."""
-    drop: tuple[str, ...] = ()
-    """Patterns of modules that go."""
-    weights: tuple[ModuleWeight, ...] = ()
-    """Factors of updates. A module at 0 goes."""
-    text_encoder: bool = True
-    """Whether the modules of text encoders stay."""
-
-    def __post_init__(self) -> None:
-        if strange := [each.weight for each in self.weights if not math.isfinite(each.weight)]:
-            raise PolicyError(f"{some(strange)}: no weight of a module")
-
-    def weight(self, name: str) -> float:
-        """Return what a module's update is multiplied by; 0 if the module goes."""
-        stays = not self.only or any(matches(pattern, name) for pattern in self.only)
-        goes = any(matches(pattern, name) for pattern in self.drop)
-        if not stays or goes or (not self.text_encoder and is_encoder(name)):
-            return 0.0
-        return factor(self.weights, name)
-
-    def keeps(self, extra: Extra) -> bool:
-        """Whether a tensor beside the updates stays."""
-        return self.text_encoder or not is_encoder(extra.name or extra.key)
-
-    def check(self, source: Source) -> None:
-        """Raise `PolicyError` for a pattern that no module matches."""
-        patterns = [*self.only, *self.drop, *(each.pattern for each in self.weights)]
-        idle = [p for p in patterns if not any(matches(p, name) for name in source)]
-        if idle:
-            raise PolicyError(f"{source.path}: no module matches {some(idle)}").hint(
-                f"Its modules are {some(source)}."
-            )
-        if not self.text_encoder and not any(map(is_encoder, source)):
-            raise PolicyError(f"{source.path}: no module is in a text encoder").hint(
-                f"Its modules are {some(source)}."
-            )
-
-
-def is_encoder(name: str) -> bool:
-    """Whether a name is of a text encoder.
-
-    >>> is_encoder("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), is_encoder("unet.conv_in")
-    (True, False)
-    """
-    return split(name)[0].startswith(ENCODERS[0]) or name.startswith(ENCODERS)
 
 
 def selected(source: Source, selection: Selection, executor: Executor | None = None) -> Source:
@@ -107,7 +28,10 @@ def selected(source: Source, selection: Selection, executor: Executor | None = N
     """
     if selection == Selection():
         return source
-    selection.check(source)
+    try:
+        selection.check([source.manifest.modules])
+    except LoraToolsError as error:
+        raise error.located(source.path) from error
     result = _selected(source, selection)
     kept = {*result.origins}
     gone = [module for module in source.manifest.modules if module.name not in kept]
@@ -121,14 +45,16 @@ def selected(source: Source, selection: Selection, executor: Executor | None = N
 def norm(job: RewriteJob) -> float:
     """Return the norm of one module's update; `NonFiniteError` names the tensor that has none."""
     try:
+        if isinstance(job.origin, Sum) and job.origin.is_dense:
+            return math.hypot(*(math.sqrt(m.squared) for m in matrices(job, read_sum(job))))
         return math.sqrt(squared_norm(factors(job.source.update(job.module))))
     except ArithmeticError as error:
         raise named(job, error) from error
 
 
 def _selected(source: Source, selection: Selection) -> Source:
-    weights = {name: selection.weight(name) for name in source}
     manifest = source.manifest
+    weights = selection.of(manifest.modules)
     modules = tuple(weigh(m, weights[m.name]) for m in manifest.modules if weights[m.name])
     if not modules:
         raise UnsupportedError(f"{source.path}: no module is left")

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from lora_tools.adapter import Adapter
 from lora_tools.files.address import Address, reopened
 from lora_tools.files.dtypes import DTYPES
@@ -11,7 +13,10 @@ from lora_tools.files.location import Location
 from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
+from lora_tools.linalg.factors import host
 from lora_tools.linalg.rescale import summed
+from lora_tools.linalg.tiles import Tiled, normalised, product
+from lora_tools.rewrite.bases import BaseWeights
 from lora_tools.rules import ParametrisedRule
 from lora_tools.update import Biased, DoRA, Update, factors
 
@@ -66,6 +71,8 @@ class Sum(NamedTuple):
     terms: tuple[Term, ...]
     rule: ParametrisedRule | None = None
     """How they are combined; None: by their sum."""
+    base: BaseWeights | None = None
+    """The weights that DoRA normalises, so that what it adds to them has full rank."""
 
     @property
     def is_pair(self) -> bool:
@@ -79,6 +86,13 @@ class Sum(NamedTuple):
         return len(self.terms) > 1 or self.rule is not None
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it has full rank, and is formed a tile at a time."""
+        if self.rule and self.rule.rule.space == "dense":
+            return True
+        return self.base is not None and any(term.module.is_dora for term in self.terms)
+
+    @property
     def weights(self) -> list[float]:
         """What each update is multiplied by."""
         return [term.weight for term in self.terms]
@@ -89,9 +103,25 @@ class Sum(NamedTuple):
 
     def updates(self, module: Module, *, on_host: bool = True) -> list[Update]:
         """Read the updates, with no part that the module does not have."""
-        return [
-            _kept(term.source.update(term.module, on_host=on_host), module) for term in self.terms
-        ]
+        found = [term.source.update(term.module, on_host=on_host) for term in self.terms]
+        return found if self.is_dense else [_kept(update, module) for update in found]
+
+    def tiled(self, updates: Sequence[Update], module: Module) -> list[list[Tiled]]:
+        """Return the weighted updates by rows, for each member of the module's stack."""
+        whole = None
+        if self.base and any(isinstance(update, DoRA) for update in updates):
+            whole = self.base.weight(module)
+        pairs = list(zip(updates, self.weights, strict=True))
+        stack = np.ndindex(factors(updates[0]).b.shape[:-2])
+        return [[_tiled(update, weight, at, whole) for update, weight in pairs] for at in stack]
+
+    def tiles(self, updates: Sequence[Tiled], module: Module) -> Iterator[np.ndarray]:
+        """Yield the rows of what is made of weighted updates, one tile after another."""
+        if self.rule:
+            yield from self.rule.tiles(updates, module.name)
+            return
+        for span in updates[0].spans:
+            yield sum((update.rows(*span) for update in updates[1:]), updates[0].rows(*span))
 
     def total(self, updates: Sequence[Update], module: Module) -> Update:
         """Return the weighted sum of the updates, or what the rule makes of them."""
@@ -189,6 +219,15 @@ def source(adapter: Adapter) -> Source:
     origins: dict[str, Made] = {m.name: Origin((m,)) for m in adapter.manifest.modules}
     address = Address(source, (adapter.address,))
     return Source(adapter, adapter.format, adapter.manifest, origins, address)
+
+
+def _tiled(update: Update, weight: float, at: tuple[int, ...], whole: np.ndarray | None) -> Tiled:
+    low = factors(update)
+    b, a = host(low.b[at]), host(low.a[at])
+    if isinstance(update, DoRA) and whole is not None:
+        change = product(low.scale * b, a)
+        return normalised(change, whole, host(update.magnitude).reshape(-1), weight)
+    return product(weight * low.scale * b, a)
 
 
 def _kept(update: Update, module: Module) -> Update:

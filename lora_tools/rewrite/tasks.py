@@ -13,9 +13,10 @@ from lora_tools.formats.finite import broken, damaged, sound
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact, placed
 from lora_tools.linalg.factors import Factors, Small, factors_of, padded
+from lora_tools.linalg.krylov import Leading
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
-from lora_tools.linalg.spectrum import NOISE
+from lora_tools.linalg.spectrum import NOISE, tail
 from lora_tools.linalg.sums import is_rounding
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.truncate import truncate
@@ -38,7 +39,20 @@ class Decomposition(NamedTuple):
     """A module's singular values, and what turns its B into the best B of every lower rank."""
 
     s: Float[Small, "*stack rank"]
+    """Of a sum of full rank the largest alone."""
     left: Float[Small, "*stack rank k"]
+    rest: float = 0.0
+    """The squared norm of what has no singular value here."""
+    reach: Float[Small, " ranks"] | None = None
+    """Upper bounds of the sums of the 0, 1, … largest squares; None: the values are exact."""
+    leaders: tuple[Leading, ...] = ()
+    """The singular vectors of each member of a sum of full rank."""
+
+    @property
+    def tail(self) -> Float[np.ndarray, " ranks"]:
+        """Squared norm of what is left when 0, 1, … values are kept."""
+        left: np.ndarray = tail(self.s) + self.rest
+        return left
 
     @property
     def is_zero(self) -> bool:
@@ -103,6 +117,10 @@ def decompose_and_rewrite(job: RewriteJob) -> tuple[Decomposition, Change | None
 @exact()
 def rewrite(job: RewriteJob) -> Change:
     """Return the module's update as its target says, with what it cost."""
+    if isinstance(job.origin, Sum) and job.origin.is_dense:
+        from lora_tools.rewrite import dense  # which is made of what is here
+
+        return dense.rewrite(job)
     update, update_factors = _read(job)
     if job.lacks_decomposition:
         job = replace(job, known=decomposed(job, update, update_factors))
@@ -183,6 +201,23 @@ def _change(job: RewriteJob, before: Update, update_factors: Factors) -> Change:
     return Change(target.name, after, _row(job, job.target, known, whole, lost, unchanged))
 
 
+def finished(job: RewriteJob, new: LowRank, whole: float, lost: float) -> Change:
+    """Return a module that was made of a sum of full rank, at its target."""
+    assert job.target is not None
+    target = job.target.module
+    row = _row(job, job.target, job.known, whole, lost, unchanged=False)
+    return Change(target.name, _filled(new, target), row)
+
+
+def read_sum(job: RewriteJob) -> list[Update]:
+    """Read the updates of a sum; `NonFiniteError` names the tensor that holds NaN or Inf."""
+    assert isinstance(job.origin, Sum)
+    updates = job.origin.updates(job.module)
+    if not all(sound(update) for update in updates):
+        raise named(job, "")
+    return updates
+
+
 def _dtypes(target: Module) -> tuple[str, str]:
     b, a = (str(DTYPES[target.parts[role].spec.dtype].torch) for role in ("b", "a"))
     return b, a
@@ -206,8 +241,10 @@ def _row(
     unchanged: bool,
 ) -> Row:
     module, (r, written) = job.module, target
-    tail = None if known is None else known.s[..., r // module.groups :]
-    discarded = 0.0 if tail is None else float(np.square(tail).sum())
+    k = r // module.groups
+    left = None if known is None else known.s[..., k:]
+    discarded = 0.0 if known is None else float(known.tail[k])
+    most = None if known is None or known.reach is None else float(known.reach[k])
     return Row(
         module=written.name,
         key_prefix=written.key_prefix,
@@ -224,8 +261,11 @@ def _row(
         error=math.sqrt(lost / whole) if whole else 0.0,
         optimal_error=math.sqrt(discarded / whole) if whole else 0.0,
         sigma_max=None if known is None else float(known.s.max()),
-        sigma_discarded=0.0 if tail is None or not tail.size else float(tail.max()),
+        sigma_discarded=0.0 if left is None or not left.size else float(left.max()),
         outcome=_outcome(job, target, whole, discarded, unchanged),
+        optimal_error_lower_bound=(
+            math.sqrt(max(whole - most, 0.0) / whole) if most is not None and whole else None
+        ),
     )
 
 

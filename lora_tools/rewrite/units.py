@@ -7,7 +7,7 @@ from math import lcm
 import numpy as np
 
 from lora_tools.formats.manifest import Module
-from lora_tools.linalg.spectrum import Spectrum, choices, tail
+from lora_tools.linalg.spectrum import Spectrum, choices
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.source import Source
 from lora_tools.rewrite.tasks import Decomposition
@@ -43,7 +43,7 @@ class Unit:
         specs = [module.parts[role].spec for module in stored for role in ("b", "a")]
         return Spectrum(
             self.head.name,
-            np.sum([tail(found.s) for found in self.found], axis=0),
+            np.sum([found.tail for found in self.found], axis=0),
             sum(module.cost for module in self.modules),
             sum(spec.nbytes for spec in specs) / sum(spec.numel for spec in specs),
             self._choices(options, least),

@@ -2,7 +2,8 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +12,16 @@ import numpy as np
 from lora_tools.errors import PolicyError
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.factors import host
+from lora_tools.linalg.tiles import Tiled, least_kept, product
+from lora_tools.rules.elementwise import kept
+from lora_tools.shapes import Float
 from lora_tools.update import LowRank
 
 Space = Literal["core", "rows", "dense"]
-"""What a rule sees of each update: a core, its rows in the basis of the columns, or all of it."""
+"""What a rule sees of each update: a core, its rows in the basis of the columns, or tiles."""
+
+STREAMED = ("least", "draws")
+"""What a rule of dense tiles may ask for: see `rules.elementwise`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +36,19 @@ class Rule:
     """What it does, in a few words, with its paper."""
     space: Space
     function: Callable[..., np.ndarray]
-    """Takes the weighted updates, in float64, and its parameters by name. A parameter ``seed`` is
-    a hash of the module's name."""
+    """Takes the weighted updates, in float64, and its parameters by name. In the space ``dense`` it
+    takes the same rows of each update, and returns those of the result."""
 
     @property
     def parameters(self) -> dict[str, float]:
         """The parameters that it has, and their defaults."""
         found = inspect.signature(self.function).parameters.values()
         keywords = [each for each in found if each.kind is each.KEYWORD_ONLY]
-        return {each.name: each.default for each in keywords if each.name != "seed"}
+        return {each.name: each.default for each in keywords if each.name not in STREAMED}
 
-    @property
-    def is_random(self) -> bool:
-        """Whether it draws numbers."""
-        return "seed" in inspect.signature(self.function).parameters
+    def asks(self, name: str) -> bool:
+        """Whether it asks for what depends on whole updates, one of `STREAMED`."""
+        return name in inspect.signature(self.function).parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +68,16 @@ class ParametrisedRule:
 
         In float64, as exact as that: the factors of the result stand for all of it. Of updates
         that are stacks, the rule is applied to each member. Costs O((out + inp) * r**2) for rules
-        in core space, r the sum of the ranks, and n dense updates of a module for the others.
+        in core space, r the sum of the ranks. The others form the dense result here; `tiles` does
+        so a few rows at a time.
         """
-        values: dict[str, Any] = dict(self.values)
-        if self.rule.is_random:
-            values["seed"] = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
         pairs = [
             (weight * update.scale * host(update.b), host(update.a))
             for update, weight in zip(updates, weights, strict=True)
         ]
-        combine = {"core": _in_cores, "rows": _in_rows, "dense": _on_all}[self.rule.space]
         with exact():
             made = [
-                combine([(b[at], a[at]) for b, a in pairs], self.rule.function, values)
+                self._combined([(b[at], a[at]) for b, a in pairs], name)
                 for at in np.ndindex(pairs[0][0].shape[:-2])
             ]
         groups, rank = updates[0].groups, made[0][0].shape[-1]
@@ -82,6 +85,35 @@ class ParametrisedRule:
         b, a = (np.stack([each[n] for each in made]) for n in range(2))
         b, a = b.reshape(*shape, *b.shape[1:]), a.reshape(*shape, *a.shape[1:])
         return LowRank(a, b, float(rank * groups), groups=groups)
+
+    def tiles(self, updates: Sequence[Tiled], name: str) -> Iterator[Float[np.ndarray, "m n"]]:
+        """Yield the rows of what a rule of the space ``dense`` makes of weighted updates.
+
+        What is drawn depends on the module's name and on the place of the update. Forms each
+        update once, and twice more where the rule trims it by size.
+        """
+        values: dict[str, Any] = dict(self.values)
+        if self.rule.asks("least"):
+            density = {**self.rule.parameters, **values}["density"]
+            count = kept(math.prod(updates[0].shape), density)
+            values["least"] = [least_kept(update, count) for update in updates]
+        if self.rule.asks("draws"):
+            seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+            values["draws"] = [
+                np.random.default_rng([seed, number]) for number in range(len(updates))
+            ]
+        for span in updates[0].spans:
+            yield self.rule.function([update.rows(*span) for update in updates], **values)
+
+    def _combined(self, pairs: "Pairs", name: str) -> tuple[np.ndarray, np.ndarray]:
+        if self.rule.space != "dense":
+            combine = {"core": _in_cores, "rows": _in_rows}[self.rule.space]
+            return combine(pairs, self.rule.function, dict(self.values))
+        tiles = self.tiles([product(b, a) for b, a in pairs], name)
+        whole = np.concatenate([*tiles])
+        if whole.shape[0] <= whole.shape[1]:
+            return np.eye(whole.shape[0]), whole
+        return whole, np.eye(whole.shape[1])
 
 
 def parametrised(rule: Rule, values: Mapping[str, float]) -> ParametrisedRule:
@@ -114,15 +146,6 @@ def _in_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     q_b, left = _basis([b for b, _ in pairs])
     return q_b, rule([x @ a for x, (_, a) in zip(left, pairs, strict=True)], **values)
-
-
-def _on_all(
-    pairs: Pairs, rule: Callable[..., np.ndarray], values: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    whole = rule([b @ a for b, a in pairs], **values)
-    if whole.shape[0] <= whole.shape[1]:
-        return np.eye(whole.shape[0]), whole
-    return whole, np.eye(whole.shape[1])
 
 
 def _basis(factors: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:

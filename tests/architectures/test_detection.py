@@ -224,7 +224,7 @@ def test_the_type_of_the_base_decides_among_language_models(kind, paired):
         return target.pieces[0].rows
 
     whole = (range(16),)
-    assert (found.decide(question, Hints(type=kind)) != whole) is paired
+    assert (found.decide(question, Hints(types=(kind,))) != whole) is paired
     with pytest.raises(UnsupportedError, match="Llama and of Granite"):
         found.decide(question)
 
@@ -240,8 +240,8 @@ def test_a_number_that_only_some_candidates_need_is_asked_for():
     with pytest.raises(UnsupportedError, match="names are those of"):
         found.decide(question)
     with pytest.raises(UnsupportedError, match="depends on heads"):
-        found.decide(question, Hints(type="llama"))
-    assert found.decide(question, Hints(type="qwen2")) == "blk.0.attn_q"
+        found.decide(question, Hints(types=("llama",)))
+    assert found.decide(question, Hints(types=("qwen2",))) == "blk.0.attn_q"
 
 
 def test_a_candidate_whose_rows_do_not_divide_is_none():

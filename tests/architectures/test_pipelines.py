@@ -31,6 +31,7 @@ def test_a_model_by_itself_is_no_component(name):
 def test_every_folder_of_a_family_is_a_component():
     folders = {encoder.folder for family in FAMILIES for encoder in family.encoders}
     folders |= {family.before(family.hub)[:-1] for family in FAMILIES} - {""}
+    folders |= {folder for family in FAMILIES for folder in family.siblings}
     assert folders == known().words - {"diffusion_model"}
     for folder in (*folders, "diffusion_model"):
         assert split(f"{folder}.x.0.y") == (folder, "x.0.y")

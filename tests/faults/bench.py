@@ -73,7 +73,7 @@ class Bench:
             path.mkdir(parents=True)
         make_inputs(self.inputs)
         self.before = tree(self.inputs), stamps(self.inputs)
-        if command.replaces:
+        if command.earlier:
             self.place.mkdir()
             done = self.run(arguments=tuple(command.earlier.split()))
             assert done.status == 0, done.err

@@ -24,6 +24,8 @@ class Command:
     """Whether what is finished stays for the next call after an error or a signal."""
     earlier: str = ""
     """A command line that has made OUT before, which this one replaces (``--force``)."""
+    beside: str = ""
+    """What the earlier one has left beside OUT instead, for this one to take over."""
     old_kernel: bool = False
     """Whether it has to do without renameat2(2)."""
     cost: int = 1
@@ -35,7 +37,7 @@ class Command:
 
     @property
     def replaces(self) -> bool:
-        return bool(self.earlier)
+        return bool(self.earlier and not self.beside)
 
     def __str__(self) -> str:
         return self.name
@@ -91,6 +93,20 @@ COMMANDS = (
         resumes=True,
         earlier=f"{MERGE} --weight 2",
         cost=2,
+    ),
+    Command(
+        "extract-parts",
+        f"{EXTRACT} --rank 4",
+        resumes=True,
+        earlier=f"{EXTRACT} --rank 4 --part 1/2",
+        beside=".result-part-1-of-2.partial",
+    ),
+    Command(
+        "merge-parts",
+        MERGE,
+        resumes=True,
+        earlier=f"{MERGE} --part 2/2",
+        beside=".result-part-2-of-2.partial",
     ),
     Command("page", f"{INSPECT} --html {PAGE}", (PAGE,), cost=3),
     Command(

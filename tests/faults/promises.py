@@ -44,7 +44,7 @@ def partial(out: str) -> str:
 
 def leftovers(bench: Bench, left: Tree, allowed: Collection[str] = ()) -> Iterator[str]:
     """Say what is there besides OUT, what may be, and what has been there before."""
-    before = names(bench.old) - {*bench.command.outs}
+    before = names(bench.old) - {*bench.command.outs, bench.command.beside}
     if strays := names(left) - before - {*bench.command.outs, *allowed}:
         yield f"leaves {', '.join(sorted(strays))}"
     for name in sorted(before):
@@ -113,7 +113,7 @@ def again(bench: Bench) -> Iterator[str]:
 
 
 def _allowed(bench: Bench, fault: Fault, ended: Ended) -> list[str]:
-    partials = [partial(out) for out in bench.command.outs]
+    partials = [*(partial(out) for out in bench.command.outs), bench.command.beside]
     if fault.kind in ERRORS and ended.fired and ended.fired.call in REMOVES:
         return partials  # what cannot be removed stays, and the next run takes it over
     if ended.status == 0:

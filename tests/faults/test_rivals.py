@@ -52,6 +52,7 @@ def _outcome(bench, other, mine, theirs):
         if part(left, out) != part(winner.whole.left, out):
             yield f"{out} is not what the one that ended with status 0 has made"
     stay = [partial(out) for out in outs if bench.command.resumes or other.command.resumes]
+    stay += [bench.command.beside, other.command.beside]
     yield from leftovers(bench, left, [*other.command.outs, *stay])
     yield from inputs(bench)
 

@@ -1,13 +1,16 @@
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lora_tools.errors import OutputError
 from lora_tools.files import journal as module
-from lora_tools.files.journal import begun, checksum, journaled
+from lora_tools.files.journal import begun, journaled
+from lora_tools.files.journal_log import BLOCK, checksum
 
 X, Y = {"what": "x"}, {"what": "y"}
 
@@ -158,18 +161,19 @@ def test_an_output_that_came_up_meanwhile_is_not_replaced_and_nothing_finished_i
 
 
 def test_a_file_is_on_the_disk_before_its_line_is(tmp_path, monkeypatch):
-    events, fsync, append = [], os.fsync, module._append
+    events, fsync, append = [], os.fsync, module.append
 
     def watch(descriptor: int) -> None:
         events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
-    def log(path: Path, lines: list[str]) -> None:
+    def log(path: Path, lines: Iterable[str]) -> None:
+        lines = list(lines)
         events.extend(f"line of {json.loads(line).get('file')}" for line in lines)
         append(path, lines)
 
     monkeypatch.setattr(os, "fsync", watch)
-    monkeypatch.setattr(module, "_append", log)
+    monkeypatch.setattr(module, "append", log)
     interrupted(tmp_path / "out", X, {"a": "one", "b": "two"})
     for name in "ab":
         assert events.index(name) < events.index(f"line of out/{name}")
@@ -203,6 +207,25 @@ def test_files_are_noted_from_any_thread(tmp_path):
     assert len(interrupted(tmp_path / "out", X, {})) == 20
 
 
-def test_checksums_are_those_of_zip(tmp_path):
-    (tmp_path / "a").write_bytes(b"123456789")
-    assert checksum(tmp_path / "a") == (9, 0xCBF43926)
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 12])
+def test_a_checksum_covers_every_byte_and_the_size(tmp_path, size):
+    data = np.random.default_rng(size).integers(1, 256, size, np.uint8).tobytes()
+    (tmp_path / "a").write_bytes(data)
+    whole = checksum(tmp_path / "a")
+    assert whole == (size, checksum(tmp_path / "a")[1])
+    for place in {0, size // 2, size - 1} if size else ():
+        for harmed in (
+            data[:place] + b"\0" + data[place + 1 :],
+            data[:place] + bytes(size - place),
+        ):
+            (tmp_path / "a").write_bytes(harmed)
+            assert checksum(tmp_path / "a")[0] == size
+            assert checksum(tmp_path / "a")[1] != whole[1]
+    (tmp_path / "a").write_bytes(data + b"\0")
+    assert checksum(tmp_path / "a")[0] == size + 1
+
+
+def test_blocks_that_changed_places_are_found(tmp_path):
+    (tmp_path / "a").write_bytes(b"\1" * BLOCK + b"\2" * BLOCK)
+    (tmp_path / "b").write_bytes(b"\2" * BLOCK + b"\1" * BLOCK)
+    assert checksum(tmp_path / "a") != checksum(tmp_path / "b")

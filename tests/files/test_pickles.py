@@ -79,7 +79,7 @@ CONTENTS = {
     "an empty list": ([], "holds a list, not named tensors"),
     "a list of numbers": ([1.0], "not named, dense tensors: #0"),
     "a tensor": (torch.ones(1), "holds a Tensor, not named tensors"),
-    "nested": ({"state_dict": {"a": torch.ones(1)}, "epoch": 3}, "state_dict, epoch"),
+    "nested": ({"weights": {"a": torch.ones(1)}, "epoch": 3}, "weights, epoch"),
     "numbered": ({0: torch.ones(1)}, "not named, dense tensors: 0"),
     "sparse": ({"s": torch.eye(2).to_sparse()}, "not named, dense tensors: s"),
     "without data": ({"m": torch.ones(2, device="meta")}, "not named, dense tensors: m"),
@@ -173,6 +173,15 @@ def test_a_dictionary_that_is_all_that_another_holds_is_taken_for_it(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}, "step": 3}, file)
     with pytest.raises(CheckpointError, match="not named, dense tensors"):
         load_pickle(file)
+
+
+def test_a_state_dict_is_read_without_what_a_trainer_notes_beside_it(tmp_path):
+    noted = {"epoch": 3, "global_step": 470000, "hyper": {"rate": 1e-4}}
+    checkpoint = load_pickle(saved(tmp_path / "x.ckpt", {"state_dict": TENSORS, **noted}))
+    assert set(checkpoint) == {"a", "b"}
+    assert checkpoint.notes == (
+        "state_dict was read, and not what is beside it: epoch, global_step, hyper.",
+    )
 
 
 def test_a_tensor_that_repeats_its_elements_is_limited(tmp_path):

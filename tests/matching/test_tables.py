@@ -231,7 +231,7 @@ def test_a_module_is_looked_at_once_however_many_families_it_may_be_of(monkeypat
         ]
         specs = {f"model.{name}.weight": Spec("F32", shape) for name, shape in names.items()}
         counts.clear()
-        found = tabled(modules, specs, {}, Hints(type=kind))
+        found = tabled(modules, specs, {}, Hints(types=(kind,)))
         assert found.sites.keys() == names.keys()
         looked.append(len(counts))
     assert looked == [6, 12]

@@ -114,6 +114,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     run("inspect", base, "--for", "vllm")
     run("merge", base, PLAIN, folder / "merged", "--weight", 0.01, out="merged")
     run("merge", base, PLAIN, folder / "cast", "--dtype", "float32", "--dry-run")
+    run("merge", base, PLAIN, folder / "in-parts", "--part", "1/2")
     run("verify", folder / "merged", base, PLAIN)
     run("verify", base, base, PLAIN)
     run("extract", base, _tuned(folder, base), folder / "got", "--rank", 2, "--skip-bad", out="got")

@@ -13,8 +13,9 @@ from lora_tools import read
 from lora_tools.cli import cli
 from lora_tools.errors import PolicyError, UnsupportedError
 from lora_tools.rewrite import keep
-from lora_tools.rewrite.selection import ModuleWeight, Selection, selected
+from lora_tools.rewrite.selection import selected
 from lora_tools.rewrite.source import source
+from lora_tools.selection import ModuleWeight, Selection
 
 PLAIN = FIXTURES / "minilm-plain"
 COMMANDS = {

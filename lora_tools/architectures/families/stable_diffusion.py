@@ -3,8 +3,18 @@
 from collections.abc import Collection, Mapping
 
 from lora_tools.architectures.blocks import RESNET, spatial
-from lora_tools.architectures.family import UNET, Encoder, Family
+from lora_tools.architectures.family import UNET, BlockNames, Encoder, Family
 from lora_tools.architectures.tables import Table, norm
+
+BLOCKS = BlockNames(
+    "original",
+    {
+        "input_blocks.#.": ("IN{:02}",),
+        "middle_block.": ("MID", "M00"),
+        "output_blocks.#.": ("OUT{:02}",),
+    },
+)
+"""As supermerger and LoRA Block Weight have them."""
 
 
 def unet(
@@ -47,31 +57,47 @@ SD = Family(
     "Stable Diffusion 1 and 2",
     hub="diffusers",
     containers=UNET,
+    block_names=BLOCKS,
     dialects={"original": unet(4, (0, 1, 2), (1, 2, 3), {0: 1, 1: 2, 2: 2})},
     columns={"attn2.to_{k,v}": (768, 1024)},
     named=r"stable-diffusion-v?[12]|sd[-_]?v?[12](?!\d)",
     encoders=(
-        Encoder("CLIP", "text_encoder", "clip_l", "lora_te_", "cond_stage_model.transformer."),
+        Encoder(
+            "CLIP",
+            "text_encoder",
+            "clip_l",
+            "lora_te_",
+            ("cond_stage_model.transformer.", "cond_stage_model.model."),
+        ),
     ),
 )
 SDXL = Family(
     "Stable Diffusion XL",
     hub="diffusers",
     containers=UNET,
+    block_names=BLOCKS,
     dialects={"original": unet(3, (1, 2), (0, 1), {0: 2, 1: 2})},
     columns={"attn2.to_{k,v}": (2048,)},
     named="sdxl|xl[-_]base|stable-diffusion-xl",
     encoders=(
         Encoder(
-            "CLIP", "text_encoder", "clip_l", "lora_te1_", "conditioner.embedders.0.transformer."
+            "CLIP", "text_encoder", "clip_l", "lora_te1_", ("conditioner.embedders.0.transformer.",)
         ),
-        Encoder("CLIP", "text_encoder_2", "clip_g", "lora_te2_", "conditioner.embedders.1.model."),
+        Encoder(
+            "CLIP",
+            "text_encoder_2",
+            "clip_g",
+            "lora_te2_",
+            # The refiner has this one alone.
+            ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
+        ),
     ),
 )
 REFINER = Family(
     "Stable Diffusion XL refiner",
     hub="diffusers",
     containers=UNET,
+    block_names=BLOCKS,
     dialects={"original": unet(4, (1, 2), (1, 2), {0: 1, 1: 2, 2: 2})},
     columns={"attn2.to_{k,v}": (1280,)},
     named="refiner",

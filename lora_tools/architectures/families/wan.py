@@ -43,5 +43,6 @@ WAN = Family(
     blocks={"blocks": (30, 40)},
     named="wan",
     types=("WanTransformer3DModel",),
+    siblings=("transformer_2",),  # 2.2's for low noise
     encoders=(Encoder("T5", "text_encoder", "umt5xxl", "lora_te_"),),
 )

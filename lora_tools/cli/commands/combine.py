@@ -165,6 +165,7 @@ def command(
         executor if quiet else Visible(executor),
         selection=modules.selection(weighted=False),
         rule=rule,
+        base=model,
     )
     made = plan.report(began)
     made.report.arguments = command_line()

@@ -5,14 +5,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from lora_tools.adapter import REPORT
-from lora_tools.cli.console import say, show, show_json
-from lora_tools.cli.extraction import extraction_options
+from lora_tools.cli.console import say, show, show_json, show_part
+from lora_tools.cli.extraction import extraction_options, rename, without_names
 from lora_tools.cli.options import (
     base_argument,
     dry_run_option,
@@ -22,6 +23,7 @@ from lora_tools.cli.options import (
     json_option,
     make_executor,
     out_argument,
+    part_option,
     quiet_option,
 )
 from lora_tools.cli.publish import push_to_option
@@ -30,12 +32,14 @@ from lora_tools.cli.types import LocalOrHub
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
+from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
 from lora_tools.names import collapse, template
 from lora_tools.report import NONE, grouped, shape, size, table
 from lora_tools.text import visible
 
 if TYPE_CHECKING:
+    from lora_tools.files.parts import Part
     from lora_tools.verbs.extract import ExtractOptions, ExtractPlan
     from lora_tools.verbs.extract.estimate import ModuleEstimate
     from lora_tools.verbs.extract.plan import Item
@@ -47,9 +51,17 @@ if TYPE_CHECKING:
 @out_argument
 @policy_options
 @extraction_options
+@click.option(
+    "--to",
+    "target",
+    metavar="FORMAT",
+    help="Write the adapter in this format: kohya, comfyui, diffusers …  [default: peft, with the"
+    " names of BASE]",
+)
 @executor_options
 @evict_option
 @push_to_option
+@part_option
 @dry_run_option("Show what would be extracted, and write nothing.")
 @click.option(
     "--no-resume", is_flag=True, help="Start over instead of resuming where a run stopped."
@@ -63,9 +75,11 @@ def command(
     out: Path,
     choice: PolicyChoice | None,
     wanted: "Callable[[str], ExtractOptions]",
+    target: str | None,
     device: str,
     jobs: int | None,
     evict: bool,
+    part: "Part | None",
     dry_run: bool,
     no_resume: bool,
     as_json: bool,
@@ -74,7 +88,8 @@ def command(
 ) -> None:
     """Write the best adapter that turns the model BASE into TUNED to the folder OUT.
 
-    BASE and TUNED are folders or files of the same architecture. Give one of --rank, --energy,
+    BASE and TUNED are folders or files of the same architecture, whatever names each has: a
+    language model, a diffusion model, a whole checkpoint or pipeline. Give one of --rank, --energy,
     --max-error, --max-params and --max-size; the last three allocate ranks to the modules
     optimally. Errors are relative Frobenius errors of the update, measured on the bytes written,
     beside a certified lower bound of what any adapter of the same ranks can reach. What is
@@ -85,23 +100,32 @@ def command(
             "give one of --rank, --energy, --max-error, --max-params, --max-size"
         )
     began = time.monotonic()
+    format = format_named(target) if target else None
     if not dry_run:
         check_output(out, {"base": base, "tuned model": tuned}, force=force)
     old, new = open_model(base), open_model(tuned)
     executor = make_executor(device, jobs)
-    from lora_tools.verbs.extract import extract, plan  # imports numpy
+    from lora_tools.verbs.extract import extract, extract_part, plan  # imports numpy
 
     found = plan(old, new, wanted(device))
+    if format:
+        found = plan(old, new, replace(found.options, nameless=without_names(found, format)))
     if dry_run:
         _show(found, choice, as_json=as_json, quiet=quiet)
         return
     assert choice is not None
     with _progress(found, quiet=quiet) as seen:
         policy, resume = choice.policy(old), not no_resume
+        if part:
+            share = extract_part(found, policy, out, part, executor, seen=seen, evict=evict)
+            show_part(share, as_json=as_json, quiet=quiet)
+            return
         with extract(
             found, policy, out, executor, resume=resume, force=force, seen=seen, evict=evict
         ) as extraction:
             report = extraction.run()
+            if format:
+                rename(extraction.place, format, report, old)
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
             report.save(extraction.place / REPORT)
     report.seconds = time.monotonic() - began

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lora_tools.adapter import read
-from lora_tools.cli.console import command_line, say, show, show_json
+from lora_tools.cli.console import command_line, say, show, show_json, show_part
 from lora_tools.cli.inputs import inputs
 from lora_tools.cli.options import (
     adapters_argument,
@@ -25,11 +26,13 @@ from lora_tools.cli.options import (
     json_option,
     make_executor,
     out_argument,
+    part_option,
     quiet_option,
     untie_option,
     weight_option,
 )
 from lora_tools.cli.publish import push_to_option
+from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.cli.types import ByteSize
 from lora_tools.errors import DeviceError, PolicyError
 from lora_tools.files.location import Location
@@ -37,6 +40,9 @@ from lora_tools.files.ours import Force
 from lora_tools.files.writer import check_output
 from lora_tools.model import CONFIG, open_model
 from lora_tools.text import visible
+
+if TYPE_CHECKING:
+    from lora_tools.files.parts import Part
 
 
 @click.command(short_help="Merge adapters into their base model.")
@@ -47,6 +53,7 @@ from lora_tools.text import visible
     "Multiply the update of an adapter by W: once for each ADAPTER, in order. -1 takes an"
     " adapter out again.  [default: 1]"
 )
+@selection_options(numbered=True)
 @formats_option("the ADAPTERs")
 @dtype_option("Dtype of the weights written.")
 @click.option(
@@ -55,12 +62,13 @@ from lora_tools.text import visible
     metavar="SIZE",
     help="Files of at most SIZE: 5GB, 500MiB.  [default: the files of BASE]",
 )
-@untie_option("Give tied embeddings a head of their own, where an adapter changes one of the two.")
+@untie_option("Give tied embeddings a head of their own, even where both are still one.")
 @allow_missing_option("Leave out and list modules that match no weight of BASE.")
 @alpha_option
 @executor_options
 @evict_option
 @push_to_option
+@part_option
 @dry_run_option("Check everything and show the plan; write nothing.")
 @json_option
 @force_option()
@@ -70,6 +78,7 @@ def command(
     adapters: tuple[Location, ...],
     out: Path,
     weights: tuple[float, ...],
+    modules: ModuleChoice,
     owns: tuple[str, ...],
     dtype: str | None,
     max_shard_size: int | None,
@@ -79,6 +88,7 @@ def command(
     device: str,
     jobs: int | None,
     evict: bool,
+    part: "Part | None",
     dry_run: bool,
     as_json: bool,
     force: Force,
@@ -107,8 +117,15 @@ def command(
         WeightedAdapter(each, w)
         for each, w in zip(found, weights or [1.0] * len(found), strict=True)
     ]
-    merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
+    merge_plan = plan(
+        model, weighted, MergeOptions(dtype, untie, allow_missing, modules.selection())
+    )
     made = merge(merge_plan, most=max_shard_size, device=device)
+    if part:
+        with _progress(made.files.nbytes // part.count, quiet=quiet) as finished:
+            share = made.write_part(out, part, executor, finished=finished, evict=evict)
+        show_part(share, as_json=as_json, quiet=quiet)
+        return
     if dry_run:
         report = made.report
     else:

@@ -18,6 +18,7 @@ from lora_tools.cli.options import (
     untie_option,
     weight_option,
 )
+from lora_tools.cli.selection import ModuleChoice, selection_options
 from lora_tools.cli.types import LocalOrHub
 from lora_tools.errors import PolicyError
 from lora_tools.files.location import Location
@@ -30,8 +31,9 @@ from lora_tools.model import open_model
 @base_argument
 @adapters_argument
 @weight_option("The weight that each ADAPTER was merged with, in order.  [default: 1]")
+@selection_options(numbered=True)
 @formats_option("the ADAPTERs")
-@untie_option("The tied embeddings of BASE were given a head.")
+@untie_option("The tied embeddings of BASE were given a head, though both are still one.")
 @allow_missing_option("Leave out modules that match no weight of BASE.")
 @alpha_option
 @executor_options
@@ -42,6 +44,7 @@ def command(
     base: Location,
     adapters: tuple[Location, ...],
     weights: tuple[float, ...],
+    modules: ModuleChoice,
     owns: tuple[str, ...],
     untie: bool,
     allow_missing: bool,
@@ -77,7 +80,8 @@ def command(
         for each, w in zip(found, weights or [1.0] * len(found), strict=True)
     ]
     dtype = decoded_dtype(result, model)
-    merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
+    options = MergeOptions(dtype, untie, allow_missing, modules.selection())
+    merge_plan = plan(model, weighted, options)
     proof = verify(result, merge_plan, executor if quiet else Visible(executor), missing)
     if as_json:
         show_json(proof.to_json())

@@ -11,7 +11,7 @@ from lora_tools.errors import FormatError
 from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents, Names
-from lora_tools.formats.features import check_uniform
+from lora_tools.formats.features import COPY, check_uniform
 from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.numbers import widened
@@ -20,13 +20,21 @@ from lora_tools.formats.peft.bare import stated_config
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     ADALORA,
+    LAYOUT,
+    RANK_MAJOR,
     base_model,
     config_of,
     retargeted,
     write_config,
 )
-from lora_tools.formats.peft.extras import extra_of
-from lora_tools.formats.peft.fresh import extra_key, fresh_config, key_prefixes, targeted
+from lora_tools.formats.peft.extras import extras_of
+from lora_tools.formats.peft.fresh import (
+    STACKS_SINCE,
+    extra_key,
+    fresh_config,
+    key_prefixes,
+    targeted,
+)
 from lora_tools.formats.peft.keys import (
     LORA_KEY,
     PREFIX,
@@ -60,6 +68,7 @@ class Peft:
             "modules_to_save",
             "trainable tokens",
             "full weight",
+            COPY,
         }
     )
     container: Container = SAFETENSORS
@@ -116,10 +125,8 @@ class Peft:
         orphans = [key for key in rest if "lora_" in key]
         problems += [f"{key} is not understood" for key in orphans]
         unknown = {*orphans, *misfits}
-        extras = tuple(
-            Extra(key, specs[key], MISFIT) if key in unknown else extra_of(key, specs[key], peft)
-            for key in [*misfits, *rest]
-        )
+        extras = tuple(Extra(key, specs[key], MISFIT) for key in [*misfits, *orphans])
+        extras += extras_of([key for key in rest if key not in unknown], specs, peft)
         return Manifest(
             self.name,
             tuple(modules),
@@ -156,7 +163,8 @@ class Peft:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Name the keys as `peft.save_pretrained` would, with the configuration that fits them."""
-        modules = tuple(_rekeyed(module) for module in manifest.modules)
+        names = key_prefixes(manifest.modules)
+        modules = tuple(_rekeyed(module, names[module.name]) for module in manifest.modules)
         if not manifest.config:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
@@ -171,8 +179,19 @@ class Peft:
             # A regex or "all-linear": servers read lists only. AdaLoRA may have left targets none.
             owners = (m.owner for m in modules if not isinstance(m.site, Experts))
             config["target_modules"] = list(dict.fromkeys(owners))
+        if LAYOUT in config:
+            config[LAYOUT] = RANK_MAJOR
         if manifest.changed and manifest.config:
             config |= retargeted(config, modules)
+            old = [m.key_prefix.startswith(PREFIX) for m in manifest.modules]
+            if any(
+                isinstance(m.site, Experts) for m, own in zip(modules, old, strict=True) if not own
+            ):
+                # The layout is that of this version, whose wrapped parameters have no dropout.
+                config |= {"peft_version": STACKS_SINCE, "lora_dropout": 0.0}
+        for field, role in PARTS.items():  # what was left out, PEFT would make anew
+            if config.get(field) and not any(role in module.parts for module in modules):
+                config[field] = False
         metadata = {"format": "pt"} | dict(manifest.metadata)
         return replace(
             manifest, format=self.name, modules=modules, config=config, metadata=metadata
@@ -200,7 +219,10 @@ class Peft:
         values = {role: tensors[part.key] for role, part in module.parts.items()}
         if "lora_E" in values:
             values["a"] = widened(values["lora_E"]) * widened(values["a"])
-        b, a = unfold(module, values["b"], values["a"])
+        b, a = values["b"], values["a"]
+        if module.fused is not None:
+            b, a = module.fused.factors(b, a)
+        b, a = unfold(module, b, a)
         weight = LowRank(a, b, module.alpha, module.rslora, module.groups)
         if "magnitude" in values:
             return DoRA(weight, values["magnitude"])
@@ -221,6 +243,10 @@ class Peft:
         return {module.parts[role].key: value for role, value in values.items()}
 
 
+PARTS: Mapping[str, Role] = {"use_dora": "magnitude", "lora_bias": "bias"}
+"""Fields that say that modules have a part."""
+
+
 def _alpha(module: Module, *, rslora: bool) -> float:
     """Return the alpha that keeps the module's scale: its own wherever that says it."""
     if module.alpha is not None and module.rslora == rslora:
@@ -239,9 +265,9 @@ def _notes(modules: Iterable[Module], found: Mapping[str, KeyGroup]) -> Iterator
         yield f"{len(bare)} names lack PEFT's prefix {PREFIX!r}; what is written has it."
 
 
-def _rekeyed(module: Module) -> Module:
+def _rekeyed(module: Module, name: str) -> Module:
     ours = module.key_prefix.startswith(PREFIX)
-    key_prefix = module.key_prefix if ours else PREFIX + module.key_prefix
+    key_prefix = module.key_prefix if ours else name
     shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
     if "magnitude" in module.parts and not ours:
         numel = module.parts["magnitude"].spec.numel

@@ -15,7 +15,7 @@ from lora_tools.formats.base import Contents
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import ADALORA, CONFIG, base_model
-from lora_tools.formats.peft.extras import extra_of
+from lora_tools.formats.peft.extras import extras_of
 from lora_tools.formats.peft.keys import path_of
 from lora_tools.formats.sites import Linear
 from lora_tools.scaling import alpha_for
@@ -76,7 +76,7 @@ def read_adalora(name: str, contents: Contents) -> Manifest:
         site = Linear(peft.transposed)
         modules.append(Module(path, site, out, inp, rank, own, False, parts, key_prefix, path))
     extras = [Extra(key, contents.specs[key], MISFIT) for key in unknown]
-    extras += [extra_of(key, contents.specs[key], peft) for key in rest if key not in unknown]
+    extras += extras_of([key for key in rest if key not in unknown], contents.specs, peft)
     return Manifest(
         name,
         tuple(modules),

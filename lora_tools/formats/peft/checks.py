@@ -122,7 +122,13 @@ def check_types(config: Mapping[str, Any]) -> PeftConfig:
     fields = peft.fields
     for field in ("base_model_name_or_path", "peft_type"):
         fields.text(field)
-    for field in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
+    for field in (
+        "use_rslora",
+        "use_dora",
+        "fan_in_fan_out",
+        "lora_bias",
+        "ensure_weight_tying",
+    ):
         fields.flag(field)
     fields.texts("target_parameters")
     for patterns in (peft.ranks, peft.alphas):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lora_tools.architectures.conventions import HEADS
 from lora_tools.errors import FormatError
 from lora_tools.files.typed import Fields, is_count, is_number, shown
 from lora_tools.formats.expressions import Clock, Expression, check_name
@@ -35,6 +36,10 @@ SCHEDULE = frozenset(
     }
 )
 """Fields of AdaLoRA that a configuration of LoRA does not have."""
+
+# Read in unsloth_zoo's pull requests 1232 and 1269: until 2026.9 it trained stacked experts with a
+# B in another order than PEFT's, and said so in no file; since then its configurations name it.
+LAYOUT, RANK_MAJOR, BY_EXPERT = "lora_B_layout", "rank_major", "grouped_by_expert"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class PeftConfig:
     def transposed(self) -> bool:
         """Whether targeted linear weights are stored as (in, out)."""
         return self.fields.flag("fan_in_fan_out")
+
+    @cached_property
+    def tying(self) -> bool:
+        """Whether what is trained of a tied embedding is meant for the head, too."""
+        return self.fields.flag("ensure_weight_tying")
 
     @cached_property
     def lora_bias(self) -> bool:
@@ -144,6 +154,22 @@ class PeftConfig:
             raise self.fields.refusal("trainable_token_indices", "rows of an embedding")
         return tuple(int(row) for row in wanted)
 
+    def grouped(self, path: str) -> bool:
+        """Whether a stack's B has its columns by expert, as Unsloth has trained it.
+
+        Raises `FormatError` where Unsloth wrote it and does not say.
+        """
+        stated = self.fields.text(LAYOUT)
+        if stated in (RANK_MAJOR, BY_EXPERT):
+            return stated == BY_EXPERT
+        if stated is None and not self.fields.mapping("auto_mapping").values.get("unsloth_fixed"):
+            return False
+        raise FormatError(
+            f"{path}: Unsloth saved these experts, and the order of B's columns was another before"
+            f' unsloth_zoo 2026.9.6: set "{LAYOUT}" in {self.where} to "{BY_EXPERT}" if it was'
+            f' trained with an older one, else to "{RANK_MAJOR}"'
+        )
+
     def saves(self, path: str) -> bool:
         """Whether ``path`` is or lies in one of ``modules_to_save``."""
         return self.saved.match(path)
@@ -152,6 +178,8 @@ class PeftConfig:
         """Whether PEFT would give the module at ``path`` an adapter."""
         if _means(self.excluded, path) or self.saves(path):
             return False
+        if self.tying and path.rpartition(".")[2] in HEADS:
+            return True  # with the embedding, where the base ties the two
         wanted = self.raw.get("target_modules")
         if wanted is None and not self.target_parameters:
             return True  # PEFT knows targets for each architecture

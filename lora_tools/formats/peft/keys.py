@@ -12,7 +12,12 @@ from lora_tools.formats.wrapped import PEFT
 PREFIX = PEFT
 WRAPPED = ".base_layer"
 TOKENS = ".token_adapter.trainable_tokens_delta"
-SAVED = re.compile(r"\.modules_to_save\.[^.]+")
+ORIGINAL = ".original_module."
+WRAPPER = re.compile(
+    r"\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?(?=\.)|\.original_module(?=\.)"
+    r"|\.token_adapter(?=\.)"
+)
+"""What wrappers of whole modules and of tokens put into a path, the adapter's name with it."""
 
 # The adapter's name ("default") is gone from files that `save_pretrained` wrote and still there
 # in a plain dump of the state dict.
@@ -80,8 +85,10 @@ def base_name(key: str) -> str:
 
     >>> base_name("base_model.model.embed.token_adapter.trainable_tokens_delta")
     'embed.weight'
+    >>> base_name("base_model.model.lm_head.modules_to_save.weight")
+    'lm_head.weight'
     """
     path = path_of(key)
     if TOKENS in path:
         return path[: path.index(TOKENS)] + ".weight"
-    return SAVED.sub("", path)
+    return WRAPPER.sub("", path)

@@ -1,12 +1,14 @@
 """Make modules of a PEFT adapter's tensors, or say why they do not fit their configuration."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lora_tools.architectures.conventions import EXPERT_PARAMETERS
 from lora_tools.errors import FormatError, some
 from lora_tools.files.dtypes import FLOATS
 from lora_tools.formats.expressions import suffixes
 from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.fused import ByExpert
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.peft.config import PeftConfig
 from lora_tools.formats.peft.keys import PREFIX, WRAPPED, KeyGroup, path_of
@@ -32,10 +34,12 @@ def parameters(found: Mapping[str, KeyGroup], peft: PeftConfig) -> dict[str, str
     longest = max(map(len, named), default=-1)
     names: dict[str, str] = {}
     for path, key_prefixes in nested.items():
-        ends = {"", *suffixes(path, longest)}  # without a module, a name means all
-        fitting = sorted(each for end in ends for each in named.get(end, ()))
-        wanted = list(dict.fromkeys(name for _, name in fitting))
-        if len(wanted) != len(key_prefixes):
+        # A name without a module means all that have such a parameter: experts, not their router.
+        own = [each for end in suffixes(path, longest) for each in named.get(end, ())]
+        every = sorted({*own, *named.get("", ())})
+        ways = (list(dict.fromkeys(name for _, name in way)) for way in (sorted(own), every))
+        wanted = next((way for way in ways if len(way) == len(key_prefixes)), None)
+        if wanted is None:
             continue  # reported as not targeted
         if len(wanted) > 1 and not set(wanted) <= set(EXPERT_PARAMETERS):
             raise FormatError(
@@ -79,6 +83,8 @@ def module_of(
     b, a = parts["b"].spec.shape, parts["a"].spec.shape
     site, out, inp, per_update = _site(path, b, a, rank, embedding, parameter, peft)
     module = Module(name, site, out, inp, per_update, alpha, peft.rslora, parts, key_prefix, owner)
+    if isinstance(site, Experts) and min(site.count, rank) > 1 and peft.grouped(name):
+        module = replace(module, fused=ByExpert(site.count))
     if factor_shapes(module) != (b, a) or rank != module.r:
         raise FormatError(f"{path}: B {list(b)} and A {list(a)} do not make rank {rank}")
     for role in ("magnitude", "bias"):

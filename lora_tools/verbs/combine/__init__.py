@@ -10,8 +10,10 @@ from lora_tools.formats.base import Format
 from lora_tools.linalg.rank import Fixed, RankPolicy
 from lora_tools.model import Model
 from lora_tools.rewrite import RewriteOptions, Source, keep, survey
-from lora_tools.rewrite.selection import ModuleWeight, Selection, selected
+from lora_tools.rewrite.selection import selected
+from lora_tools.rewrite.source import Sum
 from lora_tools.rules import ParametrisedRule
+from lora_tools.selection import ModuleWeight, Selection
 from lora_tools.verbs.combine.combination import Combination, Combined, contributions
 from lora_tools.verbs.combine.extras import extras
 from lora_tools.verbs.combine.measured import measured
@@ -43,6 +45,7 @@ def combine(
     *,
     format: Format | None = None,
     rule: ParametrisedRule | None = None,
+    base: Model | None = None,
 ) -> Combination:
     """Plan one adapter whose update is the weighted sum of those of several.
 
@@ -51,7 +54,7 @@ def combine(
     and for what is raised.
     """
     sources = in_one_format(adapters, format, executor)
-    return sum_of(sources, weights, policy, options, executor, rule=rule)
+    return sum_of(sources, weights, policy, options, executor, rule=rule, base=base)
 
 
 def in_one_format(
@@ -81,6 +84,7 @@ def sum_of(
     *,
     selection: Selection | None = None,
     rule: ParametrisedRule | None = None,
+    base: Model | None = None,
 ) -> Combination:
     """Plan the weighted sum of sources that are in one format.
 
@@ -88,6 +92,9 @@ def sum_of(
     and those whose scales allow it keep their bits. With one, it is truncated optimally over all
     modules, and the error is that of the bytes written against the exact sum, or against the exact
     result of the ``rule``. One that sees dense updates needs a policy: its result has full rank.
+    So has what DoRA adds to its ``base``, without which it is refused. Both are formed a module at
+    a time, and sketched with extract's certificate where the policy tells how far: a rank, or the
+    largest rank of the options.
 
     Reads every factor once, and once more when the result is iterated. Memory holds the modules in
     flight, and a matrix of the policy's rank for each module where it is known. Raises
@@ -98,16 +105,18 @@ def sum_of(
     weights = weights or Weights((1.0,) * len(sources))
     if len(weights.adapters) != len(sources):
         raise PolicyError(f"{len(weights.adapters)} weights for {len(sources)} adapters")
-    if rule and rule.rule.space == "dense" and policy is None:
-        raise PolicyError(f"what {rule.rule.name} makes has full rank").hint(
+    selection = selection or Selection()
+    whole = selected(combined(sources, weights, rule, base), selection, executor)
+    if policy is None and any(isinstance(o, Sum) and o.is_dense for o in whole.origins.values()):
+        what = f"what {rule.rule.name} makes" if rule else "what DoRA adds to its base"
+        raise PolicyError(f"{what} has full rank").hint(
             "Give one of --rank, --energy, --max-error, --max-params, --max-size."
         )
-    selection = selection or Selection()
-    whole = selected(combined(sources, weights, rule), selection, executor)
     beside = extras(sources, weights)
     kept = tuple(extra for extra in beside.described.values() if selection.keeps(extra))
     whole = replace(whole, manifest=replace(whole.manifest, extras=kept))
-    sums = measured(whole, executor, _columns(policy, options))
+    columns, every = _columns(policy, options), not isinstance(policy, Fixed)
+    sums = measured(whole, executor, columns, every=every)
     rewrite = (
         keep(sums.source, executor, dtype=options.dtype, found=sums.found)
         if policy is None
@@ -119,6 +128,6 @@ def sum_of(
 
 def _columns(policy: RankPolicy | None, options: RewriteOptions) -> int | None:
     """Return the rank up to which decompositions are needed, if the policy tells it."""
-    if not isinstance(policy, Fixed) or options.runtime:
-        return None
+    if not isinstance(policy, Fixed):
+        return options.max_rank
     return max(policy.rank, *(rank for _, rank in options.module_ranks), 0)

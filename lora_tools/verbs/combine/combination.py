@@ -1,8 +1,11 @@
 """A combination before it is computed, and its report."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lora_tools.report import Change, Document, Report, section
 from lora_tools.rewrite import Rewrite, Source
@@ -99,6 +102,11 @@ def contributions(sums: Sums) -> tuple[Contribution, ...]:
     return tuple(found)
 
 
+def _angles(ends: np.ndarray) -> tuple[float, float] | None:
+    least, most = ends.tolist()
+    return None if math.isnan(least) else (least, most)
+
+
 def _contribution(name: str, adapters: tuple[int, ...], module: Measured) -> Contribution:
     inner, columns, rows = module.summands
     norms = module.summands.norms
@@ -106,8 +114,8 @@ def _contribution(name: str, adapters: tuple[int, ...], module: Measured) -> Con
         Pair(
             (adapters[i], adapters[j]),
             float(inner[i, j]) / norms[i] / norms[j],
-            (float(columns[i, j, 0]), float(columns[i, j, 1])),
-            (float(rows[i, j, 0]), float(rows[i, j, 1])),
+            _angles(columns[i, j]),
+            _angles(rows[i, j]),
         )
         for j in range(len(adapters))
         for i in range(j)

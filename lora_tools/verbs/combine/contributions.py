@@ -23,9 +23,10 @@ class Pair:
     adapters: tuple[int, int]
     """Their numbers, from 1."""
     cosine: float
-    column_angles: tuple[float, float]
-    """The smallest and the largest principal angle of their column spaces, in radians."""
-    row_angles: tuple[float, float]
+    column_angles: tuple[float, float] | None
+    """The smallest and the largest principal angle of their column spaces, in radians; None where
+    an update has full rank."""
+    row_angles: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)

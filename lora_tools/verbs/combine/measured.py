@@ -1,5 +1,6 @@
 """What the sums of a source are: their ranks, their spectra, and how their summands lie."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,17 +10,18 @@ import numpy as np
 
 from lora_tools.errors import NonFiniteError
 from lora_tools.executors import Executor
-from lora_tools.formats.finite import sound
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.factors import factors_of
-from lora_tools.linalg.spectrum import numerical_rank
+from lora_tools.linalg.spectrum import NOISE, numerical_rank
 from lora_tools.linalg.sums import Contributions, contributions
+from lora_tools.linalg.tiles import inner_products
 from lora_tools.rewrite import Source
+from lora_tools.rewrite.dense import matrices, sketched
 from lora_tools.rewrite.source import Sum
 from lora_tools.rewrite.survey import jobs
-from lora_tools.rewrite.tasks import Decomposition, RewriteJob, decomposed, named
-from lora_tools.update import factors
+from lora_tools.rewrite.tasks import Decomposition, RewriteJob, decomposed, named, read_sum
+from lora_tools.update import DoRA, Update, factors
 
 MOST_KEPT = 256_000_000
 """Bytes of decompositions that are kept whole for the second pass, so as not to be found twice."""
@@ -40,7 +42,7 @@ class Measured(NamedTuple):
     @property
     def norm(self) -> float:
         """The norm of the sum."""
-        return float(np.linalg.norm(self.found.s))
+        return math.sqrt(self.found.tail[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,19 @@ class Sums:
         return {name: each.found for name, each in self.modules.items()}
 
 
-def measured(source: Source, executor: Executor, columns: int | None) -> Sums:
+def measured(
+    source: Source, executor: Executor, columns: int | None, *, every: bool = False
+) -> Sums:
     """Read every module once, and return the source at the ranks of its sums.
 
-    ``columns`` is the rank up to which decompositions will be used, where that is known. They are
-    kept up to it, and all of them only if they are small: an r x r matrix for each module.
+    ``columns`` is the rank up to which decompositions will be used, where that is known, and
+    ``every`` whether at any rank below it. They are kept up to it, and all of them only if they are
+    small: an r x r matrix for each module. Those of full rank are sketched up to it.
     """
     whole = sum(8 * module.stack * module.rank**2 for module in source.manifest.modules)
     most = columns if columns is not None or whole <= MOST_KEPT else 0
-    found = executor.map(partial(measure, most=most), jobs(source, "cpu"))
+    task = partial(measure, most=most, columns=columns, every=every)
+    found = executor.map(task, jobs(source, "cpu"))
     results = dict(zip(source, found, strict=True))
     modules = tuple(_at(module, results[module.name]) for module in source.manifest.modules)
     least: dict[str, int] = {}
@@ -83,13 +89,15 @@ def measured(source: Source, executor: Executor, columns: int | None) -> Sums:
 
 @exact()
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
-def measure(job: RewriteJob, most: int | None = None) -> Measured:
+def measure(
+    job: RewriteJob, most: int | None = None, *, columns: int | None = None, every: bool = False
+) -> Measured:
     """Return what one sum is; `NonFiniteError` names the tensor that holds NaN or Inf."""
     origin = job.origin
     assert isinstance(origin, Sum)
-    updates = origin.updates(job.module)
-    if not all(sound(update) for update in updates):
-        raise named(job, "")
+    updates = read_sum(job)
+    if origin.is_dense:
+        return _densely(job, origin, updates, columns, every=every)
     try:
         summands = contributions([factors(update) for update in updates], origin.weights)
         update = origin.total(updates, job.module)
@@ -103,6 +111,28 @@ def measure(job: RewriteJob, most: int | None = None) -> Measured:
     kept = found.left[..., : least if most is None else min(most, least)]
     slim = Decomposition(found.s, kept.copy())
     return Measured(low.rank, low.alpha, low.rslora, least, slim, summands)
+
+
+def _densely(
+    job: RewriteJob, origin: Sum, updates: list[Update], most: int | None, *, every: bool
+) -> Measured:
+    """Return what a sum of full rank is: its spectrum up to ``most``, or all of it."""
+    module, side = job.module, min(job.module.out, job.module.inp)
+    rank = side if most is None else min(max(most, 1), side)
+    matrices_of = matrices(job, updates)
+    found = sketched(job, matrices_of, rank, every=every or most is None)
+    summands = contributions([factors(update) for update in updates], origin.weights)
+    if any(isinstance(update, DoRA) for update in updates):
+        members = origin.tiled(updates, module)
+        nowhere = np.full(summands.columns.shape, np.nan)
+        inner = sum(inner_products(member) for member in members)
+        summands = Contributions(np.asarray(inner), nowhere, nowhere)
+    least = side
+    if found.rest <= NOISE**2 * found.tail[0] and not found.is_zero:
+        least = numerical_rank(found.s)
+    if found.is_zero:
+        least = 1
+    return Measured(side, float(side * module.groups), False, least, found, summands)
 
 
 def _at(module: Module, found: Measured) -> Module:

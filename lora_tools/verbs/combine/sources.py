@@ -12,15 +12,21 @@ from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Linear, Site
 from lora_tools.matching import Prefixes, Swap, align
+from lora_tools.model import Model
+from lora_tools.rewrite.bases import BaseWeights, base_weights
 from lora_tools.rewrite.selection import weigh
 from lora_tools.rewrite.source import Made, Source, Sum, Term
 from lora_tools.rules import ParametrisedRule
+from lora_tools.selection import check_weights, fitting
 from lora_tools.verbs.combine.dialects import check_dialects
 from lora_tools.verbs.combine.weights import Weights
 
 
 def combined(
-    sources: Sequence[Source], weights: Weights, rule: ParametrisedRule | None = None
+    sources: Sequence[Source],
+    weights: Weights,
+    rule: ParametrisedRule | None = None,
+    base: Model | None = None,
 ) -> Source:
     """Return the source whose modules are the weighted sums of those of the sources.
 
@@ -29,28 +35,36 @@ def combined(
     All are in one format. What stands before the names of one is brought to that of those before
     it, and a module that some have counts as zero in the others; at a weight of 0 it goes. Reads
     no tensor. Raises `FormatError` for modules of one name whose shapes differ, and
-    `UnsupportedError` for DoRA, which is no summand.
+    `UnsupportedError` for DoRA, which is no summand unless its ``base`` is given: then it is what
+    PEFT would add to that.
     """
     names, swaps = _names(sources)
     check_dialects(sources, names)
-    weights.check([list(each.values()) for each in names])
+    found = [
+        [replace(module, name=renamed[module.name]) for module in source.manifest.modules]
+        for source, renamed in zip(sources, names, strict=True)
+    ]
+    check_weights(weights.modules, found)
     terms: dict[str, list[Term]] = {}
-    for number, (source, renamed) in enumerate(zip(sources, names, strict=True), 1):
-        for module in source.manifest.modules:
-            name = renamed[module.name]
-            if weight := weights.of(number, name):
+    for number, (source, modules) in enumerate(zip(sources, found, strict=True), 1):
+        fits = fitting([each.pattern for each in weights.modules], modules)
+        for module, named in zip(source.manifest.modules, modules, strict=True):
+            name = named.name
+            if weight := weights.of(number, name, fits):
                 terms.setdefault(name, []).append(Term(source, module, weight, number))
     gone = tuple(dict.fromkeys(n for each in names for n in each.values() if n not in terms))
     if not terms:
         raise UnsupportedError("no module is left: every weight is 0")
-    _check(terms, rule)
+    weighed = _weighed(terms, sources, base) if not _is_one(terms, rule) else None
+    _check(terms, rule, weighed)
     first = sources[0]
-    modules = tuple(_module(name, summands, rule) for name, summands in terms.items())
-    origins: dict[str, Made] = {name: Sum(tuple(each), rule) for name, each in terms.items()}
+    sums = {name: Sum(tuple(each), rule, weighed) for name, each in terms.items()}
+    whole = tuple(_module(name, each) for name, each in sums.items())
+    origins: dict[str, Made] = {**sums}
     same = {module.name for module in first.manifest.modules} == terms.keys()
     manifest = replace(
         first.manifest,
-        modules=modules,
+        modules=whole,
         notes=(*_notes(sources, swaps), *_distinct(sources)),
         changed=first.manifest.changed or not same,
     )
@@ -59,7 +73,9 @@ def combined(
         first.format,
         manifest,
         origins,
-        Address(_again, (weights, rule, *(source.address for source in sources))),
+        Address(
+            _again, (weights, rule, base and base.address, *(source.address for source in sources))
+        ),
         _dropped(sources, gone),
         removed={name: norm for source in sources for name, norm in source.removed.items()},
         others=tuple(adapter for s in sources[1:] for adapter in s.adapters),
@@ -76,9 +92,45 @@ def _dropped(sources: Sequence[Source], gone: Sequence[str]) -> dict[str, tuple[
     return {feature: tuple(names) for feature, names in found.items()}
 
 
-def _again(weights: Weights, rule: ParametrisedRule | None, *sources: Source) -> Source:
+def _again(
+    weights: Weights, rule: ParametrisedRule | None, base: Model | None, *sources: Source
+) -> Source:
     """Combine sources for the jobs of another process."""
-    return combined(sources, weights, rule)
+    return combined(sources, weights, rule, base)
+
+
+def _is_one(terms: Mapping[str, Sequence[Term]], rule: ParametrisedRule | None) -> bool:
+    """Whether every module is that of one adapter, as it is."""
+    every = all(len(each) == 1 and each[0].weight == 1.0 for each in terms.values())
+    return rule is None and every
+
+
+def _weighed(
+    terms: Mapping[str, Sequence[Term]], sources: Sequence[Source], base: Model | None
+) -> BaseWeights | None:
+    """Return the base weights of the modules that have DoRA, if a base is given.
+
+    Raises `UnsupportedError` where the adapters name different ones, and for magnitudes per input.
+    """
+    dora = {name: [t for t in each if t.module.is_dora] for name, each in terms.items()}
+    found = [term for each in dora.values() for term in each]
+    if base is None or not found:
+        return None
+    stated = {s.manifest.base_model: s for s in sources if s.manifest.base_model}
+    if len(stated) > 1:
+        named = " and ".join(f"{source.path} of {name}" for name, source in stated.items())
+        raise UnsupportedError(
+            f"DoRA of different bases: {named}; what it adds to one has no meaning for another"
+        ).hint("Leave the magnitudes out: --drop DoRA.")
+    if odd := [term for term in found if "columns" in term.module.parts]:
+        raise UnsupportedError(
+            f"{odd[0].source.path}: {odd[0].module.name}: DoRA by input column, of which a merge is"
+            " not defined as PEFT's is"
+        ).hint("Leave the magnitudes out: --drop DoRA.")
+    for source in {id(term.source): term.source for term in found}.values():
+        source.adapter.check_order()
+    modules = [replace(each[0].module, name=name) for name, each in dora.items() if each]
+    return base_weights(sources[0].adapter, modules, base)
 
 
 def _names(
@@ -103,21 +155,23 @@ def _names(
     return found, swaps
 
 
-def _module(name: str, terms: Sequence[Term], rule: ParametrisedRule | None) -> Module:
+def _module(name: str, total: Sum) -> Module:
     """Describe a sum as its factors side by side; the rank that it has is found later."""
+    terms, rule, dense = total.terms, total.rule, total.is_dense
     module = terms[0].module
     if name != module.name:
         module = replace(module, name=name, key_prefix=name, owner=name)
-    if len(terms) == 1 and rule is None:
+    if len(terms) == 1 and rule is None and not dense:
         return weigh(module, terms[0].weight)
-    dtypes = {role: widest(_dtypes(terms, role)) for role in ("b", "a")}
+    roles: tuple[Role, ...] = ("b", "a")
+    dtypes = {role: widest(_dtypes(terms, roles if dense else (role,))) for role in roles}
     most = min(module.out, module.inp) * module.groups
     r = sum(term.module.r for term in terms)
-    sized = module.resized(most if rule and rule.rule.space == "dense" else r)
+    sized = module.resized(most if dense else r)
     parts: dict[Role, Part] = {
         role: part._replace(spec=Spec(dtypes.get(role, part.spec.dtype), part.spec.shape))
         for role, part in sized.parts.items()
-        if role != "bias"
+        if role not in ("bias", "magnitude")
     }
     biases = [term.module.parts["bias"] for term in terms if "bias" in term.module.parts]
     if biases:
@@ -126,27 +180,37 @@ def _module(name: str, terms: Sequence[Term], rule: ParametrisedRule | None) -> 
     return replace(sized, parts=parts)
 
 
-def _dtypes(terms: Iterable[Term], role: Role) -> set[str]:
+def _dtypes(terms: Iterable[Term], roles: Sequence[Role]) -> set[str]:
     pairs = (term.module.resized(term.module.r) for term in terms)
-    return {pair.parts[role].spec.dtype for pair in pairs}
+    return {pair.parts[role].spec.dtype for pair in pairs for role in roles}
 
 
-def _check(terms: Mapping[str, Sequence[Term]], rule: ParametrisedRule | None) -> None:
+def _check(
+    terms: Mapping[str, Sequence[Term]],
+    rule: ParametrisedRule | None,
+    weighed: BaseWeights | None,
+) -> None:
     """Raise where the updates of a module are no summands of one."""
-    alone = rule is None and all(
-        len(summands) == 1 and summands[0].weight == 1.0 for summands in terms.values()
-    )
     for name, summands in terms.items():
         dora = [t for t in summands if t.module.is_dora]
-        if dora and not alone:
+        if dora and not weighed and not _is_one(terms, rule):
             raise UnsupportedError(
                 f"{dora[0].source.path}: {name}: DoRA's update cannot be weighted or added to"
                 " another: the merged weight is normalised after it is added"
-            ).hint("Merge one adapter after the other, or leave the magnitudes out: --drop DoRA.")
-        biased = [term for term in summands if "bias" in term.module.parts]
-        if biased and rule:
+            ).hint(
+                "Give the base model that all were trained on, with a rank: --base BASE --rank N;"
+                " or leave the magnitudes out: --drop DoRA."
+            )
+        if dora and rule and rule.rule.space != "dense":
             raise UnsupportedError(
-                f"{biased[0].source.path}: {name}: {rule.rule.name} is for weights, and this has a"
+                f"{dora[0].source.path}: {name}: {rule.rule.name} is for updates of low rank, and"
+                " what DoRA adds to its base has full rank"
+            ).hint("Leave the magnitudes out: --drop DoRA.")
+        biased = [term for term in summands if "bias" in term.module.parts]
+        if biased and (rule or dora):
+            what = rule.rule.name if rule else "what DoRA adds"
+            raise UnsupportedError(
+                f"{biased[0].source.path}: {name}: {what} is for weights, and this has a"
                 " bias of B, too"
             ).hint("Leave the biases out: --drop bias.")
         first = summands[0]

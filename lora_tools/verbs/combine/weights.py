@@ -1,12 +1,11 @@
 """Weights: what the update of each adapter, and of each of its modules, is multiplied by."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_tools.errors import PolicyError, some
 from lora_tools.names import matches
-from lora_tools.rewrite.selection import ModuleWeight, factor
+from lora_tools.selection import Fits, ModuleWeight, check_numbers, factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +24,11 @@ class Weights:
         numbers = [*self.adapters, *(each.weight for each in self.modules)]
         if strange := [number for number in numbers if not math.isfinite(number)]:
             raise PolicyError(f"{some(strange)}: no weight")
-        beyond = [
-            each.adapter
-            for each in self.modules
-            if each.adapter is not None and not 1 <= each.adapter <= len(self.adapters)
-        ]
-        if beyond:
-            raise PolicyError(f"there is no adapter number {some(beyond)}").hint(
-                f"They are numbered from 1 to {len(self.adapters)}, in the order given."
-            )
+        check_numbers(self.modules, len(self.adapters))
 
-    def of(self, adapter: int, name: str) -> float:
+    def of(self, adapter: int, name: str, fits: Fits = matches) -> float:
         """Return the weight of a module of the adapter with this number."""
-        return self.adapters[adapter - 1] * factor(self.modules, name, adapter)
-
-    def check(self, names: Sequence[Sequence[str]]) -> None:
-        """Raise `PolicyError` for a pattern that matches no module of its adapters."""
-        idle = [
-            each.pattern
-            for each in self.modules
-            if not any(
-                matches(each.pattern, name)
-                for number, modules in enumerate(names, 1)
-                if each.adapter in (None, number)
-                for name in modules
-            )
-        ]
-        if idle:
-            raise PolicyError(f"no module matches {some(idle)}")
+        return self.adapters[adapter - 1] * factor(self.modules, name, adapter, fits)
 
 
 def average(count: int) -> tuple[float, ...]:

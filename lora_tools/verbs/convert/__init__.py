@@ -7,9 +7,10 @@ from lora_tools.executors import Executor
 from lora_tools.formats.base import Format
 from lora_tools.model import Model
 from lora_tools.rewrite import Rewrite, keep
-from lora_tools.verbs.convert.translate import translate
+from lora_tools.verbs.convert.naming import nameless
+from lora_tools.verbs.convert.translation import translate
 
-__all__ = ["convert", "translate"]
+__all__ = ["convert", "nameless", "translate"]
 
 
 def convert(

@@ -1,5 +1,6 @@
 """What a target calls the modules of a source, and which of them are split or fused there."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from lora_tools.architectures.detection import Component, Hints, detect
 from lora_tools.architectures.index import Candidate
 from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.numbers import numbers_of
-from lora_tools.architectures.pipelines import is_known, split
+from lora_tools.architectures.pipelines import encoder_behind, is_known, split
 from lora_tools.architectures.translation import RowMove, Translated, translate
 from lora_tools.errors import UnsupportedError, some
 from lora_tools.files.dtypes import widest
@@ -64,6 +65,11 @@ def renamed(manifest: Manifest, format: Format) -> Naming:
     if manifest.format == format.name:
         return Naming([Step(module, (module,)) for module in manifest.modules])
     found, notes = _translated(manifest, format)
+    counts = Counter(step.new.name for step in found)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UnsupportedError(
+            f"{format.name} has one name for modules of several models: {some(twice)}"
+        ).hint("Convert the part of each model by itself.")
     parts = [split(step.new.name) for step in found]
     components = {component for component, _ in parts}
     if not format.config_file or components == {""}:
@@ -76,6 +82,23 @@ def renamed(manifest: Manifest, format: Format) -> Naming:
         )
     bare = [s._replace(new=replace(s.new, name=split(s.new.name)[1])) for s in found]
     return Naming(bare, notes)
+
+
+def nameless(sizes: Mapping[str, Dimensions], format: Format) -> list[str]:
+    """Return the modules that no adapter of this format can name: an autoencoder's, say.
+
+    They are of known models that have no place in a pipeline's adapters.
+    """
+    if format.names not in CONTAINERS:
+        return []
+    return [
+        name
+        for component in detect(sizes)
+        if component.candidates
+        and not encoder_behind(component)
+        and not any(each.family.before(each.family.hub) for each in component.candidates)
+        for name in (*component.names, *component.unmatched)
+    ]
 
 
 def _translated(manifest: Manifest, format: Format) -> Naming:
@@ -98,6 +121,8 @@ def _component(
 ) -> Naming:
     """Return the steps of the modules behind one prefix, as the container has their family."""
     every = (*component.names, *component.unmatched)
+    if folder := encoder_behind(component):
+        return _encoder(component, folder, modules)
     component = component.among(lambda candidate: container in candidate.family.containers)
     if not component.candidates:  # a text encoder, or a model that no table has
         return Naming([Step(modules[name], (modules[name],)) for name in every])
@@ -129,6 +154,18 @@ def _component(
     known = [_step(f"{before}{target.path}", target, modules) for target in targets]
     others = [Step(modules[name], (modules[name],)) for name in strange]
     return Naming([*known, *others], (guess,) if guess else ())
+
+
+def _encoder(component: Component, folder: str, modules: Mapping[str, Module]) -> Naming:
+    """Return the steps of a text encoder, which formats have in the names of its hub."""
+    candidate = component.candidates[0]
+    names = {path: name for name, path in component.paths[candidate].items()}
+    sizes = {path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()}
+    found = translate(sizes, candidate, candidate.family.hub, {})
+    targets = [target.renamed(names) for target in found.targets]
+    others = [names[path] for path in found.unmatched] + [*component.unmatched]
+    steps = [_step(f"{folder}.{target.path}", target, modules) for target in targets]
+    return Naming([*steps, *(Step(modules[name], (modules[name],)) for name in others)])
 
 
 def _step(name: str, target: Translated, modules: Mapping[str, Module]) -> Step:

@@ -1,23 +1,26 @@
 """Extract: the best adapter of a full fine-tune, with a certificate of how good it can be."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from lora_tools.errors import BoundError, FormatError
 from lora_tools.executors import Executor, Serial, ahead
-from lora_tools.files.journal import Journal, Resume, journaled
+from lora_tools.files.journal import Journal, Resume, in_parts, journaled, journaled_part
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
+from lora_tools.files.parts import Part
 from lora_tools.files.transient import TransientFiles
 from lora_tools.linalg.krylov import Precision
 from lora_tools.linalg.rank import Fixed, MaxError, RankPolicy, Rest
 from lora_tools.model import CONFIG, Model, open_model
 from lora_tools.report import error
+from lora_tools.report.part import PartReport
 from lora_tools.verbs.extract import output
-from lora_tools.verbs.extract.keep import Keep, identity, note, open_keep
+from lora_tools.verbs.extract.keep import Keep, identity, load_kept, note, open_keep, piece
 from lora_tools.verbs.extract.options import ExtractOptions
 from lora_tools.verbs.extract.plan import ExtractPlan, Item, make_plan
 from lora_tools.verbs.extract.ranks import ChosenRanks, choose, fixed, headroom
@@ -31,6 +34,7 @@ from lora_tools.verbs.extract.tasks import (
     extract_one,
     finish,
     load,
+    spectrum,
     survey,
     survey_one,
 )
@@ -43,6 +47,7 @@ __all__ = [
     "Extraction",
     "Precision",
     "extract",
+    "extract_part",
     "plan",
 ]
 
@@ -122,9 +127,68 @@ class Extraction:
             compared=Compared(*(_compared(self.plan, side) for side in ("base", "tuned"))),
         )
 
+    def run_part(self, part: Part, elsewhere: Mapping[str, Path]) -> PartReport:
+        """Extract what a part of the items needs that is not yet done.
+
+        Where ranks depend on the spectra of all items, the first call finds those of the part; one
+        that finds the others' ``elsewhere``, pieces by name, writes the factors of the part.
+        """
+        items = self.plan.items
+        share = part.share(items, [item.pair.nbytes for item in items])
+        mine = {item.number for item in share}
+        waiting = False
+        if isinstance(self.policy, Fixed):
+            done = self._mapped(extract_one, finish, self._written(self.policy), mine)
+        else:
+            surveys = self._surveys()
+            done = self._mapped(survey_one, survey, surveys, mine)
+            found = [self._found(job, elsewhere) for job in surveys]
+            waiting = not all(found)
+            if not waiting:
+                live, aside = _live(surveys, [each for each in found if each])
+                done = self._mapped(extract_one, finish, self._chosen(live, aside), mine)
+        return PartReport("extract", part, len(share), done, len(items), waiting)
+
+    def _mapped(
+        self,
+        whole: Callable[[ExtractJob], Result],
+        second: Callable[[LoadedJob], Result],
+        jobs: Sequence[ExtractJob],
+        numbers: Collection[int],
+    ) -> int:
+        """Map the jobs of the items of these numbers; return how many were done already."""
+        mine = [job for job in jobs if job.item.number in numbers]
+        before = sum(piece(job.name) in self.journal.done for job in mine)
+        deque(self._map(whole, second, mine), 0)
+        return before
+
+    def _found(self, job: ExtractJob, elsewhere: Mapping[str, Path]) -> ModuleSpectrum | None:
+        """Return a spectrum that this part or another has found, or None."""
+        kept, other = self.keep.load(job.name), elsewhere.get(piece(job.name))
+        if kept is None and other is not None:
+            kept = load_kept(other)
+        return spectrum(kept) if kept else None
+
+    def _written(self, policy: Fixed) -> list[ExtractJob]:
+        """Return the jobs of all items at ranks that need no spectrum."""
+        return self._jobs(self.plan.items, fixed(self.plan, policy, self.plan.items), "both")
+
+    def _surveys(self) -> list[ExtractJob]:
+        """Return the jobs that find the spectra of all items."""
+        tops = [headroom(item, self.plan.options.max_rank) for item in self.plan.items]
+        return self._jobs(self.plan.items, ChosenRanks(tuple(tops)), "survey")
+
+    def _chosen(
+        self, live: Sequence[tuple[Item, ModuleSpectrum]], aside: Mapping[int, FinishedItem]
+    ) -> list[ExtractJob]:
+        """Return the jobs that write at the ranks that the policy chooses."""
+        items, found = [item for item, _ in live], [one for _, one in live]
+        rest = self._rest(items, found, aside)
+        return self._jobs(items, choose(self.plan, self.policy, items, found, rest), "write")
+
     def _at_fixed(self, policy: Fixed) -> dict[int, FinishedItem]:
         """Write at ranks that need no spectrum, in one pass over the files."""
-        jobs = self._jobs(self.plan.items, fixed(self.plan, policy, self.plan.items), "both")
+        jobs = self._written(policy)
         rows = self._map(extract_one, finish, jobs)
         return {
             job.item.number: FinishedItem(job.name, row)
@@ -133,15 +197,8 @@ class Extraction:
 
     def _by_spectra(self) -> dict[int, FinishedItem]:
         """Survey first, then write at the ranks that the policy chooses: two passes or more."""
-        tops = [headroom(item, self.plan.options.max_rank) for item in self.plan.items]
-        jobs = self._jobs(self.plan.items, ChosenRanks(tuple(tops)), "survey")
-        pairs = list(zip(jobs, self._map(survey_one, survey, jobs), strict=True))
-        live = [(job.item, one) for job, one in pairs if one.row.outcome == "extracted"]
-        aside = {
-            job.item.number: FinishedItem(job.name, one.row)
-            for job, one in pairs
-            if one.row.outcome != "extracted"
-        }
+        jobs = self._surveys()
+        live, aside = _live(jobs, list(self._map(survey_one, survey, jobs)))
         return aside | self._within(live, aside) if live else aside
 
     def _within(
@@ -221,17 +278,57 @@ def extract(
     removed after it was last used. Raises `OutputError` if ``out`` is taken, is being written by
     another process, or was begun with other inputs, options or versions.
     """
-    settings = {**plan.options.describe(), "policy": str(policy)}
-    decided = identity(plan.base, plan.tuned, settings)
     how: Resume = "or refuse" if resume else "never"
     private = [
         path
         for model in (plan.base, plan.tuned)
         for path in (*model.tensors.files, model.tensors.path.parent / CONFIG)
     ]
+    decided = _identity(plan, policy)
     with journaled(out, decided, force=force, resume=how, sources=private) as journal:
         keep = open_keep(journal)
         yield Extraction(plan, policy, journal, keep, executor or Serial(), seen, evict)
+
+
+def extract_part(
+    plan: ExtractPlan,
+    policy: RankPolicy,
+    out: Path,
+    part: Part,
+    executor: Executor | None = None,
+    *,
+    seen: Callable[[Item], None] = lambda item: None,
+    evict: bool = False,
+) -> PartReport:
+    """Do a part of an extraction beside ``out``, where `extract` takes it over.
+
+    Raises what `Extraction.run` and `extract` do, and `OutputError` if the part was begun for
+    another extraction.
+    """
+    decided = _identity(plan, policy)
+    with journaled_part(out, part, decided) as journal:
+        keep = open_keep(journal)
+        extraction = Extraction(plan, policy, journal, keep, executor or Serial(), seen, evict)
+        return extraction.run_part(part, in_parts(out, decided))
+
+
+def _identity(plan: ExtractPlan, policy: RankPolicy) -> dict[str, Any]:
+    settings = {**plan.options.describe(), "policy": str(policy)}
+    return identity(plan.base, plan.tuned, settings)
+
+
+def _live(
+    jobs: Sequence[ExtractJob], found: Sequence[ModuleSpectrum]
+) -> tuple[list[tuple[Item, ModuleSpectrum]], dict[int, FinishedItem]]:
+    """Return the items that have a spectrum with it, and the finished others by their number."""
+    pairs = list(zip(jobs, found, strict=True))
+    live = [(job.item, one) for job, one in pairs if one.outcome == "extracted"]
+    aside = {
+        job.item.number: FinishedItem(job.name, one.row)
+        for job, one in pairs
+        if one.outcome != "extracted"
+    }
+    return live, aside
 
 
 def _expected(jobs: Iterable[ExtractJob]) -> Iterator[ExtractJob]:

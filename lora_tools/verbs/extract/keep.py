@@ -38,10 +38,7 @@ class Keep:
     def load(self, name: str) -> Kept | None:
         """Return a finished piece, or None."""
         file = self.folder / f"{name}.safetensors"
-        if not file.is_file():
-            return None
-        found = open_checkpoint(file)
-        return Kept(found.arrays, json.loads(found.metadata["data"]))
+        return load_kept(file) if file.is_file() else None
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], data: Mapping[str, Any]) -> None:
         """Keep a piece."""
@@ -54,6 +51,12 @@ class Keep:
         temporary.rename(file)
 
 
+def load_kept(file: Path) -> Kept:
+    """Return a piece from its file."""
+    found = open_checkpoint(file)
+    return Kept(found.arrays, json.loads(found.metadata["data"]))
+
+
 def open_keep(journal: Journal) -> Keep:
     """Return the folder of the pieces in a journal, which holds no other than sound ones."""
     folder = journal.path(PIECES)
@@ -63,9 +66,14 @@ def open_keep(journal: Journal) -> Keep:
 
 def note(journal: Journal, name: str) -> None:
     """Let the next run trust a piece that is kept."""
-    file = f"{PIECES}/{name}.safetensors"
+    file = piece(name)
     if file not in journal.done:
         journal.finish(file)
+
+
+def piece(name: str) -> str:
+    """Return what a journal calls a piece."""
+    return f"{PIECES}/{name}.safetensors"
 
 
 def identity(base: Model, tuned: Model, settings: Mapping[str, Any]) -> dict[str, Any]:

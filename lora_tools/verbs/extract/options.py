@@ -38,6 +38,8 @@ class ExtractOptions:
     """Leave out tensors that hold NaN or Inf."""
     base_model: str | None = None
     """What the adapter calls its base."""
+    nameless: frozenset[str] = frozenset()
+    """Modules to leave alone, as the format that the adapter is for has no names for them."""
     runtime: "Runtime | None" = None
     device: str = "cpu"
 
@@ -59,7 +61,7 @@ class ExtractOptions:
     def treatment(self, pair: WeightPair) -> Treatment:
         """Return what becomes of a pair if it changed."""
         name = pair.place.module if pair.place else pair.name
-        if not self.selects(name):
+        if not self.selects(name) or name in self.nameless:
             return "skip"
         if pair.place is None:
             return self.small
@@ -70,7 +72,11 @@ class ExtractOptions:
         return bool(self.runtime and pair.place and isinstance(pair.place.site, Embedding))
 
     def describe(self) -> dict[str, Any]:
-        """Return what results depend on, as plain data."""
+        """Return what results depend on, as plain data.
+
+        The device is no part of it: a certificate holds wherever it was computed, and what one
+        machine has begun another can finish.
+        """
         return {
             "max_rank": self.max_rank,
             "min_rank": self.min_rank,
@@ -86,6 +92,6 @@ class ExtractOptions:
             "full_below": self.precision.small,
             "skip_bad": self.skip_bad,
             "base_model": self.base_model,
+            "nameless": sorted(self.nameless),
             "for": self.runtime.name if self.runtime else None,
-            "device": self.device,
         }

@@ -10,7 +10,7 @@ from lora_tools.architectures.detection import Hints
 from lora_tools.base import Base
 from lora_tools.errors import FormatError, some
 from lora_tools.files.header import Spec
-from lora_tools.matching.layers import Layer, layers
+from lora_tools.matching.layers import Layer, layers, module_of
 from lora_tools.matching.models import Correspondence, correspond
 from lora_tools.matching.prefixes import component
 from lora_tools.matching.views import View
@@ -96,7 +96,7 @@ def match(base: Base, tuned: Base) -> Pairs:
     specs = {name: view.spec for name, view in found.base.items()}
     kind = base.model.fields.mapping("text_config").text("model_type")
     kind = kind or base.model.fields.text("model_type") or ""
-    tables = layers(specs, Hints(type=kind))
+    tables = layers(specs, Hints.of(base.model.config))
     routed = {experts[1] for name in found.base if (experts := ROUTED.match(name))}
     both = [_pair(base, tuned, tables, kind, routed, *link) for link in links]
     odd = [pair for pair in both if pair.grown and not _is_vocabulary(pair)]
@@ -138,7 +138,7 @@ def _pair(
 ) -> WeightPair:
     numbers = all(w.is_numbers for w in (*ours.weights(base), *theirs.weights(tuned)))
     module = ours.name.removesuffix(WEIGHT)
-    layer = known.get(module) if name == ours.name else None
+    layer = known.get(module_of(ours.name)) if name == ours.name else None
     where: Place = place(name, ours.spec, kind, layer) if numbers else ""
     parent, _, leaf = module.rpartition(".")
     if leaf in ROUTERS and parent in routed:

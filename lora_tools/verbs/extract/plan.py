@@ -189,8 +189,10 @@ def _item(
     if treatment is None:
         return Item(number, pair, "skip", "PEFT cannot store it whole")
     if treatment == "skip":
-        reason = "--include, --exclude"
-        if options.selects(pair.place.module if pair.place else pair.name):
+        reason, name = "--include, --exclude", pair.place.module if pair.place else pair.name
+        if name in options.nameless:
+            reason = "the format of --to has no name for it"
+        elif options.selects(name):
             why = pair.why or "no LoRA can hold it"
             reason = "--embeddings skip" if pair.place else f"{why}: --small skip"
         return Item(number, pair, "skip", reason)

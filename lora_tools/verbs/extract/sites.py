@@ -8,6 +8,7 @@ from lora_tools.architectures.conventions import (
     CONV1D_MODELS,
     MAMBA_LAYERS,
     MAMBAS,
+    PACKED_PARAMETER,
     PEFT_TRANSPOSED,
     STACKED_LAYERS,
     is_table,
@@ -64,6 +65,8 @@ def place(key: str, spec: Spec, kind: str, layer: Layer | None = None) -> Place:
     if stacked and len(shape) == 3:
         site = Experts(key.rpartition(".")[2], shape[0])
         return Matrices(key, site, shape[0], shape[1], shape[2], kind in PEFT_TRANSPOSED)
+    if key.endswith(PACKED_PARAMETER) and layer and len(shape) == 2:
+        return Matrices(parent, Linear(), 1, rows, columns, False)
     if name == key:
         return "a parameter of no layer that PEFT wraps"
     if kind in MAMBAS and leaf in MAMBA_LAYERS:

@@ -143,6 +143,11 @@ def survey(loaded: LoadedJob) -> ModuleSpectrum:
             assert loaded.delta is not None
             kept = _surveyed(job, loaded.delta)
         job.keep.save(job.name, kept.arrays, kept.data)
+    return spectrum(kept)
+
+
+def spectrum(kept: Kept) -> ModuleSpectrum:
+    """Return what a survey has kept."""
     data = {key: value for key, value in kept.data.items() if key != "found"}
     return ModuleSpectrum(row_of(data), np.asarray(kept.arrays["tail"]))
 

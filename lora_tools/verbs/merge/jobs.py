@@ -58,8 +58,8 @@ class MergedRows:
 def jobs(merge_plan: MergePlan, shard: Shard, path: Path, device: str) -> Iterator[MergeJob]:
     """Yield the jobs of a shard, in the order of its file."""
     path = path.absolute()  # another process may be in another folder
-    for entry in sorted(shard.entries, key=lambda entry: shard.layout.slots[entry.key].start):
-        start = shard.layout.slots[entry.key].start
+    for entry in sorted(shard.entries, key=lambda entry: shard.slot(entry).start):
+        start = shard.slot(entry).start
         rows = entry.table[0]
         step = rows
         if not by_columns(entry) and rows:

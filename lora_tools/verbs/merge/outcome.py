@@ -19,13 +19,15 @@ from lora_tools.report import (
     outcomes,
     percent,
     remarks,
+    removals,
+    removed_shares,
     section,
     shape,
     size,
     span,
     table,
 )
-from lora_tools.text import joined
+from lora_tools.text import joined, label
 
 SCHEMA = "lora-tools/merge/2"
 
@@ -88,6 +90,8 @@ class Merged(Document):
     notes: tuple[str, ...] = ()
     prefixes: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
     """What changes before the names of each adapter."""
+    removed: Mapping[str, float] = field(default_factory=dict)
+    """The norms of the updates of modules that were left out because it was asked for."""
     arguments: str = ""
     seconds: float = 0.0
 
@@ -114,6 +118,10 @@ class Merged(Document):
             " the adapter unmerged."
         )
 
+    def removed_shares(self) -> dict[str, float]:
+        """Return the share of ``||dW||`` that each module had that was removed."""
+        return removed_shares(self.removed, (row.norm for row in self.rows))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, as `report.schemas` describes it."""
         return {
@@ -134,6 +142,7 @@ class Merged(Document):
             },
             "warning": self.warning,
             "tensors": [asdict(row) for row in self.rows],
+            "removed": self.removed_shares(),
             "left_out": dict(self.left_out),
             "notes": list(self.notes),
             "prefixes": listed(self.prefixes),
@@ -165,7 +174,8 @@ class Merged(Document):
             f"{len(self.rows) - cast} tensors changed, {self.copied} copied byte for byte{rest}",
             f"{size(self.nbytes)} in {self.shards} files, {self.seconds:.1f} s",
         ]
-        return joined([*lines, *remarks(self.left_out, self.notes)])
+        removed = removals(self.removed_shares())
+        return joined([*lines, *removed, *remarks(self.left_out, self.notes)])
 
     def to_text(self) -> str:
         """Return it for a terminal. The card does not say how often a merge was started."""
@@ -176,7 +186,8 @@ class Merged(Document):
         """Return what is known before anything is computed, in sentences."""
         lines = [
             f"{self.copied} tensors copied byte for byte;"
-            f" {size(self.nbytes)} in {self.shards} files"
+            f" {size(self.nbytes)} in {self.shards} files",
+            *(f"removed: {label(collapse(g))}" for g in grouped(self.removed, template)),
         ]
         return joined([*lines, *remarks(self.left_out, self.notes)])
 

@@ -20,9 +20,9 @@ from lora_tools.errors import FormatError, NonFiniteError, PolicyError, Unsuppor
 from lora_tools.formats.registry import format_named
 from lora_tools.linalg.rank import Energy, Fixed, MaxBytes, MaxError, MaxParams
 from lora_tools.rewrite import RewriteOptions
-from lora_tools.rewrite.selection import Selection
 from lora_tools.rewrite.tasks import rewrite
 from lora_tools.rules import parametrised, rule_named
+from lora_tools.selection import Selection
 from lora_tools.update import LowRank
 from lora_tools.verbs.combine import (
     KEEP,

@@ -137,6 +137,13 @@ def test_what_is_dropped_is_listed(tmp_path):
     assert outcome.dropped == {"embedding": ("embeddings.word_embeddings",)}
     assert "dropped: 1 × embedding" in outcome.summary()
     assert len(outcome.rows) == 6
+    for fixture, feature, field in (
+        ("minilm-dora", "DoRA", "use_dora"),
+        ("minilm-lorabias", "bias", "lora_bias"),
+    ):
+        converted(FIXTURES / fixture, tmp_path / field, "peft", drop=[feature])
+        config = json.loads((tmp_path / field / "adapter_config.json").read_text())
+        assert config[field] is False  # or PEFT would make it anew
     plain = converted(FIXTURES / "minilm-dora", tmp_path / "plain", "kohya", drop=["DoRA"])
     assert len(plain.dropped["DoRA"]) == len(plain.rows)
     assert not any("dora_scale" in key for key in read(tmp_path / "plain").tensors)

@@ -18,13 +18,14 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from lora_tools import Threads, read
-from lora_tools.errors import UnsupportedError
 from lora_tools.files.opening import open_checkpoint
 from lora_tools.model import open_model
-from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan
+from lora_tools.verbs.merge import WeightedAdapter, merge, plan
 from lora_tools.verbs.verify import verify
 
 SMALL = {"num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 64}
@@ -50,6 +51,14 @@ def mixtral():
     sizes = {"hidden_size": 32, "intermediate_size": 24, "num_key_value_heads": 2}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     return MixtralForCausalLM(MixtralConfig(vocab_size=100, **sizes, **experts, **SMALL, **TOKENS))
+
+
+def qwen3_moe():
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 32, "num_key_value_heads": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(vocab_size=100, **sizes, **experts, **SMALL, **TOKENS)
+    )
 
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -85,6 +94,12 @@ MODELS = {
             target_modules=["q_proj", "gate"],
             target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
         ),
+    ),
+    # Whose experts are square, and which PEFT saves as `gate.weight` and bare `gate_up_proj`.
+    "qwen3-moe-all-linear": (qwen3_moe, LoraConfig(r=2, target_modules="all-linear")),
+    "mixtral-router": (
+        mixtral,
+        LoraConfig(r=2, target_modules=["q_proj", "gate", "w1", "w2", "w3"]),
     ),
 }
 
@@ -140,47 +155,6 @@ def test_peft_and_transformers_save_a_merge_that_verify_accepts(tmp_path):
     experts = [v for v in proof.verdicts if ".experts." in v.tensor]
     assert len(experts) == 24
     assert {v.outcome for v in experts} == {"exact"}
-
-
-def test_tied_embeddings_are_refused_or_untied(tmp_path):
-    model = llama(tie_word_embeddings=True).eval()
-    model.save_pretrained(tmp_path / "base")
-    config = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        live = trained(model, config, tmp_path / "adapter")
-    base, strong = open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))]
-    with pytest.raises(UnsupportedError, match=r"ties model\.embed_tokens\.weight to lm_head"):
-        plan(base, strong)
-    merge(plan(base, strong, MergeOptions(untie=True))).write(tmp_path / "out")
-    assert (
-        json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
-    )
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    ids = torch.randint(100, (2, 12))
-    with torch.no_grad():
-        wanted, got = live(input_ids=ids).logits, loaded(input_ids=ids).logits
-    assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
-
-
-def test_trained_tokens_of_tied_embeddings_stay_tied(tmp_path):
-    model = llama(tie_word_embeddings=True).eval()
-    model.save_pretrained(tmp_path / "base")
-    config = LoraConfig(
-        r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [3, 97, 5]}
-    )
-    live = trained(model, config, tmp_path / "adapter")
-    for name, weight in live.named_parameters():
-        if "trainable_tokens_delta" in name:
-            torch.nn.init.normal_(weight)
-    live.save_pretrained(tmp_path / "adapter")
-    recipe = plan(open_model(tmp_path / "base"), [WeightedAdapter(read(tmp_path / "adapter"))])
-    merge(recipe).write(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    ids = torch.tensor([[1, 3, 97, 5, 2]])
-    with torch.no_grad():
-        wanted, got = live(input_ids=ids).logits, loaded(input_ids=ids).logits
-    assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_a_grown_vocabulary_is_merged_and_announced(tmp_path):
