@@ -9,6 +9,7 @@ from lora_tools.architectures.conventions import HEADS, TOKENS, ends
 from lora_tools.errors import FormatError, UnsupportedError, some
 from lora_tools.formats.features import COPY
 from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.sites import Linear
 from lora_tools.matching import Matching, Site, Swap, match
 from lora_tools.matching.pieces import Specs
 from lora_tools.merging.differences import KINDS, differences
@@ -199,5 +200,7 @@ def _why(module: Module, site: Site | None, specs: Specs, matching: Matching) ->
     if site is None or site.misfit is None:
         return matching.why(module.name)
     spec = specs.get(site.misfit)
+    if spec and len(spec.shape) > 2 and isinstance(module.site, Linear):
+        return f"{site.misfit} is a convolution, whose kernel is in no file of the adapter"
     has = list(spec.shape) if spec else "none"
     return f"an update of shape {list(module.shape)} for {site.misfit}, which has {has}"

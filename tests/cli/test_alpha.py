@@ -90,3 +90,27 @@ def test_an_alpha_that_the_files_say_is_passed_over_with_a_note(tmp_path):
     assert shown["modules"] == silent["modules"]
     done = run("convert", plain, tmp_path / "x", "--to", "mlx", *told)
     assert "ignored" in done.stdout
+
+
+@pytest.mark.parametrize("fixture", ["minilm-dora", "minilm-lorabias", "minilm-embedding"])
+def test_peft_s_tensors_without_their_configuration_are_told(fixture, tmp_path):
+    """Ranks, DoRA and biases are the tensors' own to say; what is written loads as it did."""
+    source = FIXTURES / fixture
+    stated = json.loads((source / "adapter_config.json").read_text())
+    weights = load_file(source / "adapter_model.safetensors")
+    factors = {key: weight for key, weight in weights.items() if "lora_" in key}
+    (tmp_path / "bare").mkdir()
+    save_file(factors, tmp_path / "bare" / "adapter_model.safetensors")
+    done = run("convert", tmp_path / "bare", tmp_path / "out", "--to", "peft")
+    assert done.returncode == 1
+    assert "alpha is unknown: there is no adapter_config.json" in done.stderr
+    assert "--alpha N" in done.stderr
+    told = ("--to", "peft", "--alpha", stated["lora_alpha"])
+    done = run("convert", tmp_path / "bare", tmp_path / "out", *told)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    for field in ("r", "lora_alpha", "use_dora", "lora_bias"):
+        assert config[field] == stated.get(field, False), field
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert written.keys() == factors.keys()
+    assert all(torch.equal(written[key], factors[key]) for key in factors)

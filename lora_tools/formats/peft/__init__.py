@@ -16,6 +16,7 @@ from lora_tools.formats.folding import factor_shapes, fold, unfold
 from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
 from lora_tools.formats.numbers import widened
 from lora_tools.formats.peft.adalora import is_adalora, read_adalora
+from lora_tools.formats.peft.bare import stated_config
 from lora_tools.formats.peft.checks import check_types, check_variant
 from lora_tools.formats.peft.config import (
     ADALORA,
@@ -101,9 +102,7 @@ class Peft:
         """
         config, specs = contents.config, contents.specs
         if config is None:
-            raise FormatError(
-                "no adapter_config.json beside the tensors, so alpha is unknown"
-            ).hint("Put the adapter's own adapter_config.json into the same folder.")
+            config = stated_config(contents)
         if is_adalora(contents):
             return read_adalora(self.name, contents)
         check_variant(config)

@@ -9,6 +9,7 @@ import judge
 import pytest
 import tiny
 import torch
+import transformers
 import whole
 from torch import Tensor
 
@@ -142,3 +143,76 @@ def test_what_peft_would_mistake_for_other_modules_is_not_stored_whole(tmp_path)
     assert outcomes["norm.weight"] == ("left out", reason)
     assert outcomes["layers.0.proj.weight"] == ("left out", reason)  # with another one inside
     assert outcomes["layers.0.q_norm.weight"] == ("carried", "")
+
+
+TEXTS = {
+    "llava": "LlamaForCausalLM",
+    "qwen2-vl": "Qwen2ForCausalLM",
+    "qwen2.5-vl": "Qwen2ForCausalLM",
+    "gemma3-vl": "Gemma3ForCausalLM",
+    "mistral3": "MistralForCausalLM",
+    "qwen3-vl": "Qwen3ForCausalLM",
+}
+"""Vision-language models, and the class of their language model by itself."""
+
+
+def in_memory(name: str, folder: Path, out: Path) -> Path:
+    """Save a model's weights under the names that transformers has in memory."""
+    model = tiny.auto(name).from_pretrained(folder)
+    out.mkdir()
+    state = {key: weight.detach().clone() for key, weight in model.named_parameters()}
+    dense.save_file(state, out / "model.safetensors")
+    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return out
+
+
+def text_of(name: str, folder: Path, out: Path) -> Path:
+    """Save the language model of a vision-language model by itself, with its head."""
+    whole_model = tiny.auto(name).from_pretrained(folder)
+    kind = getattr(transformers, TEXTS[name])
+    stated = whole_model.config.text_config.to_dict()
+    derived = ("model_type", "architectures", "rope_parameters", "tie_word_embeddings")
+    given = {key: value for key, value in stated.items() if key not in derived}
+    text = kind(kind.config_class(**given, tie_word_embeddings=False))
+    body = whole_model.model.language_model.state_dict()
+    head = {"lm_head.weight": whole_model.get_output_embeddings().weight}
+    text.load_state_dict({f"model.{key}": w for key, w in body.items()} | head)
+    tiny.save(text, out)
+    return out
+
+
+@pytest.mark.parametrize("pair", TEXTS, indirect=True)
+@pytest.mark.parametrize("moved", ["base", "tuned"])
+def test_names_of_before_and_after_transformers_4_52_are_the_same_weights(pair, moved, tmp_path):
+    name, base, tuned = pair
+    folders = {"base": base, "tuned": tuned}
+    folders[moved] = in_memory(name, folders[moved], tmp_path / "moved")
+    alike = run(base, tuned, tmp_path / "alike")
+    report = run(*folders.values(), tmp_path / "out")
+    assert not report.unmatched
+    assert (report.compared.base, report.compared.tuned) == (1, 1)
+    assert [row.module for row in report.rows] == [row.module for row in alike.rows]
+    assert report.model_error == pytest.approx(alike.model_error, rel=1e-6)
+
+
+@pytest.mark.parametrize("pair", TEXTS, indirect=True)
+def test_a_text_model_is_compared_with_its_part_and_the_rest_is_in_the_totals(pair, tmp_path):
+    name, base, tuned = pair
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = text_of(name, base, tmp_path / "before")
+        after = text_of(name, tuned, tmp_path / "after")
+    report = run(base, after, tmp_path / "out")
+    assert report.compared.tuned == 1
+    lost = sum(weight.numel() for key, weight in whole.state(base).items() if not is_text(key))
+    total = sum(weight.numel() for weight in whole.state(base).values())
+    assert report.compared.base == pytest.approx(1 - lost / total)
+    assert {each.side for each in report.unmatched} == {"base"}
+    assert not [each.tensor for each in report.unmatched if is_text(each.tensor)]
+    back = run(before, tuned, tmp_path / "back")
+    assert back.compared.base == 1
+    assert {each.side for each in back.unmatched} == {"tuned"}
+
+
+def is_text(key: str) -> bool:
+    return not any(part in key for part in ("vis", "project"))
