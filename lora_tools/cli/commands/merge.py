@@ -109,6 +109,8 @@ def command(
     ]
     merge_plan = plan(model, weighted, MergeOptions(dtype, untie, allow_missing))
     made = merge(merge_plan, most=max_shard_size, device=device)
+    for sentence in merge_plan.partial if not quiet else ():
+        say(sentence, "warning")  # before hours of work, and again where it ends
     if dry_run:
         report = made.report
     else:
@@ -122,8 +124,9 @@ def command(
     elif not quiet:
         show(report.to_text() if not dry_run else made.to_text())
         show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
-    if report.warning and not quiet:
-        say(report.warning, "warning")
+    for sentence in (*merge_plan.partial, report.warning) if not quiet else ():
+        if sentence:
+            say(sentence, "warning")
 
 
 @contextmanager
