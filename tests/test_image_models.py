@@ -346,6 +346,23 @@ def from_folder(made: Made) -> None:
     extracting(made, "folder", "diffusers")
 
 
+def differing(made: Made) -> None:
+    """A file and its own conversion are the same."""
+    for source, target in (
+        ("diffusers", "comfyui"),
+        ("comfyui", "diffusers"),
+        ("kohya", "comfyui"),
+    ):
+        out = made.place / f"{source}-{target}-same"
+        rewritten(convert(read(made.file(source)), format_named(target)), out)
+        words = ["diff", str(made.file(source)), str(out), "--quiet"]
+        assert cli.main(words, standalone_mode=False) == 0, (source, target)
+    other = made.file("kohya") if made.case.name not in BASES else made.file("comfyui")
+    assert cli.main(
+        ["diff", str(made.file("diffusers")), str(other), "--quiet"], standalone_mode=False
+    )
+
+
 CELLS = {
     "inspect": inspecting,
     "shrink": shrinking,
@@ -354,6 +371,7 @@ CELLS = {
     "convert to diffusers": to_diffusers,
     "convert to peft": to_peft,
     "and back": and_back,
+    "diff with its conversion": differing,
     "merge into a single file": into_single,
     "merge into a diffusers folder": into_folder,
     "verify": verifying,

@@ -39,6 +39,8 @@ class MergePlan:
     """Whether the vocabulary has another size than the base's."""
     swaps: Mapping[str, tuple[Swap, ...]] = field(default_factory=dict)
     """What changes before the names of each adapter."""
+    partial: tuple[str, ...] = ()
+    """Of adapters that are not merged whole: how much of each is, a sentence each."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as an address: another process plans the same from the same headers, once."""
@@ -112,9 +114,10 @@ def plan(
         config,
         options,
         planner.left_out,
-        (*base.tensors.notes, *planner.notes),
+        (*base.tensors.notes, *planner.notes, *planner.partial),
         grown is not None,
         planner.swaps,
+        tuple(planner.partial),
     )
 
 

@@ -47,6 +47,7 @@ class Planner:
         self.untied = False
         self.left_out: dict[str, str] = {}
         self.notes = [f"{base.path}: {note}" for note in base.tensors.notes]
+        self.partial: list[str] = []
         self.swaps: dict[str, tuple[Swap, ...]] = {}
 
     def add(self, weighted: WeightedAdapter, number: int) -> None:
@@ -60,6 +61,13 @@ class Planner:
         self.swaps |= {str(weighted.adapter.path): matched.swaps}
         if not self.options.allow_missing:
             check_matched(weighted.adapter, matched, specs)
+        if missing := len(matched.unmatched):
+            manifest = weighted.adapter.manifest
+            whole = len(manifest.modules) + len(manifest.extras) - len(matched.copies)
+            self.partial.append(
+                f"{weighted.adapter.path}: {whole - missing:,} of {whole:,} modules and other"
+                f" tensors are merged; {missing:,} match nothing in the base and are left out."
+            )
         self.left_out |= {
             f"{weighted.adapter.path}: {name}": why
             for name, why in (matched.unmatched | matched.copies).items()

@@ -121,6 +121,8 @@ def command(
         model, weighted, MergeOptions(dtype, untie, allow_missing, modules.selection())
     )
     made = merge(merge_plan, most=max_shard_size, device=device)
+    for sentence in merge_plan.partial if not quiet else ():
+        say(sentence, "warning")  # before hours of work, and again where it ends
     if part:
         with _progress(made.files.nbytes // part.count, quiet=quiet) as finished:
             share = made.write_part(out, part, executor, finished=finished, evict=evict)
@@ -139,8 +141,9 @@ def command(
     elif not quiet:
         show(report.to_text() if not dry_run else made.to_text())
         show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
-    if report.warning and not quiet:
-        say(report.warning, "warning")
+    for sentence in (*merge_plan.partial, report.warning) if not quiet else ():
+        if sentence:
+            say(sentence, "warning")
 
 
 @contextmanager
