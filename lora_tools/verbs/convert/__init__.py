@@ -20,10 +20,17 @@ def convert(
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
     dtype: str | None = None,
+    alpha: float | None = None,
 ) -> Rewrite:
     """Plan an adapter in another format, every update at the rank that it has.
 
     ``drop`` and ``paths`` are those of `translate`, and it raises what that raises. To lower ranks
-    on the way, shrink what `translate` returns.
+    on the way, shrink what `translate` returns. With ``alpha``, every module is written with that
+    one, and what it changes in the scale is folded into the factors.
     """
-    return keep(translate(adapter, format, executor, drop=drop, paths=paths), executor, dtype=dtype)
+    return keep(
+        translate(adapter, format, executor, drop=drop, paths=paths),
+        executor,
+        dtype=dtype,
+        alpha=alpha,
+    )

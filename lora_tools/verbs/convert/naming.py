@@ -54,16 +54,18 @@ class Naming(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def renamed(manifest: Manifest, format: Format) -> Naming:
+def renamed(manifest: Manifest, format: Format, dialects: Mapping[str, str]) -> Naming:
     """Return the modules under the names that the format gives them.
+
+    ``dialects``: those to write of families that the format has in several, by their names.
 
     Formats with a configuration beside the tensors hold one model: its component goes. Raises
     `UnsupportedError` for adapters of several models there, and for names that families share
     which the target lays out differently.
     """
-    if manifest.format == format.name:
+    if manifest.format == format.name and not dialects:
         return Naming([Step(module, (module,)) for module in manifest.modules])
-    found, notes = _translated(manifest, format)
+    found, notes = _translated(manifest, format, dialects)
     parts = [split(step.new.name) for step in found]
     components = {component for component, _ in parts}
     if not format.config_file or components == {""}:
@@ -78,13 +80,13 @@ def renamed(manifest: Manifest, format: Format) -> Naming:
     return Naming(bare, notes)
 
 
-def _translated(manifest: Manifest, format: Format) -> Naming:
+def _translated(manifest: Manifest, format: Format, dialects: Mapping[str, str]) -> Naming:
     modules = {module.name: module for module in manifest.modules}
     container = CONTAINERS.get(format.names)
     if container is None:
         return Naming([Step(module, (module,)) for module in manifest.modules])
     sizes = {name: Dimensions(module.out, module.inp) for name, module in modules.items()}
-    named = [_component(each, manifest, modules, container) for each in detect(sizes)]
+    named = [_component(each, manifest, modules, container, dialects) for each in detect(sizes)]
     found = [step for each in named for step in each.steps]
     order = {name: number for number, name in enumerate(modules)}
     assert {old.name for step in found for old in step.olds} == order.keys(), "modules are lost"
@@ -94,7 +96,11 @@ def _translated(manifest: Manifest, format: Format) -> Naming:
 
 
 def _component(
-    component: Component, manifest: Manifest, modules: Mapping[str, Module], container: str
+    component: Component,
+    manifest: Manifest,
+    modules: Mapping[str, Module],
+    container: str,
+    dialects: Mapping[str, str],
 ) -> Naming:
     """Return the steps of the modules behind one prefix, as the container has their family."""
     every = (*component.names, *component.unmatched)
@@ -111,7 +117,7 @@ def _component(
         sizes = {
             path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()
         }
-        dialect = family.dialect(container, candidate.dialect)
+        dialect = dialects.get(family.name) or family.dialect(container, candidate.dialect)
         found = translate(sizes, candidate, dialect, numbers)
         own = family.containers[container]
         before = own.prefix if container == "comfyui" else family.before(dialect)

@@ -1,6 +1,6 @@
 """Convert an adapter to another format; what that does not support is refused, or dropped."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,25 +36,38 @@ def translate(
     *,
     drop: Collection[str] = (),
     paths: Model | Collection[str] = (),
+    dialects: Mapping[str, str] | None = None,
 ) -> Source:
     """Convert an adapter to another format.
 
     Reads no tensor but those of layers that are split or stacked, whose ranks they decide.
     ``drop`` names `FEATURES` to leave out; ``paths`` is the base model, or its modules, by which
-    names are given back the dots that kohya took. Raises `UnsupportedError`, with a list, for
+    names are given back the dots that kohya took. ``dialects``: which names the format is to have
+    for the modules of a family, where it has several. Raises `UnsupportedError`, with a list, for
     what the format does not support.
     """
-    return measured(_translated(adapter, format, tuple(drop), paths), executor or Serial())
+    source = _translated(adapter, format, tuple(drop), paths, dialects or {})
+    return measured(source, executor or Serial())
 
 
-def _again(adapter: Adapter, format: str, drop: Sequence[str], *paths: Any) -> Source:
+def _again(
+    adapter: Adapter,
+    format: str,
+    drop: Sequence[str],
+    dialects: Sequence[tuple[str, str]],
+    *paths: Any,
+) -> Source:
     """Translate an adapter for the jobs of another process."""
     base = paths[0] if paths and isinstance(paths[0], Model) else paths
-    return _translated(adapter, format_named(format), drop, base)
+    return _translated(adapter, format_named(format), drop, base, dict(dialects))
 
 
 def _translated(
-    adapter: Adapter, format: Format, drop: Sequence[str], base: Model | Collection[str]
+    adapter: Adapter,
+    format: Format,
+    drop: Sequence[str],
+    base: Model | Collection[str],
+    dialects: Mapping[str, str],
 ) -> Source:
     """Return the source before its ranks are measured; reads no tensor."""
     known = (base.address,) if isinstance(base, Model) else tuple(base)
@@ -64,12 +77,12 @@ def _translated(
     _check(adapter, kept, format)
     same = format.name == adapter.format.name
     try:
-        plan, notes = renamed(kept, format)
+        plan, notes = renamed(kept, format, dialects)
     except LoraToolsError as error:
         raise error.located(adapter.path) from error
     fresh = replace(
         kept,
-        modules=tuple(_bare(step.new, new=not same) for step in plan),
+        modules=tuple(_bare(step.new, new=not same or bool(dialects)) for step in plan),
         config=kept.config if same else {},
         notes=tuple(dict.fromkeys((*kept.notes, *notes))),
         metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
@@ -83,7 +96,9 @@ def _translated(
         )
         for step in plan
     }
-    address = Address(_again, (adapter.address, format.name, tuple(drop), *known))
+    address = Address(
+        _again, (adapter.address, format.name, tuple(drop), (*dialects.items(),), *known)
+    )
     return Source(adapter, format, fresh, origins, address, dropped)
 
 
