@@ -2,6 +2,8 @@
 
 import math
 
+from lora_tools.errors import PolicyError
+
 
 def scale(alpha: float | None, rank: int, *, rslora: bool) -> float:
     """Return what multiplies ``b @ a``.
@@ -15,6 +17,12 @@ def scale(alpha: float | None, rank: int, *, rslora: bool) -> float:
     if alpha is None:
         return 1.0
     return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raise `PolicyError` for an alpha that no adapter can be written with."""
+    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+        raise PolicyError(f"an alpha of {alpha:g} is not above 0")
 
 
 def alpha_for(factor: float, rank: int, *, rslora: bool) -> float:

@@ -37,9 +37,16 @@ SELECTION = (
         show_default=True,
         help="Norms, biases and other small tensors that changed: stored whole, or listed.",
     ),
-    rank_limit_options("; not with --rank", most=128),
+    rank_limit_options("; not with --rank", most=128, removing=False),
     dtype_option("Dtype of the factors written; keep: that of TUNED."),
     vllm_option,
+    click.option(
+        "--alpha",
+        type=float,
+        metavar="N",
+        help="Write this alpha, for loaders that assume one, and fold the scale into the factors."
+        "  [default: the rank]",
+    ),
     click.option(
         "--base-model",
         metavar="ID",
@@ -73,6 +80,7 @@ NAMES = (
     "max_rank",
     "multiple_of",
     "dtype",
+    "alpha",
     "skip_bad",
     "base_model",
 )

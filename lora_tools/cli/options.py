@@ -167,13 +167,18 @@ def pattern_options(include: str, exclude: str) -> Option:
     )
 
 
-def rank_limit_options(remark: str = "", most: int | None = None) -> Option:
-    """Return ``--min-rank``, ``--max-rank`` and ``--multiple-of``; each help ends in the remark."""
+def rank_limit_options(
+    remark: str = "", most: int | None = None, *, removing: bool = True
+) -> Option:
+    """Return ``--min-rank``, ``--max-rank`` and ``--multiple-of``; each help ends in the remark.
 
-    def limit(name: str, default: int | None, help: str) -> Option:
+    ``removing``: whether 0 is a rank, so that a policy may remove modules.
+    """
+
+    def limit(name: str, default: int | None, help: str, least: int = 1) -> Option:
         return click.option(
             name,
-            type=POSITIVE,
+            type=click.IntRange(min=least),
             metavar="N",
             default=default,
             show_default=True,
@@ -181,7 +186,12 @@ def rank_limit_options(remark: str = "", most: int | None = None) -> Option:
         )
 
     return together(
-        limit("--min-rank", 1, "No module goes below rank N"),
+        limit(
+            "--min-rank",
+            1,
+            "No module goes below rank N" + ("; at 0 a policy may remove modules" * removing),
+            least=0 if removing else 1,
+        ),
         limit("--max-rank", most, "No module goes above rank N"),
         limit("--multiple-of", 1, "Ranks are multiples of N"),
     )

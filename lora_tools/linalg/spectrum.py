@@ -66,11 +66,14 @@ def choices(
 ) -> tuple[int, ...]:
     """Return the ranks that a module of ``rank`` may be given, ascending.
 
-    Multiples of ``multiple`` between ``least`` and ``most``, never above its own rank. A module
-    whose own rank is below the smallest of them keeps it. Raises `BoundError` if there are none.
+    Multiples of ``multiple`` between ``least`` and ``most``, never above its own rank; 0 is one of
+    them. A module whose own rank is below the smallest of them keeps it. Raises `BoundError` if
+    there are none.
 
     >>> choices(20, multiple=8), choices(4, multiple=8), choices(4, least=3)
     ((8, 16), (4,), (3, 4))
+    >>> choices(20, least=0, multiple=8)
+    (0, 8, 16)
     """
     first = -(-least // multiple) * multiple
     if rank < first:

@@ -24,13 +24,13 @@ def uniform(
         return min(sizes), ranks
     refusal = BoundError("no rank that is allowed for all is large enough")
     for size in sorted(sizes, reverse=isinstance(policy, MaxParams | MaxBytes)):
-        kept = [max((k for k in x.choices if k <= size), default=0) for x in spectra]
-        if not all(kept):
+        fitting = [[k for k in x.choices if k <= size] for x in spectra]
+        if not all(fitting):
             continue
         try:
             padded = [
-                replace(x, choices=(k,), cost=x.cost * size / k)
-                for x, k in zip(spectra, kept, strict=True)
+                replace(x, choices=(k[-1],), cost=x.cost * size / max(k[-1], 1))
+                for x, k in zip(spectra, fitting, strict=True)
             ]
             return size, policy.ranks(padded, rest)
         except BoundError as error:

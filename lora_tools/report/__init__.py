@@ -11,7 +11,7 @@ from lora_tools.report.document import (
 )
 from lora_tools.report.figures import error, kept, outcomes, percent, removed_shares, size, total
 from lora_tools.report.markdown import block, code, plain
-from lora_tools.report.report import SCHEMA, Change, Report
+from lora_tools.report.report import SCHEMA, Change, Projected, Report
 from lora_tools.report.row import OUTCOMES, Row
 from lora_tools.report.table import Code, ranks_table, table
 
@@ -22,6 +22,7 @@ __all__ = [
     "Change",
     "Code",
     "Document",
+    "Projected",
     "Report",
     "Row",
     "block",

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lora_tools.report.document import Document, remarks, removals, section
+from lora_tools.names import collapse, template
+from lora_tools.report.document import Document, grouped, remarks, removals, section
 from lora_tools.report.figures import error, outcomes, percent, removed_shares, size, total
 from lora_tools.report.markdown import plain
 from lora_tools.report.modules import ranks_table, scales_table
@@ -25,6 +26,43 @@ class Change(NamedTuple):
     module: str
     update: "Update"
     row: Row
+
+
+class Projected(NamedTuple):
+    """What a projection took from the modules of an adapter."""
+
+    other: str
+    """The adapter whose directions were taken out."""
+    norms: Mapping[str, tuple[float, float]]
+    """Of each module that both have: ``||dW||`` before, and of what was taken from it."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each module's ``||dW||`` that was taken."""
+        return {name: lost / whole if whole else 0.0 for name, (whole, lost) in self.norms.items()}
+
+    @property
+    def share(self) -> float:
+        """The share of the ``||dW||`` of all these modules."""
+        return total((whole, self.shares[name]) for name, (whole, _) in self.norms.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "orthogonal_to": self.other,
+            "projected_share": self.share,
+            "projected_out": self.shares,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield in words what it cost."""
+        yield (
+            f"orthogonal to {label(self.other)}: {percent(self.share)} of ‖ΔW‖ taken from"
+            f" {len(self.norms)} modules"
+        )
+        for names in grouped(self.norms, template):
+            part = Projected(self.other, {name: self.norms[name] for name in names})
+            yield f"taken from {label(collapse(names))}: {percent(part.share)}"
 
 
 @dataclass(slots=True)
@@ -49,6 +87,8 @@ class Report(Document):
     """What was left out because it was asked for, by feature."""
     removed: Mapping[str, float] = field(default_factory=dict)
     """The norms of the updates of modules that were left out because it was asked for."""
+    projected: Projected | None = None
+    """What was projected out of the updates before anything else."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Files beside the adapter and header fields that were not copied, and why."""
     notes: tuple[str, ...] = ()
@@ -88,7 +128,7 @@ class Report(Document):
 
     def removed_shares(self) -> dict[str, float]:
         """Return the share of the source's ``||dW||`` that each module had that was removed."""
-        return removed_shares(self.removed, (row.norm for row in self.rows))
+        return removed_shares(self.removed, (row.norm for row in self.rows if row.rank_after))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, as `report.schemas` describes it."""
@@ -117,7 +157,7 @@ class Report(Document):
             "removed": self.removed_shares(),
             "left_out": dict(self.left_out),
             "notes": list(self.notes),
-        }
+        } | (self.projected.to_dict() if self.projected else {})
 
     def to_markdown(self) -> str:
         """Return the report as Markdown."""
@@ -160,6 +200,7 @@ class Report(Document):
                 lines.append(f"{title}: {', '.join(map(label, names))}")
         lines += [f"dropped: {len(names)} × {feature}" for feature, names in self.dropped.items()]
         lines += removals(self.removed_shares())
+        lines += self.projected.lines() if self.projected else ()
         return joined([*lines, *remarks(self.left_out, self.notes)])
 
     def _formats(self, before: str) -> str:

@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass
 
-OUTCOMES = ("kept", "padded", "rescaled", "refactored", "stacked", "reduced", "shrunk", "zero")
+OUTCOMES = (
+    "kept",
+    "padded",
+    "rescaled",
+    "refactored",
+    "stacked",
+    "reduced",
+    "shrunk",
+    "removed",
+    "zero",
+)
 """``kept``, bit for bit; ``padded`` with zeros; ``rescaled`` to another scale or dtype;
 ``refactored``, if the source has no pair of factors; ``stacked``, if it is a sum, the factors of
 the summands side by side; ``reduced`` to the rank that the update has,
-less than that of its factors; ``shrunk``, if it was asked for; ``zero``, if all of it is."""
+less than that of its factors; ``shrunk``, if it was asked for; ``removed``, if the policy has
+chosen rank 0; ``zero``, if all of it is."""
 
 
 @dataclass(frozen=True, slots=True)

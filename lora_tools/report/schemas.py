@@ -43,7 +43,8 @@ FIGURES = "norm_a norm_b difference relative_difference noise cosine"
 REWRITE: Objects = {
     "": _names(
         "schema command policy source source_format target_format arguments totals modules"
-        " carried dropped removed left_out notes inputs?"
+        " carried dropped removed left_out notes orthogonal_to? projected_share? projected_out?"
+        " inputs?"
     ),
     "totals": _names(
         "modules outcomes error optimal_error params_before params_after bytes_before"
@@ -63,6 +64,7 @@ REWRITTEN = {
     "refactored": "the source has no pair of factors",
     "padded": "the factors are the same, bit for bit, filled up with zeros",
     "kept": "the factors are the same, bit for bit",
+    "removed": "the policy has chosen rank 0, as `--min-rank 0` allows: nothing is written",
     "zero": "the update is zero, and its errors are given as 0",
 }
 

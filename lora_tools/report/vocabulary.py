@@ -192,6 +192,9 @@ FIELDS: Mapping[str, Field] = {
     # what was not transformed
     "carried": Field("object: string", "tensors that were copied bit for bit, and their kind"),
     "dropped": Field("object: list of strings", "what `--drop` left out, by feature"),
+    "orthogonal_to": Field(TEXT, "the adapter whose leading inputs were projected out"),
+    "projected_share": Field(REAL, "what that took of the ‖ΔW‖ of all modules of both", "share"),
+    "projected_out": Field("object: number", "what it took of the ‖ΔW‖ of each module", "share"),
     "removed": Field(
         "object: number",
         "modules that `--drop-modules` … left out, and their share of ‖ΔW‖",

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lora_tools.errors import PolicyError, UnsupportedError, some
-from lora_tools.formats.manifest import Module
+from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.names import matches
 from lora_tools.rewrite.source import Source
-from lora_tools.scaling import alpha_at
+from lora_tools.scaling import alpha_at, check_alpha
 
 if TYPE_CHECKING:
     from lora_tools.runtimes import Runtime
@@ -18,6 +18,7 @@ class RewriteOptions:
     """How to rewrite. The defaults change nothing but ranks and where the scale is kept."""
 
     min_rank: int = 1
+    """At 0 a policy may remove modules: those that are worth less than what they cost."""
     max_rank: int | None = None
     multiple_of: int = 1
     module_ranks: tuple[tuple[str, int], ...] = ()
@@ -30,14 +31,17 @@ class RewriteOptions:
     """Dtype of the factors written, as safetensors names it; None: each keeps its own."""
     scale: Literal["fold", "keep"] = "fold"
     """Fold the scale into the factors, which every runtime reads alike, or leave it to alpha."""
+    alpha: float | None = None
+    """The alpha of every module that is written, without rsLoRA; None: as ``scale`` says."""
     runtime: "Runtime | None" = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if min(self.min_rank, self.multiple_of, self.max_rank or 1) < 1:
-            raise PolicyError("ranks are at least 1")
+        if min(self.min_rank + 1, self.multiple_of, self.max_rank or 1) < 1:
+            raise PolicyError("ranks are at least 1, and --min-rank at least 0")
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise PolicyError(f"--max-rank {self.max_rank} is below --min-rank {self.min_rank}")
+        check_alpha(self.alpha)
         if self.runtime and self.scale == "keep":
             raise PolicyError(f"{self.runtime.name} reads one scale, so it has to be folded")
 
@@ -55,9 +59,16 @@ class RewriteOptions:
     def target(self, module: Module, r: int, padded: int | None = None) -> Module:
         """Return how a module of rank ``r`` is written, filled up to rank ``padded`` if given."""
         target = module.resized(padded or r, self.dtype)
+        if self.alpha is not None:
+            return replace(target, alpha=self.alpha, rslora=False)
         if self.scale == "fold":
             return replace(target, alpha=float(target.r), rslora=False)
         return replace(target, alpha=alpha_at(module.alpha, module.r, r, rslora=module.rslora))
+
+    def check_written(self, written: Manifest) -> None:
+        """Raise `UnsupportedError` where a format has not the alpha that was asked for."""
+        if self.alpha is not None and any(m.alpha != self.alpha for m in written.modules):
+            raise UnsupportedError(f"{written.format} has no alpha of its own to be {self.alpha:g}")
 
     def check(self, adapter: Source) -> None:
         """Raise where a pattern matches nothing, or the runtime would refuse the adapter."""

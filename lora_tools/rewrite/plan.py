@@ -10,7 +10,7 @@ from lora_tools.errors import LoraToolsError
 from lora_tools.executors import Executor, Serial
 from lora_tools.files.layout import Layout
 from lora_tools.formats.manifest import Manifest, Module
-from lora_tools.report import Change, Report
+from lora_tools.report import Change, Report, Row
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.source import Source
 from lora_tools.rewrite.tasks import Decomposition, RewriteJob, Target, rewrite
@@ -30,6 +30,8 @@ class Rewrite:
     executor: Executor
     finished: Mapping[str, tuple[Target, Change]] = field(default_factory=dict)
     """Changes that were made while the factors were at hand, by module, and what for."""
+    removed: tuple[Row, ...] = ()
+    """The modules for which a policy has chosen rank 0."""
 
     def __iter__(self) -> Iterator[Change]:
         known = {job.module.name: self._finished(job) for job in self.jobs}
@@ -66,9 +68,10 @@ class Rewrite:
             nbytes=(source.nbytes, self.layout.size),
             carried={extra.key: extra.kind for extra in self.manifest.extras},
             dropped=source.dropped,
-            removed=source.removed,
+            removed={**source.removed, **{row.module: row.norm for row in self.removed}},
             left_out=source.left_out(self.manifest),
             notes=self.manifest.notes,
+            rows=[*self.removed],
             started=time.monotonic() if began is None else began,
         )
 
@@ -87,6 +90,7 @@ def keep(
     executor: Executor | None = None,
     *,
     dtype: str | None = None,
+    alpha: float | None = None,
     found: Mapping[str, Decomposition] | None = None,
 ) -> Rewrite:
     """Plan a rewrite with every update as it is, at no more than the rank that it has.
@@ -94,20 +98,20 @@ def keep(
     Nothing is decomposed but updates whose rank is less than that of their factors, and of those
     what is ``found`` already is not looked for.
     """
-    options = RewriteOptions(scale="keep", dtype=dtype)
+    options = RewriteOptions(scale="keep", dtype=dtype, alpha=alpha)
     ranked = []
     for module in source.manifest.modules:
         r = source.ranks.get(module.name, module.r)
         known = found.get(module.name) if found else None
         ranked.append(Ranked(module, r, options.target(module, r), known))
-    return planned(source, ranked, executor or Serial(), options.device)
+    return planned(source, ranked, executor or Serial(), options)
 
 
 def planned(
     source: Source,
     ranked: Sequence[Ranked],
     executor: Executor,
-    device: str,
+    options: RewriteOptions,
     finished: Mapping[str, tuple[Target, Change]] | None = None,
 ) -> Rewrite:
     """Lay a rewrite out: each module at its rank, as the format writes its target.
@@ -119,8 +123,9 @@ def planned(
         manifest = source.format.write(replace(source.manifest, modules=targets))
     except LoraToolsError as error:
         raise error.located(source.path) from error
+    options.check_written(manifest)
     jobs = tuple(
-        RewriteJob(source, module, device, Target(r, written), known)
+        RewriteJob(source, module, options.device, Target(r, written), known)
         for (module, r, _, known), written in zip(ranked, manifest.modules, strict=True)
     )
     return Rewrite(source, manifest, jobs, executor, finished or {})

@@ -14,6 +14,7 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
 from lora_tools.linalg.factors import host
+from lora_tools.linalg.projection import Projection
 from lora_tools.linalg.rescale import summed
 from lora_tools.linalg.tiles import Tiled, normalised, product
 from lora_tools.rewrite.bases import BaseWeights
@@ -70,7 +71,7 @@ class Sum(NamedTuple):
     """The weighted updates that a module to be written is the sum of."""
 
     terms: tuple[Term, ...]
-    rule: ParametrisedRule | None = None
+    rule: ParametrisedRule | Projection | None = None
     """How they are combined; None: by their sum."""
     base: BaseWeights | None = None
     """The weights that DoRA normalises, so that what it adds to them has full rank."""
@@ -89,7 +90,7 @@ class Sum(NamedTuple):
     @property
     def is_dense(self) -> bool:
         """Whether it has full rank, and is formed a tile at a time."""
-        if self.rule and self.rule.rule.space == "dense":
+        if isinstance(self.rule, ParametrisedRule) and self.rule.rule.space == "dense":
             return True
         return self.base is not None and any(term.module.is_dora for term in self.terms)
 
@@ -118,7 +119,7 @@ class Sum(NamedTuple):
 
     def tiles(self, updates: Sequence[Tiled], module: Module) -> Iterator[np.ndarray]:
         """Yield the rows of what is made of weighted updates, one tile after another."""
-        if self.rule:
+        if isinstance(self.rule, ParametrisedRule):
             yield from self.rule.tiles(updates, module.name)
             return
         for span in updates[0].spans:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lora_tools.errors import BoundError
@@ -27,6 +27,7 @@ from lora_tools.rewrite.tasks import (
     Target,
     decompose,
     decompose_and_rewrite,
+    removed_row,
 )
 from lora_tools.rewrite.units import Unit, units
 
@@ -76,13 +77,24 @@ class Survey:
         return self._each_within(policy) if policy.per_module else self._within(policy)
 
     def at(self, ranks: Ranks) -> Rewrite:
-        """Return the adapter at these ranks."""
-        ranked = [
-            Ranked(module, r, self.options.target(module, r, ranks.padded), found)
-            for unit, r in zip(self.units, ranks.kept, strict=True)
-            for module, found in zip(unit.modules, unit.found, strict=True)
-        ]
-        return planned(self.source, ranked, self.executor, self.options.device, self.finished)
+        """Return the adapter at these ranks, without the modules of rank 0."""
+        ranked, removed = list[Ranked](), list[Row]()
+        for unit, r in zip(self.units, ranks.kept, strict=True):
+            for module, found in zip(unit.modules, unit.found, strict=True):
+                if r:
+                    target = self.options.target(module, r, ranks.padded)
+                    ranked.append(Ranked(module, r, target, found))
+                else:
+                    removed.append(removed_row(module, found))
+        if not ranked:
+            raise BoundError(f"{self.source.path}: no module is left").hint(
+                "Ask for a smaller error, or for --min-rank 1."
+            )
+        source = self.source
+        if removed:
+            source = replace(source, manifest=replace(source.manifest, changed=True))
+        plan = planned(source, ranked, self.executor, self.options, self.finished)
+        return replace(plan, removed=tuple(removed))
 
     def table(self) -> list[UniformRank]:
         """Return what uniform ranks to choose from would cost, up to the adapter's own.
@@ -145,7 +157,7 @@ class Survey:
 
     def _each_within(self, policy: MaxError) -> Rewrite:
         """Keep a bound on every module: raise the ranks of those that rounding put above it."""
-        least = [1] * len(self.units)
+        least = [0] * len(self.units)
         for _ in range(max(unit.head.r for unit in self.units)):
             ranks = self._ranks(policy, least)
             result = self.at(ranks)
@@ -182,13 +194,13 @@ class Survey:
         )
 
     def _views(self, least: Sequence[int] | None = None) -> list[Spectrum]:
-        floors = least or [1] * len(self.units)
+        floors = least or [0] * len(self.units)
         pairs = zip(self.units, floors, strict=True)
         return [unit.spectrum(self.options, floor) for unit, floor in pairs]
 
 
 def _rows(result: Rewrite) -> list[Row]:
-    return [change.row for change in result]
+    return [*result.removed, *(change.row for change in result)]
 
 
 def _paid(result: Rewrite, policy: RankPolicy) -> Rewrite:
@@ -267,4 +279,4 @@ def _from_headers(
         ranked.append(Ranked(module, r, options.target(module, r)))
     if sum(each.target.nbytes for each in ranked) > MOST_FINISHED:
         return None
-    return planned(source, ranked, executor, options.device)
+    return planned(source, ranked, executor, options)

@@ -269,6 +269,31 @@ def _row(
     )
 
 
+def removed_row(module: Module, known: Decomposition) -> Row:
+    """Return the row of a module for which a policy has chosen rank 0."""
+    norm = math.sqrt(known.tail[0])
+    lost = 1.0 if norm else 0.0
+    return Row(
+        module=module.name,
+        key_prefix=module.key_prefix,
+        shape=module.shape,
+        rank_before=module.r,
+        rank_after=0,
+        rank_stored=0,
+        scale_before=module.scale,
+        scale=module.scale,
+        alpha=module.alpha,
+        dtype=module.dtype,
+        norm=norm,
+        energy=1 - lost,
+        error=lost,
+        optimal_error=lost,
+        sigma_max=float(known.s.max()),
+        sigma_discarded=float(known.s.max()),
+        outcome="removed",
+    )
+
+
 def _outcome(job: RewriteJob, target: Target, whole: float, lost: float, unchanged: bool) -> str:
     if not whole and job.known is not None:
         return "zero"

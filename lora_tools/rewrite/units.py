@@ -58,7 +58,7 @@ class Unit:
         if asked is not None:
             return (max(min(asked, own) // groups, 1) * groups,)
         if self.is_zero:
-            return (groups,)
+            return (min(options.min_rank, groups),)
         return choices(
             own,
             least=max(options.min_rank, min(least, own)),

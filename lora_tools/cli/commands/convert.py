@@ -71,6 +71,13 @@ if TYPE_CHECKING:
 @policy_options
 @rank_limit_options(", where ranks are lowered")
 @dtype_option()
+@click.option(
+    "--alpha-out",
+    type=float,
+    metavar="N",
+    help="Write this alpha, for loaders that assume one, and fold the change of scale into the"
+    " factors.",
+)
 @jobs_option("one per core")
 @push_to_option
 @dry_run_option("Report without writing.")
@@ -93,6 +100,7 @@ def command(
     max_rank: int | None,
     multiple_of: int,
     dtype: str | None,
+    alpha_out: float | None,
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
@@ -141,7 +149,7 @@ def command(
     )
     of = selected(of, modules.selection(), executor)
     ranks = {"min_rank": min_rank, "max_rank": max_rank, "multiple_of": multiple_of}
-    limits = Limits({**ranks, "dtype": dtype, "scale": "keep"})
+    limits = Limits({**ranks, "dtype": dtype, "scale": "keep", "alpha": alpha_out})
     policy = choice.policy(of) if choice else None
     plan = _plan(of, policy, limits, executor if quiet else Visible(executor))
     report = plan.report("convert", str(policy or ""), began)
@@ -161,6 +169,6 @@ def _plan(
     from lora_tools.rewrite import keep, survey
 
     if policy is None:
-        return keep(source, executor, dtype=limits.values["dtype"])
+        return keep(source, executor, dtype=limits.values["dtype"], alpha=limits.values["alpha"])
     # A module that keeps its rank keeps its bits, so the scale stays where it is.
     return survey(source, limits.options("cpu"), executor, expect=policy).rewrite(policy)

@@ -141,9 +141,9 @@ def command(
     elif not quiet:
         show(report.to_text() if not dry_run else made.to_text())
         show("nothing written (--dry-run)" if dry_run else f"written to {visible(str(out))}")
-    for sentence in (*merge_plan.partial, report.warning) if not quiet else ():
-        if sentence:
-            say(sentence, "warning")
+    for last in (*merge_plan.partial, report.warning) if not quiet else ():
+        if last:
+            say(last, "warning")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from lora_tools.cli.publish import push_to_option
 from lora_tools.cli.ranks import Limits, PolicyChoice, limit_options, policy_options
 from lora_tools.cli.rewriting import Output, conclude
 from lora_tools.cli.selection import ModuleChoice, selection_options
+from lora_tools.cli.types import POSITIVE, LocalOrHub
 from lora_tools.executors import Executor
 from lora_tools.files.location import Location
 from lora_tools.files.ours import Force
@@ -33,7 +34,8 @@ from lora_tools.report import ranks_table
 
 if TYPE_CHECKING:
     from lora_tools.linalg.rank import RankPolicy
-    from lora_tools.rewrite import RewriteOptions, Survey
+    from lora_tools.report import Projected
+    from lora_tools.rewrite import Rewrite, RewriteOptions, Source, Survey
 
 
 @click.command(short_help="Lower the rank of an adapter.")
@@ -42,6 +44,20 @@ if TYPE_CHECKING:
 @policy_options
 @limit_options
 @selection_options()
+@click.option(
+    "--orthogonal-to",
+    "other",
+    type=LocalOrHub(),
+    metavar="OTHER",
+    help="First project the inputs that the adapter OTHER reads out of SOURCE's updates (NP-LoRA),"
+    " and report what that cost. Needs no policy.",
+)
+@click.option(
+    "--directions",
+    type=POSITIVE,
+    metavar="N",
+    help="Of OTHER's inputs, the N leading singular vectors of each module.  [default: all]",
+)
 @format_option()
 @alpha_option
 @executor_options
@@ -63,6 +79,8 @@ def command(
     choice: PolicyChoice | None,
     limits: Limits,
     modules: ModuleChoice,
+    other: Location | None,
+    directions: int | None,
     own: str | None,
     alpha: float | None,
     device: str,
@@ -80,7 +98,9 @@ def command(
     update, measured on the bytes written. A PATTERN is a shell pattern for a module's
     whole name or for what follows a dot in it: q_proj, layers.0.*.
     """
-    if choice is None and not dry_run:
+    if directions and not other:
+        raise click.UsageError("--directions goes with --orthogonal-to")
+    if choice is None and not dry_run and not other:
         raise click.UsageError(
             "give one of --rank, --energy, --max-error, --max-params, --max-size;"
             " --dry-run shows what each rank would cost"
@@ -96,14 +116,15 @@ def command(
         output.check([adapter])
     policy = choice.policy(adapter) if choice else None
     executor = make_executor(device, jobs)
-    survey = _survey(
-        adapter, modules, policy, limits.options(device), executor if quiet else Visible(executor)
-    )
-    if policy is None:
+    seen = executor if quiet else Visible(executor)
+    of, taken = _source(adapter, modules, other, directions, executor)
+    if policy is None and other is None:
+        survey = _survey(of, policy, limits.options(device), seen)
         _show_ranks(survey, as_json=as_json, quiet=quiet)
         return
-    shrunk = survey.rewrite(policy)
-    report = shrunk.report("shrink", str(policy), began)
+    shrunk = _shrunk(of, policy, limits, device, seen)
+    report = shrunk.report("shrink", str(policy or ""), began)
+    report.projected = taken
     report.arguments = command_line()
     rows = report.watch(shrunk)
     if dry_run:
@@ -116,19 +137,45 @@ def command(
     conclude(report, out, dry_run=dry_run, as_json=as_json, quiet=quiet)
 
 
-def _survey(
+def _source(
     adapter: Adapter,
     modules: ModuleChoice,
-    policy: "RankPolicy | None",
-    options: "RewriteOptions",
+    other: Location | None,
+    directions: int | None,
     executor: Executor,
-) -> "Survey":
-    from lora_tools.rewrite.selection import selected  # imports numpy
+) -> "tuple[Source, Projected | None]":
+    """Return what is to be shrunk, and what was projected out of it."""
+    from lora_tools.linalg.projection import Projection  # imports numpy
+    from lora_tools.rewrite.projected import cost, projected
+    from lora_tools.rewrite.selection import selected
     from lora_tools.rewrite.source import source
-    from lora_tools.verbs.shrink import survey
+    from lora_tools.verbs.combine import in_one_format
 
     of = selected(source(adapter), modules.selection(), executor)
+    if other is None:
+        return of, None
+    _, theirs = in_one_format([adapter, read(other)], executor=executor)
+    of = projected(of, theirs, Projection(directions))
+    return of, cost(of, theirs, executor)
+
+
+def _survey(
+    of: "Source", policy: "RankPolicy | None", options: "RewriteOptions", executor: Executor
+) -> "Survey":
+    from lora_tools.verbs.shrink import survey  # imports numpy
+
     return survey(of, options, executor, expect=policy)
+
+
+def _shrunk(
+    of: "Source", policy: "RankPolicy | None", limits: Limits, device: str, executor: Executor
+) -> "Rewrite":
+    """Lower ranks or, without a policy, keep every update at the rank that it has."""
+    from lora_tools.rewrite import keep  # imports numpy
+
+    if policy is None:
+        return keep(of, executor, dtype=limits.values["dtype"])
+    return _survey(of, policy, limits.options(device), executor).rewrite(policy)
 
 
 def _show_ranks(survey: "Survey", *, as_json: bool, quiet: bool) -> None:

@@ -15,6 +15,7 @@ from lora_tools.rewrite.source import Sum
 from lora_tools.rules import ParametrisedRule
 from lora_tools.selection import ModuleWeight, Selection
 from lora_tools.verbs.combine.combination import Combination, Combined, contributions
+from lora_tools.verbs.combine.dialects import dialects_of
 from lora_tools.verbs.combine.extras import extras
 from lora_tools.verbs.combine.measured import measured
 from lora_tools.verbs.combine.sources import combined
@@ -67,12 +68,27 @@ def in_one_format(
 ) -> list[Source]:
     """Convert adapters to one format, that of the first if none is given; see `translate`.
 
-    A feature that is to be dropped need not be in all of them.
+    Where the format has several namings of one model, all get that of the first. A feature that is
+    to be dropped need not be in all of them.
     """
     if not adapters:
         raise PolicyError("there is no adapter to combine")
     target = format or adapters[0].format
-    return [translate(each, target, executor, drop=drop, paths=paths) for each in adapters]
+    sources: list[Source] = []
+    known: dict[str, frozenset[str]] = {}
+    for adapter in adapters:
+        source = translate(adapter, target, executor, drop=drop, paths=paths)
+        spoken = dialects_of(source)
+        others = {
+            family: min(known[family])
+            for family, dialects in spoken.items()
+            if family in known and not known[family] & dialects
+        }
+        if others:
+            source = translate(adapter, target, executor, drop=drop, paths=paths, dialects=others)
+        known = spoken | known
+        sources.append(source)
+    return sources
 
 
 def sum_of(

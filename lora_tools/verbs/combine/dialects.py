@@ -11,9 +11,8 @@ from lora_tools.rewrite.source import Source
 def check_dialects(sources: Sequence[Source], names: Sequence[Mapping[str, str]]) -> None:
     """Raise `UnsupportedError` where adapters name one model's modules in different ways.
 
-    ``names`` are those that the modules of each will have, prefixes aligned. kohya's files have
-    UNets under diffusers' names and under the original ones: side by side they would be different
-    modules, of which a runtime takes one.
+    ``names`` are those that the modules of each will have, prefixes aligned. Side by side they
+    would be different modules, of which a runtime takes one.
     """
     known: dict[str, tuple[Source, frozenset[str], frozenset[str]]] = {}
     for source, renamed in zip(sources, names, strict=True):
@@ -24,6 +23,15 @@ def check_dialects(sources: Sequence[Source], names: Sequence[Mapping[str, str]]
                     f"{other.path} names the modules of {family} as {' or '.join(sorted(before))}"
                     f" files do, {source.path} as {' or '.join(sorted(dialects))} files do"
                 ).hint("Write a format that has one of the namings: --to diffusers or comfyui.")
+
+
+def dialects_of(source: Source) -> dict[str, frozenset[str]]:
+    """Return the dialects that the names of each family may be in.
+
+    kohya's files have UNets under diffusers' names and under the original ones.
+    """
+    names = {name: name for name in source}
+    return {family: dialects for family, (dialects, _) in _dialects(source, names).items()}
 
 
 def _dialects(

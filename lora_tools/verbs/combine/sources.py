@@ -1,18 +1,18 @@
 """One source of several: every module, with the weighted updates that it is the sum of."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lora_tools.errors import FormatError, UnsupportedError, some
+from lora_tools.errors import FormatError, UnsupportedError
 from lora_tools.files.address import Address
 from lora_tools.files.dtypes import widest
 from lora_tools.files.header import Spec
 from lora_tools.formats.manifest import Module, Part, Role
 from lora_tools.formats.rotary import Paired
 from lora_tools.formats.sites import Convolution, Linear, Site
-from lora_tools.matching import Prefixes, Swap, align
+from lora_tools.matching import Swap
 from lora_tools.model import Model
+from lora_tools.rewrite.aligned import aligned
 from lora_tools.rewrite.bases import BaseWeights, base_weights
 from lora_tools.rewrite.selection import weigh
 from lora_tools.rewrite.source import Made, Source, Sum, Term
@@ -140,18 +140,10 @@ def _names(
     known: dict[str, None] = {}
     found, swaps = [], []
     for source in sources:
-        prefixes = align(list(source), known) if known else Prefixes()
-        try:
-            prefixes.check("its names fit those of the adapters before it")
-        except FormatError as error:
-            raise error.located(source.path) from error
-        renamed = {name: prefixes(name) or name for name in source}
-        twice = [name for name, count in Counter(renamed.values()).items() if count > 1]
-        if twice:
-            raise FormatError(f"{source.path}: two modules would be {some(twice)}")
-        known |= dict.fromkeys(renamed.values())
-        found.append(renamed)
-        swaps.append((source, prefixes.swaps(source)))
+        names, changed = aligned(source, known)
+        known |= dict.fromkeys(names.values())
+        found.append(names)
+        swaps.append((source, changed))
     return found, swaps
 
 

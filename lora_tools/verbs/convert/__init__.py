@@ -23,11 +23,13 @@ def convert(
     paths: Model | Collection[str] = (),
     dtype: str | None = None,
     experts: Grouping | None = None,
+    alpha: float | None = None,
 ) -> Rewrite:
     """Plan an adapter in another format, every update at the rank that it has.
 
     ``drop``, ``paths`` and ``experts`` are those of `translate`, and it raises what that raises. To
-    lower ranks on the way, shrink what `translate` returns.
+    lower ranks on the way, shrink what `translate` returns. With ``alpha``, every module is written
+    with that one, and what it changes in the scale is folded into the factors.
     """
     source = translate(adapter, format, executor, drop=drop, paths=paths, experts=experts)
-    return keep(source, executor, dtype=dtype)
+    return keep(source, executor, dtype=dtype, alpha=alpha)

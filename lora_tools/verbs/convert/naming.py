@@ -55,16 +55,18 @@ class Naming(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def renamed(manifest: Manifest, format: Format) -> Naming:
+def renamed(manifest: Manifest, format: Format, dialects: Mapping[str, str]) -> Naming:
     """Return the modules under the names that the format gives them.
+
+    ``dialects``: those to write of families that the format has in several, by their names.
 
     Formats with a configuration beside the tensors hold one model: its component goes. Raises
     `UnsupportedError` for adapters of several models there, and for names that families share
     which the target lays out differently.
     """
-    if manifest.format == format.name:
+    if manifest.format == format.name and not dialects:
         return Naming([Step(module, (module,)) for module in manifest.modules])
-    found, notes = _translated(manifest, format)
+    found, notes = _translated(manifest, format, dialects)
     counts = Counter(step.new.name for step in found)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise UnsupportedError(
@@ -101,13 +103,13 @@ def nameless(sizes: Mapping[str, Dimensions], format: Format) -> list[str]:
     ]
 
 
-def _translated(manifest: Manifest, format: Format) -> Naming:
+def _translated(manifest: Manifest, format: Format, dialects: Mapping[str, str]) -> Naming:
     modules = {module.name: module for module in manifest.modules}
     container = CONTAINERS.get(format.names)
     if container is None:
         return Naming([Step(module, (module,)) for module in manifest.modules])
     sizes = {name: Dimensions(module.out, module.inp) for name, module in modules.items()}
-    named = [_component(each, manifest, modules, container) for each in detect(sizes)]
+    named = [_component(each, manifest, modules, container, dialects) for each in detect(sizes)]
     found = [step for each in named for step in each.steps]
     order = {name: number for number, name in enumerate(modules)}
     assert {old.name for step in found for old in step.olds} == order.keys(), "modules are lost"
@@ -117,7 +119,11 @@ def _translated(manifest: Manifest, format: Format) -> Naming:
 
 
 def _component(
-    component: Component, manifest: Manifest, modules: Mapping[str, Module], container: str
+    component: Component,
+    manifest: Manifest,
+    modules: Mapping[str, Module],
+    container: str,
+    dialects: Mapping[str, str],
 ) -> Naming:
     """Return the steps of the modules behind one prefix, as the container has their family."""
     every = (*component.names, *component.unmatched)
@@ -136,7 +142,7 @@ def _component(
         sizes = {
             path: Dimensions(modules[name].out, modules[name].inp) for path, name in names.items()
         }
-        dialect = family.dialect(container, candidate.dialect)
+        dialect = dialects.get(family.name) or family.dialect(container, candidate.dialect)
         found = translate(sizes, candidate, dialect, numbers)
         own = family.containers[container]
         before = own.prefix if container == "comfyui" else family.before(dialect)

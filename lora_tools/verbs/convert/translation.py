@@ -1,8 +1,8 @@
 """Convert an adapter to another format; what that does not support is refused, or dropped."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_tools.adapter import Adapter
 from lora_tools.errors import LoraToolsError, PolicyError, UnsupportedError, some
@@ -33,6 +33,15 @@ BOUND = (
 """How fields of a header begin that describe the naming of their own file."""
 
 
+class Wanted(NamedTuple):
+    """What is asked of a translation beside its format, as `translate` has it."""
+
+    drop: tuple[str, ...] = ()
+    names: Names | None = None
+    experts: Grouping | None = None
+    dialects: tuple[tuple[str, str], ...] = ()
+
+
 def translate(
     adapter: Adapter,
     format: Format,
@@ -42,6 +51,7 @@ def translate(
     paths: Model | Collection[str] = (),
     names: Names | None = None,
     experts: Grouping | None = None,
+    dialects: Mapping[str, str] | None = None,
 ) -> Source:
     """Convert an adapter to another format.
 
@@ -49,57 +59,55 @@ def translate(
     ``drop`` names `FEATURES` to leave out; ``paths`` is the base model, or its modules, by which
     names are given back the dots that kohya took. With ``names``, PEFT's modules are called what
     the base calls them; with ``experts``, those of PEFT are split or stacked as the base, which has
-    to be given, has them. Raises `UnsupportedError`, with a list, for what the format does not
-    support.
+    to be given, has them. ``dialects``: which names the format is to have for the modules of a
+    family, where it has several. Raises `UnsupportedError`, with a list, for what the format does
+    not support.
     """
-    source = _translated(adapter, format, tuple(drop), names, experts, paths)
+    wanted = Wanted(tuple(drop), names, experts, (*(dialects or {}).items(),))
+    source = _translated(adapter, format, wanted, paths)
     return measured(source, executor or Serial())
 
 
 def _again(
     adapter: Adapter,
     format: str,
-    drop: Sequence[str],
-    names: Names | None,
-    experts: Grouping | None,
+    wanted: Wanted,
     *paths: Any,
 ) -> Source:
     """Translate an adapter for the jobs of another process."""
     base = paths[0] if paths and isinstance(paths[0], Model) else paths
-    return _translated(adapter, format_named(format), drop, names, experts, base)
+    return _translated(adapter, format_named(format), wanted, base)
 
 
 def _translated(
     adapter: Adapter,
     format: Format,
-    drop: Sequence[str],
-    naming: Names | None,
-    experts: Grouping | None,
+    wanted: Wanted,
     base: Model | Collection[str],
 ) -> Source:
     """Return the source before its ranks are measured; reads no tensor."""
-    if experts:
+    if wanted.experts:
         _check_grouping(adapter, format, base)
     known = (base.address,) if isinstance(base, Model) else tuple(base)
     paths = _paths(base) if isinstance(base, Model) else base
     manifest = unflattened(adapter.manifest, paths) if paths else adapter.manifest
-    kept, dropped = _without(manifest, drop)
+    kept, dropped = _without(manifest, wanted.drop)
     _check(adapter, kept, format)
     same = format.name == adapter.format.name
     try:
-        plan, notes = renamed(kept, format)
+        plan, notes = renamed(kept, format, dict(wanted.dialects))
     except LoraToolsError as error:
         raise error.located(adapter.path) from error
     fresh = replace(
         kept,
-        modules=tuple(_bare(step.new, new=not same) for step in plan),
+        modules=tuple(_bare(step.new, new=not same or bool(dict(wanted.dialects))) for step in plan),
         config=kept.config if same else {},
         notes=tuple(dict.fromkeys((*kept.notes, *notes))),
         metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
     )
     new, files = fresh, adapter
-    if naming and isinstance(base, Model) and format.name == PEFT.name:
-        new, files = _as_in_base(replace(adapter, manifest=fresh), base, naming)
+    if wanted.names and isinstance(base, Model) and format.name == PEFT.name:
+        new, files = _as_in_base(replace(adapter, manifest=fresh), base, wanted.names)
     # Those of the file: names and parts of the plan's may be others.
     names = [module.name for module in manifest.modules]
     originals = dict(zip(names, adapter.manifest.modules, strict=True))
@@ -107,9 +115,9 @@ def _translated(
         module.name: Origin(tuple(originals[old.name] for old in step.olds), step.rows, step.places)
         for module, step in zip(new.modules, plan, strict=True)
     }
-    address = Address(_again, (adapter.address, format.name, tuple(drop), naming, experts, *known))
-    if experts and isinstance(base, Model):
-        new, origins = _regrouped(adapter, new, base, experts)
+    address = Address(_again, (adapter.address, format.name, wanted, *known))
+    if wanted.experts and isinstance(base, Model):
+        new, origins = _regrouped(adapter, new, base, wanted.experts)
     return Source(files, format, new, origins, address, dropped)
 
 

@@ -7,6 +7,7 @@ from lora_tools.errors import PolicyError
 from lora_tools.formats.sites import Embedding
 from lora_tools.linalg.krylov import Precision
 from lora_tools.names import matches
+from lora_tools.scaling import check_alpha
 from lora_tools.verbs.extract.pairs import WeightPair
 from lora_tools.verbs.extract.sites import by_token
 
@@ -33,6 +34,8 @@ class ExtractOptions:
     """What becomes of norms, biases and other tensors that no LoRA can hold."""
     dtype: str | None = None
     """dtype of the factors, as safetensors names it; None: that of the tuned model."""
+    alpha: float | None = None
+    """The alpha that is written; None: that of each module is its rank."""
     precision: Precision = field(default_factory=Precision)
     skip_bad: bool = False
     """Leave out tensors that hold NaN or Inf."""
@@ -50,6 +53,7 @@ class ExtractOptions:
             raise PolicyError(f"--max-rank {self.max_rank} is below --min-rank {self.min_rank}")
         if not 0 < self.precision.tolerance < 1:
             raise PolicyError(f"tolerance must be between 0 and 1, not {self.precision.tolerance}")
+        check_alpha(self.alpha)
         if self.runtime and (self.small == "full" or self.embeddings == "full"):
             raise PolicyError(f"{self.runtime.name} loads no full weights: use skip")
 
@@ -86,6 +90,7 @@ class ExtractOptions:
             "embeddings": self.embeddings,
             "small": self.small,
             "dtype": self.dtype,
+            "alpha": self.alpha,
             "tolerance": self.precision.tolerance,
             "chance": self.precision.chance,
             "exact": self.precision.exact,

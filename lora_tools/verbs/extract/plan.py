@@ -98,7 +98,7 @@ class ExtractPlan:
             out=place.out,
             inp=place.inp,
             rank=rank,
-            alpha=float(rank),
+            alpha=self.options.alpha or float(rank),
             rslora=False,
             parts={},
             key_prefix="",

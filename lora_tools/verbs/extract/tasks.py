@@ -119,7 +119,10 @@ def finish(loaded: LoadedJob) -> ExtractRow:
     code = job.plan.dtype(job.item)
     try:
         rank = min(job.rank, place.rows, place.columns)
-        splits = [split(m, f, rank, code) for m, f in zip(matrices, found, strict=True)]
+        module = job.plan.module(job.item, max(job.stored, rank))
+        splits = [
+            split(m, f, rank, code, module.scale) for m, f in zip(matrices, found, strict=True)
+        ]
     except NonFiniteError as error:
         raise NonFiniteError(f"{job.plan.tuned.path}: {job.item.name}: {error}").hint(
             "Store a wider type: --dtype float32 or bfloat16."

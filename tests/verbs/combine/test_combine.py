@@ -584,8 +584,9 @@ def average_of(count):
     return Weights(average(count))
 
 
-@pytest.mark.parametrize("target", ["diffusers", "comfyui"])
-def test_one_model_under_two_namings_is_added_or_refused(target, tmp_path):
+@pytest.mark.parametrize("target", ["kohya", "diffusers", "comfyui"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_model_under_two_namings_is_added(first, target, tmp_path):
     """kohya has UNets under the original names and under diffusers': the same weights."""
     block = "transformer_blocks_0_attn1_to"
     namings = (
@@ -620,12 +621,38 @@ def test_one_model_under_two_namings_is_added_or_refused(target, tmp_path):
                 for n in names
             ]
         )
-    with pytest.raises(UnsupportedError, match="names the modules of"):
-        combined(files, tmp_path / "out")
-    combined(files, tmp_path / "out", format=format_named(target))
+    order = (files[first], files[1 - first])
+    combined(order, tmp_path / "out", format=format_named(target))
     adapter = read(tmp_path / "out")
+    if target == "kohya":  # the names of the first file
+        assert {m.key_prefix for m in adapter.manifest.modules} == {*namings[first]}
     found = [update.scale * update.b.double() @ update.a.double() for update in adapter.values()]
     sums = [first + second for first, second in zip(*wanted, strict=True)]
     found.sort(key=len)
     for delta, total in zip(found, sums, strict=True):
         torch.testing.assert_close(delta, total, rtol=1e-5, atol=1e-5)
+
+
+def test_one_model_under_two_namings_is_refused_where_a_format_has_none_of_its_own(tmp_path):
+    """PEFT's modules have whatever names the model has that was trained."""
+    path = "transformer_blocks.0.attn1.to_q"
+    namings = (
+        (f"input_blocks.4.1.{path}", f"input_blocks.8.1.{path}"),
+        (f"down_blocks.1.attentions.0.{path}", f"down_blocks.2.attentions.1.{path}"),
+    )
+    folders = []
+    for number, names in enumerate(namings):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tensors = {}
+        for name, size in zip(names, (640, 1280), strict=True):
+            tensors |= {
+                f"{PREFIX}{name}.lora_A.weight": torch.randn(2, size),
+                f"{PREFIX}{name}.lora_B.weight": torch.randn(size, 2),
+            }
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["to_q"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        folders.append(folder)
+    with pytest.raises(UnsupportedError, match="names the modules of"):
+        combined(folders, tmp_path / "out")

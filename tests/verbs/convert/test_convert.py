@@ -226,3 +226,35 @@ def test_what_has_no_place_is_listed(tmp_path):
     again = converted(file, tmp_path / "again", "peft")
     assert again.left_out == {"header field sshs_model_hash": "describes another file"}
     assert read(tmp_path / "again").manifest.metadata["ss_title"] == "mine"
+
+
+@pytest.mark.parametrize("fixture", ["minilm-plain", "minilm-rslora", "minilm-patterns"])
+@pytest.mark.parametrize("target", ["peft", "kohya"])
+def test_an_alpha_is_written_and_the_scale_folded(fixture, target, tmp_path):
+    """For loaders that assume one: the update is the same, and the error that of the bytes."""
+    report = converted(FIXTURES / fixture, tmp_path / "out", target, alpha=16.0)
+    written = read(tmp_path / "out")
+    assert {module.alpha for module in written.manifest.modules} == {16.0}
+    assert not any(module.rslora for module in written.manifest.modules)
+    before = deltas(FIXTURES / fixture)
+    lost = whole = 0.0
+    for name, update in written.items():
+        low = factors(update)
+        found = low.scale * torch.as_tensor(low.b).double() @ torch.as_tensor(low.a).double()
+        wanted = before[f"base_model.model.{name}"]
+        lost += float((wanted - found).square().sum())
+        whole += float(wanted.square().sum())
+    assert report.error < 1e-6
+    assert (lost / whole) ** 0.5 == pytest.approx(report.error, abs=1e-7)
+    if target == "peft":
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert config["lora_alpha"] == 16
+        assert not config["alpha_pattern"]
+
+
+def test_an_alpha_that_a_format_has_not_is_refused():
+    with pytest.raises(UnsupportedError, match="mlx has no alpha of its own"):
+        convert(read(FIXTURES / "minilm-plain"), format_named("mlx"), alpha=16.0)
+    for alpha in (0.0, -1.0, float("nan")):
+        with pytest.raises(PolicyError, match="is not above 0"):
+            convert(read(FIXTURES / "minilm-plain"), format_named("peft"), alpha=alpha)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_tools import Energy, Fixed, MaxBytes, MaxError, MaxParams, Serial, Threads
 from lora_tools.adapter import REPORT
-from lora_tools.errors import BoundError, FormatError, NonFiniteError, OutputError
+from lora_tools.errors import BoundError, FormatError, NonFiniteError, OutputError, PolicyError
 from lora_tools.verbs.extract import ExtractOptions, ExtractReport, Precision, extract, plan
 
 EMBEDDINGS = ("_embeddings",)
@@ -65,6 +65,19 @@ def test_minilm_tuned_on_real_text(minilm, tmp_path, rank, small):
     for row in found["modules"]:
         gap = row["error"] - row["optimal_error_lower_bound"]
         assert gap <= 1.1e-3 * row["error"] + 2e-6
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_an_alpha_is_written_and_the_scale_folded(chgnet, tmp_path, dtype):
+    """The same update for loaders that assume one, and the error is that of its bytes."""
+    options = ExtractOptions(alpha=16.0, dtype=dtype)
+    run(*chgnet, tmp_path / "out", Fixed(6), options)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["lora_alpha"], config["alpha_pattern"]) == (16, {})
+    judged = whole.judge(*chgnet, tmp_path / "out", turned=("atom_embedding.embedding",))
+    whole.check(judged, whole.report(tmp_path / "out"))
+    with pytest.raises(PolicyError, match="is not above 0"):
+        ExtractOptions(alpha=0.0)
 
 
 def test_peft_merges_to_what_the_report_says(minilm, tmp_path):
