@@ -100,7 +100,7 @@ def _translated(
         raise error.located(adapter.path) from error
     fresh = replace(
         kept,
-        modules=tuple(_bare(step.new, new=not same or bool(dict(wanted.dialects))) for step in plan),
+        modules=tuple(_bare(step.new, new=not same or bool(wanted.dialects)) for step in plan),
         config=kept.config if same else {},
         notes=tuple(dict.fromkeys((*kept.notes, *notes))),
         metadata={k: v for k, v in kept.metadata.items() if same or not k.startswith(BOUND)},
