@@ -42,8 +42,9 @@ def write(
     modules = {module.name: module for module in manifest.modules}
     target = folder / (name or tensor_name(format, like))
     with TensorWriter(target, plan) as file:
+        others = like.tensors.arrays if beside is None else beside
         for extra in manifest.extras:
-            file[extra.key] = (like.tensors.arrays if beside is None else beside)[extra.key]
+            file[extra.key] = others[extra.stored or extra.key]
         for module, update in updates:
             for key, tensor in format.tensors(modules[module], update).items():
                 file[key] = tensor

@@ -181,6 +181,8 @@ class Extra(NamedTuple):
     """The tensor of the base that it replaces, wholly or in some rows; "" if it is its key."""
     rows: tuple[int, ...] | None = None
     """The rows of that tensor which it holds; None: all."""
+    stored: str = ""
+    """What the file that it is read from calls it; "": the same."""
 
 
 @dataclass(frozen=True, slots=True)

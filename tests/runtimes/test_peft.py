@@ -9,7 +9,8 @@ import torch
 from conftest import FIXTURES, MADE, REAL_PEFT, real
 from runtimes.craft import craft, fixed, renamed, without
 
-from lora_tools import runtimes
+from lora_tools import read, runtimes
+from lora_tools.formats.registry import format_named
 from lora_tools.runtimes import Verdict
 from lora_tools.runtimes.peft import PEFT
 
@@ -180,6 +181,61 @@ def test_what_fixes_it_fixes_it(case, tmp_path):
     (found,) = runtimes.judge(runtimes.subject(folder), PEFT).findings
     out = fixed(found.fix, tmp_path)
     assert verdict(out) == really(out, "minilm-plain") == Verdict.LOADS
+
+
+SAVED = {
+    "no prefix": renamed(PREFIX, ""),
+    "compiled": renamed(PREFIX, f"{PREFIX}_orig_mod."),
+    "parallel": renamed(PREFIX, f"module.{PREFIX}"),
+    "wrapped twice": renamed(PREFIX, 2 * PREFIX),
+    "adapter's name": renamed("_delta", "_delta.default"),
+}
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_what_is_saved_beside_the_modules_is_found_by_peft_or_it_is_fixed(case, tmp_path):
+    folder = craft(tmp_path / "bad", fixture="minilm-tokens", change=SAVED[case])
+    judgement = runtimes.judge(runtimes.subject(folder), PEFT)
+    (found,) = [each for each in judgement.findings if each.rule == "saved-names"]
+    assert judgement.verdict == really(folder, "minilm-tokens") == Verdict.REFUSED
+    out = fixed(found.fix, tmp_path)
+    assert verdict(out) == really(out, "minilm-tokens") == Verdict.LOADS
+
+
+def test_a_whole_module_in_a_dump_of_the_state_is_named_for_peft(tmp_path):
+    stored = f"{PREFIX}pooler.modules_to_save.default.dense"
+    more = {f"{stored}.weight": torch.zeros(384, 384), f"{stored}.bias": torch.ones(384)}
+    folder = craft(
+        tmp_path / "bad", change=lambda tensors: tensors | more, modules_to_save=["pooler"]
+    )
+    assert "saved-names" in rules(folder)
+    assert verdict(folder) == really(folder, "minilm-plain") == Verdict.REFUSED
+    written = format_named("peft").write(read(folder).manifest)
+    assert f"{PREFIX}pooler.dense.weight" in written.specs
+
+
+def test_experts_in_the_order_of_unsloth_are_others_for_peft(tmp_path):
+    fixture = read(FIXTURES / "moe-experts")
+    counts = {m.key_prefix: (m.stack, m.rank) for m in fixture.manifest.modules if m.stack > 1}
+
+    def grouped(tensors):
+        for key, b in tensors.items():
+            prefix, _, leaf = key.rpartition(".lora_B")
+            if leaf and prefix in counts:
+                experts, rank = counts[prefix]
+                tensors[key] = b.reshape(len(b), rank, experts).mT.reshape(b.shape).contiguous()
+        return tensors
+
+    marked = {"lora_B_layout": "grouped_by_expert"}
+    folder = craft(tmp_path / "bad", fixture="moe-experts", change=grouped, **marked)
+    (found,) = [
+        each
+        for each in runtimes.judge(runtimes.subject(folder), PEFT).findings
+        if each.rule == "experts-order"
+    ]
+    assert verdict(folder) == really(folder, "moe-experts") == Verdict.WRONG
+    out = fixed(found.fix, tmp_path)
+    assert verdict(out) == really(out, "moe-experts") == Verdict.LOADS
 
 
 def test_other_methods_are_not_judged(tmp_path):

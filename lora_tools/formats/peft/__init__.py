@@ -27,7 +27,7 @@ from lora_tools.formats.peft.config import (
     retargeted,
     write_config,
 )
-from lora_tools.formats.peft.extras import extras_of
+from lora_tools.formats.peft.extras import extras_of, saved
 from lora_tools.formats.peft.fresh import (
     STACKS_SINCE,
     extra_key,
@@ -144,12 +144,15 @@ class Peft:
         others: Collection[str],
         full: Sequence[Extra] = (),
         base_model: str | None = None,
+        *,
+        tying: bool = False,
     ) -> Manifest:
         """Describe a new adapter of these modules, in the safe profile.
 
         ``others`` are the modules of the base that it leaves alone; ``full`` are tensors of the
-        base, by name, that it replaces: of kind ``bias`` or ``modules_to_save``. The modules keep
-        their order, and perhaps not their names: see `targeted`.
+        base, by name, that it replaces: of kind ``bias`` or ``modules_to_save``. With ``tying``,
+        one that the base ties to another replaces both. The modules keep their order, and perhaps
+        not their names: see `targeted`.
         """
         modules = targeted(modules, others)
         names = key_prefixes(modules)
@@ -159,17 +162,19 @@ class Peft:
             extra._replace(key=extra_key(extra.key, extra.kind, adapted)) for extra in full
         )
         config = fresh_config(modules, others, extras, base_model)
+        config |= {"ensure_weight_tying": True} if tying else {}
         return self.write(Manifest(self.name, named, extras, config, {}, base_model))
 
     def write(self, manifest: Manifest) -> Manifest:
         """Name the keys as `peft.save_pretrained` would, with the configuration that fits them."""
         given = manifest.modules
-        new = [m for m in given if not m.key_prefix.startswith(PREFIX)]
-        stacks = [m.name.rpartition(".")[0] for m in new if isinstance(m.site, Experts)]
+        stacks = [m.name.rpartition(".")[0] for m in given if _is_new_stack(m)]
         if manifest.config and stacks:
             given = targeted(given, stacks)
         names = key_prefixes(given)
-        modules = tuple(_rekeyed(module, names[module.name]) for module in given)
+        modules = tuple(
+            _rekeyed(m, names[m.name] if _is_new_stack(m) else m.key_prefix) for m in given
+        )
         if not manifest.config:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
         rslora = any(module.rslora for module in modules)
@@ -196,7 +201,12 @@ class Peft:
                 config[field] = False
         metadata = {"format": "pt"} | dict(manifest.metadata)
         return replace(
-            manifest, format=self.name, modules=modules, config=config, metadata=metadata
+            manifest,
+            format=self.name,
+            modules=modules,
+            extras=tuple(map(saved, manifest.extras)),
+            config=config,
+            metadata=metadata,
         )
 
     def moved(self, manifest: Manifest, names: Mapping[str, str]) -> Manifest:
@@ -267,9 +277,14 @@ def _notes(modules: Iterable[Module], found: Mapping[str, KeyGroup]) -> Iterator
         yield f"{len(bare)} names lack PEFT's prefix {PREFIX!r}; what is written has it."
 
 
-def _rekeyed(module: Module, name: str) -> Module:
-    ours = module.key_prefix.startswith(PREFIX)
-    key_prefix = module.key_prefix if ours else name
+def _is_new_stack(module: Module) -> bool:
+    """Whether a stack has no place among PEFT's wrappers yet, whose names lack the parameter."""
+    return isinstance(module.site, Experts) and module.key_prefix == module.name
+
+
+def _rekeyed(module: Module, key_prefix: str) -> Module:
+    ours = key_prefix.startswith(PREFIX)
+    key_prefix = key_prefix if ours else PREFIX + key_prefix
     shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
     if "magnitude" in module.parts and not ours:
         numel = module.parts["magnitude"].spec.numel

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from lora_tools.architectures.conventions import HEADS
 from lora_tools.files.header import Spec
 from lora_tools.formats.features import COPY
-from lora_tools.formats.manifest import Extra
+from lora_tools.formats.manifest import MISFIT, Extra
 from lora_tools.formats.peft.config import PeftConfig
-from lora_tools.formats.peft.keys import ORIGINAL, WRAPPER, base_name, path_of
+from lora_tools.formats.peft.keys import ORIGINAL, PREFIX, TOKENS, WRAPPER, base_name, path_of
 
 
 def extras_of(
@@ -40,6 +40,19 @@ def extra_of(key: str, spec: Spec, peft: PeftConfig) -> Extra:
     kind = _kind(key, peft)
     rows = peft.tokens(name.removesuffix(".weight")) if kind == "trainable tokens" else None
     return Extra(key, spec, kind, name, rows)
+
+
+def saved(extra: Extra) -> Extra:
+    """Return a tensor under the name that PEFT looks for, whatever the file calls it."""
+    key = extra.key.removeprefix(PREFIX)
+    if extra.kind in (COPY, MISFIT):
+        return extra
+    if extra.kind == "modules_to_save" and extra.name:
+        key = extra.name
+    elif extra.kind == "trainable tokens" and TOKENS in key:
+        key = key[: key.index(TOKENS)] + TOKENS
+    key = PREFIX + key
+    return extra if key == extra.key else extra._replace(key=key, stored=extra.stored or extra.key)
 
 
 def _is_head(name: str) -> bool:

@@ -58,6 +58,20 @@ PEFT = Runtime(
             configuration.missing_tokens,
         ),
         Rule(
+            "experts-order",
+            Verdict.WRONG,
+            "The B of stacked experts has its columns by rank, and not by expert as Unsloth's had.",
+            configuration.grouped_experts,
+            refolded,
+        ),
+        Rule(
+            "saved-names",
+            Verdict.REFUSED,
+            "Tensors of modules_to_save and trained tokens have PEFT's names: it looks for each.",
+            tensors.unsaved,
+            refolded,
+        ),
+        Rule(
             "no-factors",
             Verdict.NO_EFFECT,
             "Tensors that are not named as PEFT names them are ignored.",

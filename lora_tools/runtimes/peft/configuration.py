@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from lora_tools.errors import FormatError, some
 from lora_tools.files.typed import shown
+from lora_tools.formats.fused import ByExpert
+from lora_tools.formats.peft.config import BY_EXPERT, LAYOUT
 from lora_tools.runtimes.base import Breach, Check, Subject
-from lora_tools.runtimes.checks import failing
+from lora_tools.runtimes.checks import breach, failing
 from lora_tools.runtimes.keys import PREFIX, WRAPPED, Pair
 
 
@@ -92,6 +94,18 @@ def missing_saved(subject: Subject) -> Breach | None:
     if any(f".{name}." in key for name in names for key in subject.rest):
         return None
     return Breach(f"modules_to_save names {some(names)}, but the file has no tensor of them", names)
+
+
+@of_lora
+def grouped_experts(subject: Subject) -> Breach | None:
+    """Find stacked experts whose B is in Unsloth's former order, which PEFT does not know of."""
+    modules = subject.manifest.modules if subject.manifest else ()
+    names = [module.name for module in modules if isinstance(module.fused, ByExpert)]
+    return breach(
+        names,
+        f"{LAYOUT} is {BY_EXPERT!r}, which PEFT does not read: the experts of {len(names)} stacks"
+        " get columns of each other's B",
+    )
 
 
 @of_lora

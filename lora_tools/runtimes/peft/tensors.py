@@ -1,6 +1,7 @@
 """What PEFT makes of the tensors: which it ignores, and which it misses."""
 
 from lora_tools.errors import some
+from lora_tools.formats.peft.keys import TOKENS, base_name
 from lora_tools.formats.wrapped import unwrapped
 from lora_tools.runtimes.base import Breach, Subject
 from lora_tools.runtimes.checks import breach
@@ -54,6 +55,38 @@ def unprefixed(subject: Subject) -> Breach | None:
     return breach(
         bare, f"{len(bare)} modules lack the prefix {PREFIX!r}, so their tensors are ignored"
     )
+
+
+@of_lora
+def unsaved(subject: Subject) -> Breach | None:
+    """Find modules that are saved whole, and tokens, under names that PEFT does not look for.
+
+    It looks each of them up by its name (`set_peft_model_state_dict`) and raises a `KeyError`.
+    """
+    names = subject.fields.get("modules_to_save")
+    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    wanted = {
+        key: expected
+        for key in subject.rest
+        if TOKENS in key or any(f".{name}." in f".{key}" for name in names)
+        if (expected := _expected(key)) != key and expected not in subject.rest
+    }
+    if not wanted:
+        return None
+    key, expected = next(iter(wanted.items()))
+    return Breach(
+        f"{len(wanted)} of the tensors beside the modules have other names than PEFT looks for:"
+        f" {key}, which should be {expected}",
+        list(wanted),
+    )
+
+
+def _expected(key: str) -> str:
+    """Return what PEFT calls a tensor that is saved whole, or trained tokens."""
+    key = unwrapped(key)
+    if TOKENS in key:
+        return PREFIX + key[: key.index(TOKENS)].removeprefix(PREFIX) + TOKENS
+    return PREFIX + base_name(key)
 
 
 @of_lora

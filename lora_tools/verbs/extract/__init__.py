@@ -371,13 +371,14 @@ def _notes(plan: ExtractPlan, rows: Sequence[ExtractRow]) -> Iterator[str]:
                 f"{item.name} has {before:,} rows in the base and {after:,} in the tuned model;"
                 " only those that both have are compared."
             )
-    if plan.base.tied and plan.tuned.tied:
+    if plan.tied:
         for item, row in zip(plan.items, rows, strict=True):
             place = item.pair.place
             if row.outcome == "extracted" and place and by_token(place):
                 yield (
-                    f"{item.name} is tied to the head: PEFT adds this update to the input side"
-                    " alone until it is merged. --embeddings skip leaves it out."
+                    f"{item.name} is tied to the head: this update is added to the input side"
+                    " alone, but for PEFT's own merge. --embeddings full is of both sides,"
+                    " --embeddings skip leaves it out."
                 )
     if plan.options.base_model is None:
         yield "The adapter does not name its base; --base-model ID does."

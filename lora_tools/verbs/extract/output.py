@@ -1,10 +1,11 @@
 """Put finished factors together: an adapter in the safe profile, laid out before it is filled."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from lora_tools.architectures.conventions import TOKENS, ends
 from lora_tools.errors import CheckpointError
 from lora_tools.files.disk import write_text
 from lora_tools.files.layout import Layout, layout
@@ -12,6 +13,7 @@ from lora_tools.files.writer import TensorWriter
 from lora_tools.formats.folding import fold
 from lora_tools.formats.manifest import Extra, Manifest
 from lora_tools.formats.registry import PEFT
+from lora_tools.matching.ties import tie_of
 from lora_tools.text import config_text
 from lora_tools.verbs.extract.keep import Keep
 from lora_tools.verbs.extract.plan import BIAS, ExtractPlan, Item, owner
@@ -26,9 +28,10 @@ def describe(plan: ExtractPlan, items: Sequence[Item], rows: Sequence[ExtractRow
         if row.outcome == "extracted"
     ]
     lora = {i.pair.place.module for i in plan.items if i.pair.place and i.treatment == "lora"}
-    full = [_extra(item, lora) for item in stored_whole(items, rows)]
+    full = [extra for item in stored_whole(items, rows) for extra in _extras(plan, item, lora)]
     others = plan.unchanged - {module.name for module in modules}
-    return PEFT.start(modules, others, full, plan.options.base_model)
+    tying = plan.tied and any(ends(extra.key, TOKENS) for extra in full)
+    return PEFT.start(modules, others, full, plan.options.base_model, tying=tying)
 
 
 def stored_whole(items: Sequence[Item], rows: Sequence[ExtractRow]) -> list[Item]:
@@ -70,7 +73,9 @@ def write(
     with TensorWriter(folder / PEFT.files[0], plan_file(manifest)) as file:
         for item, row, name in zip(items, rows, names, strict=True):
             if item.number in whole:
-                file.put(next(extras).key, memoryview(_whole(plan, item, keep).data))
+                content = memoryview(_whole(plan, item, keep).data)
+                for _ in _extras(plan, item, ()):
+                    file.put(next(extras).key, content)
             elif row.outcome == "extracted":
                 kept = keep.load(name)
                 if kept is None:
@@ -105,10 +110,13 @@ def _whole_name(item: Item) -> str:
     return f"{item.number:05d}-whole"
 
 
-def _extra(item: Item, adapted: Collection[str]) -> Extra:
+def _extras(plan: ExtractPlan, item: Item, adapted: Collection[str]) -> Iterator[Extra]:
+    """Yield what stores an item whole: an embedding that is the head twice, as PEFT does."""
     name = item.pair.name
     bias = name.endswith(BIAS) and name.removesuffix(BIAS) in adapted
-    return Extra(name, item.pair.tuned_spec, "bias" if bias else "modules_to_save")
+    yield Extra(name, item.pair.tuned_spec, "bias" if bias else "modules_to_save")
+    if plan.tied and ends(name, TOKENS) and (tie := tie_of(plan.base)):
+        yield Extra(tie.head, item.pair.tuned_spec, "modules_to_save")
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -109,6 +109,11 @@ class ExtractPlan:
         return replace(bare, parts={"a": Part("", Spec(code, a)), "b": Part("", Spec(code, b))})
 
     @property
+    def tied(self) -> bool:
+        """Whether both models score tokens with their embedding."""
+        return self.base.tied and self.tuned.tied
+
+    @property
     def unchanged(self) -> set[str]:
         """Every module of the base that has tensors, and those that hold them."""
         names: set[str] = set()

@@ -90,6 +90,31 @@ def test_what_was_extracted_is_merged_back(pair, tmp_path):
     assert (lost / total) ** 0.5 == pytest.approx(report.model_error, rel=1e-5)
 
 
+@pytest.mark.parametrize("pair", ["gemma2", "gpt2"], indirect=True)
+def test_a_tied_embedding_that_is_stored_whole_is_both_ends(pair, tmp_path):
+    """In PEFT as it computes, and in what is merged, which is tied still."""
+    name, base, tuned = pair
+    run(base, tuned, tmp_path / "out", 16, small="full", embeddings="full")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["ensure_weight_tying"] is True
+    merge(plan_merge(open_model(base), [WeightedAdapter(read(tmp_path / "out"))])).write(
+        tmp_path / "merged"
+    )
+    assert whole.state(tmp_path / "merged").keys() == whole.state(base).keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load = tiny.auto(name).from_pretrained
+        live = judge.load(load(base), tmp_path / "out")
+        models = [live, load(tmp_path / "merged").eval()]
+        wanted = load(tuned).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        logits = wanted(input_ids=ids).logits
+        for model in models:
+            got = model(input_ids=ids).logits
+            assert torch.allclose(got, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+
+
 @pytest.mark.parametrize("pair", ["deepseek-v3"], indirect=True)
 def test_targets_are_those_that_peft_means(pair, tmp_path):
     """PEFT takes ``down_proj`` for the experts' own where those are stacked."""

@@ -11,6 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -158,6 +160,19 @@ def test_other_names_of_embeddings_are_known(saved, tmp_path):
     model = loud(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)))
     fields = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "modules_to_save": saved}
     assert check(trained(model, tmp_path, fields), tmp_path)["tie_word_embeddings"] is False
+
+
+def test_a_vision_language_model_says_it_in_both_parts_of_its_configuration(tmp_path):
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 100}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    parts = {"text_config": text, "vision_config": vision}
+    config = Gemma3Config(**parts, mm_tokens_per_image=1, image_token_index=98)
+    model = loud(Gemma3ForConditionalGeneration(config))
+    live = trained(model, tmp_path, {"target_modules": Q, "modules_to_save": ["embed_tokens"]})
+    merged = check(live, tmp_path)
+    assert merged["tie_word_embeddings"] is merged["text_config"]["tie_word_embeddings"] is False
 
 
 def test_two_that_are_one_may_be_written_as_two(tmp_path):
