@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-PAIRED = ("llama", "granite", "smollm3")
+PAIRED = ("llama", "granite", "smollm3", "olmo")
 """The architectures whose queries and keys its converter permutes."""
 
 WORDS = 64
@@ -28,11 +28,18 @@ def write_base(path: Path, arch: str, model) -> Path:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if (epsilon := getattr(config, "rms_norm_eps", None)) is not None:
+        writer.add_layer_norm_rms_eps(epsilon)
+    else:
+        stated = (getattr(config, each, None) for each in ("layer_norm_eps", "norm_epsilon"))
+        writer.add_layer_norm_eps(next(filter(None, stated), 1e-5))
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        writer.add_logit_scale(scale)
     size = config.hidden_size // config.num_attention_heads
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
+    part = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(part * size))
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_tokenizer_model("llama")
     words = [f"t{i}" for i in range(3, config.vocab_size)]

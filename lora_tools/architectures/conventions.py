@@ -73,7 +73,7 @@ EMBEDDINGS = frozenset(
 ONLY_TOKENS = ("embed_tokens", "word_embeddings", "wte", "tok_embeddings")
 TOKENS = (*ONLY_TOKENS, "embed_in", "shared")
 """Those whose rows are the tokens of a vocabulary; the first names mean nothing else anywhere."""
-HEADS = ("lm_head", "embed_out", "cls.predictions.decoder", "output")
+HEADS = ("lm_head", "embed_out", "cls.predictions.decoder", "output", "lm_head.decoder")
 """Modules whose rows score tokens."""
 ANY_HEADS = (*HEADS, "output_layer")
 """The same, whichever tool names them."""

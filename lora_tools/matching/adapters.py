@@ -1,16 +1,17 @@
 """Which weights of a base the modules of an adapter are added to."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_tools.adapter import Adapter
-from lora_tools.architectures.conventions import RENAMED
+from lora_tools.architectures.conventions import CONV1D_LAYERS, CONV1D_MODELS, RENAMED
 from lora_tools.architectures.detection import Hints
 from lora_tools.architectures.loading import kinds_of, loaded
 from lora_tools.errors import FormatError
 from lora_tools.files.typed import Fields
 from lora_tools.formats.manifest import Extra, Module
+from lora_tools.formats.sites import Linear
 from lora_tools.matching.pieces import Site, Specs, exact, find, names
 from lora_tools.matching.prefixes import Prefix, Prefixes, Swap, align, component
 from lora_tools.matching.tables import Tabled, tabled
@@ -98,9 +99,10 @@ def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching
     where, if both files are of one that is known; else names alone, behind a prefix per component.
     Raises `FormatError` if a component fits in several places equally well.
     """
-    manifest = adapter.manifest
     fields = Fields("config.json", config)
     kind = fields.mapping("text_config").text("model_type") or fields.text("model_type")
+    adapter = _stored_as(adapter, kind or "")
+    manifest = adapter.manifest
     kinds = kinds_of(config)
     known = {"peft_version": manifest.config.get("peft_version"), "model_type": kind}
     wanted = [[*names(module)] for module in manifest.modules]
@@ -121,6 +123,23 @@ def match(adapter: Adapter, specs: Specs, config: Mapping[str, Any]) -> Matching
     prefixes = align(left, specs, whose).check(f"{adapter.path}: fits the base")
     swaps = tables.swaps + prefixes.swaps(each[0] for each in left)
     return Matching(adapter, prefixes, tables, known, swaps, kinds)
+
+
+def _stored_as(adapter: Adapter, kind: str) -> Adapter:
+    """Return an adapter with each layer as its base stores it, (in, out) or (out, in).
+
+    PEFT asks the layer itself: its configuration has one ``fan_in_fan_out`` for all of them, which
+    is that of the last one.
+    """
+    if kind not in CONV1D_MODELS:
+        return adapter
+    modules = tuple(
+        replace(m, site=Linear(m.name.rpartition(".")[2] in CONV1D_LAYERS))
+        if isinstance(m.site, Linear)
+        else m
+        for m in adapter.manifest.modules
+    )
+    return replace(adapter, manifest=replace(adapter.manifest, modules=modules))
 
 
 def _classes(config: Mapping[str, Any]) -> Iterator[str]:

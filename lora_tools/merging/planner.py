@@ -17,6 +17,9 @@ from lora_tools.merging.tied import follow, same_values, settled
 from lora_tools.model import Model
 from lora_tools.selection import Selection
 
+BESIDE = "non_lora_trainables.bin"
+"""Where LLaVA's own trainer saves what it trained in full."""
+
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
@@ -72,6 +75,11 @@ class Planner:
             f"{weighted.adapter.path}: {name}": why
             for name, why in (matched.unmatched | matched.copies).items()
         }
+        if BESIDE in weighted.adapter.side_files().left_out:
+            self.left_out[f"{weighted.adapter.path}: {BESIDE}"] = (
+                "what LLaVA trained beside the adapter, such as the projector: a pickle under names"
+                " of its own, which no part of the base has"
+            )
         for key, extra in matched.replaced.items():
             self._replace(weighted, key, extra)
         for key, tokens in matched.tokens.items():

@@ -54,7 +54,19 @@ def settled(
         f"The base ties {tie.head} to {tie.embedding}, and they differ now: both are written, and"
         " tie_word_embeddings is false."
     )
-    return entries, None if untie else note
+    return _with_bias(entries, tie.head), None if untie else note
+
+
+def _with_bias(entries: dict[str, TensorPlan], head: str) -> dict[str, TensorPlan]:
+    """Return the entries with the bias that a head of its own has.
+
+    Models that fill masks have one beside the head, and take it for the head's while both are tied.
+    """
+    module = head.removesuffix(".weight")
+    own, shared = f"{module}.bias", f"{module.rpartition('.')[0]}.bias"
+    if own in entries or shared not in entries:
+        return entries
+    return entries | {own: _copy(entries[shared], own)}
 
 
 def _copy(entry: TensorPlan, key: str) -> TensorPlan:

@@ -211,7 +211,35 @@ MODELS = {
         {"model_type": "gemma3", "text_config": LLAMA | {"model_type": "gemma3_text"}},
     ],
     "phi3": [LLAMA | {"model_type": "phi3"}],
+    "stablelm": [LLAMA | {"model_type": "stablelm"}],
+    "olmo": [LLAMA | {"model_type": "olmo"}],
+    "olmo2": [LLAMA | {"model_type": "olmo2"}],
+    "command-r": [LLAMA | {"model_type": "cohere"}],
+    "cohere2": [LLAMA | {"model_type": "cohere2"}],
+    "starcoder2": [LLAMA | {"model_type": "starcoder2"}],
+    "glm4": [LLAMA | {"model_type": "glm4"}],
+    "gpt-oss": [LLAMA | {"model_type": "gpt_oss"}],
 }
+
+
+PERMUTED = ("llama", "granite", "smollm3", "olmo")
+"""Those of which llama.cpp's converter changes the order of queries' and keys' rows."""
+
+
+HEADLESS = ("gemma", "gemma2", "gemma3", "command-r", "cohere2")
+"""Those of which it has no output layer: the embedding is it."""
+
+
+ATTENTION = [path for path in SHAPES if path.startswith("self_attn")]
+
+
+LAYERS = {name: [*SHAPES] for name in MODELS} | {
+    "phi3": ["self_attn.qkv_proj", "mlp.gate_up_proj"],
+    "starcoder2": [*ATTENTION, "mlp.c_fc", "mlp.c_proj"],
+    "glm4": [*ATTENTION, "mlp.gate_up_proj", "mlp.down_proj"],
+    "gpt-oss": ATTENTION,
+}
+"""The layers of each that it puts a LoRA into."""
 
 
 TORCH = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}

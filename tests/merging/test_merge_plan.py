@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from lora_tools import read
 from lora_tools.errors import FormatError, LoraToolsError, PolicyError, UnsupportedError
+from lora_tools.merging.planner import BESIDE
 from lora_tools.model import open_model
 from lora_tools.verbs.inspect import inspect
 from lora_tools.verbs.merge import MergeOptions, WeightedAdapter, merge, plan
@@ -346,3 +347,20 @@ def test_a_prefix_is_in_the_report_of_a_merge_and_of_its_proof(tmp_path):
     compared = inspect(strong.adapter, base=open_model(base)).to_dict()
     assert compared["prefixes"] == [swap]
     assert any(stated in note for note in compared["notes"])
+
+
+def test_what_llava_trained_beside_the_adapter_is_named(tmp_path):
+    base = base_of(tmp_path, l__0__q_proj__weight=Q)
+    weighted = adapter(tmp_path / "adapter", {"l.0.q_proj": Q})
+    torch.save({"model.mm_projector.0.weight": torch.zeros(2)}, tmp_path / "adapter" / BESIDE)
+    merging = plan(open_model(base), [WeightedAdapter(read(weighted.adapter.path))])
+    (reason,) = (why for name, why in merging.left_out.items() if name.endswith(BESIDE))
+    assert "LLaVA trained beside the adapter" in reason
+
+
+def test_a_convolution_whose_kernel_no_file_has_is_refused_by_name(tmp_path):
+    """AdaLoRA has a convolution's A as a matrix, without a kernel."""
+    base = base_of(tmp_path, l__0__conv__weight=(8, 4, 3, 3))
+    weighted = adapter(tmp_path / "adapter", {"l.0.conv": (8, 36)})
+    with pytest.raises(FormatError, match="a convolution, whose kernel is in no file"):
+        plan(open_model(base), [weighted])

@@ -40,6 +40,11 @@ FILES = (
     "gpt_neox",
     "falcon",
     "chatglm",
+    "stablelm",
+    "olmo",
+    "cohere",
+    "starcoder2",
+    "glm4",
 )
 """Each has one family or several."""
 

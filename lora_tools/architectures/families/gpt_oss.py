@@ -1,8 +1,8 @@
 """gpt-oss: experts stored as (expert, in, out), gate in even columns and up in odd ones."""
 
-from lora_tools.architectures.decoders import ATTENTION, TIE, decoder, stack
+from lora_tools.architectures.decoders import ATTENTION, TIE, decoder, gguf, stack
 from lora_tools.architectures.family import MODEL, Family
-from lora_tools.architectures.tables import being, same
+from lora_tools.architectures.tables import being, norm, one, same
 
 GATE_UP, DOWN = "mlp.experts.*.{gate,up}_proj", "mlp.experts.*.down_proj"
 
@@ -21,9 +21,18 @@ GPT_OSS = Family(
                 "mlp.experts.down_proj": stack(DOWN, transposed=True),
                 "mlp.experts.down_proj_bias": stack(DOWN, "bias"),
             }
-        )
+        ),
+        # Of its experts llama.cpp has other stacks, into which it puts no LoRA.
+        "gguf": gguf(
+            {
+                "attn_{q,k,v,output}": ATTENTION,
+                "ffn_gate_inp": one("mlp.router", role="router"),
+                "post_attention_norm": norm("post_attention_layernorm"),
+            }
+        ),
     },
     named="gpt[-_]?oss",
     types=("gpt_oss",),
+    ids={"gguf": "gpt-oss"},
     tie=TIE,
 )

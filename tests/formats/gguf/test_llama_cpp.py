@@ -32,7 +32,9 @@ FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 def made(model_type, *, tied):
     """A model of transformers in which everything matters."""
-    config = transformers.AutoConfig.for_model(model_type, **SMALL, tie_word_embeddings=tied)
+    scale = {"logit_scale": 1.0} if model_type == "cohere" else {}
+    settings = SMALL | scale | {"tie_word_embeddings": tied}
+    config = transformers.AutoConfig.for_model(model_type, **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -47,7 +49,7 @@ def tuned(base, targets):
         lora_alpha=4,
         target_modules=targets,
         rank_pattern={"o_proj": 2},
-        alpha_pattern={"down_proj": 3},
+        alpha_pattern={targets[-1] if "down_proj" not in targets else "down_proj": 3},
         use_rslora=True,
     )
     model = peft.get_peft_model(base, config).eval()
@@ -75,10 +77,15 @@ def converted(folder, base):
         ("qwen2", "qwen2", [*SPLIT, "embed_tokens", "lm_head"]),
         ("qwen3", "qwen3", SPLIT),
         ("phi3", "phi3", [*FUSED, "embed_tokens", "lm_head"]),
+        ("stablelm", "stablelm", SPLIT),
+        ("olmo", "olmo", SPLIT),
+        ("olmo2", "olmo2", [*SPLIT, "lm_head"]),
+        ("glm4", "glm4", [*SPLIT[:4], "gate_up_proj", "down_proj"]),
+        ("cohere", "command-r", SPLIT),
     ],
 )
 def test_the_next_word_is_as_likely_as_with_peft(tmp_path, model_type, arch, targets):
-    base = made(model_type, tied=False)
+    base = made(model_type, tied=arch == "command-r")  # which has no other head
     file = write_base(tmp_path / "base.gguf", arch, base)
     ids = torch.randint(3, WORDS, (1, 24))
     with torch.no_grad():
@@ -94,14 +101,18 @@ def test_the_next_word_is_as_likely_as_with_peft(tmp_path, model_type, arch, tar
     assert np.abs(wanted - plain).max() > 1
 
 
-def test_an_adapter_of_gemma_is_its_merged_model(tmp_path):
+@pytest.mark.parametrize(
+    ("arch", "targets"),
+    [("gemma", SPLIT), ("starcoder2", [*SPLIT[:4], "c_fc", "c_proj"])],
+)
+def test_an_adapter_is_its_merged_model(tmp_path, arch, targets):
     # llama.cpp looks its activation up in a table of float16, so only its own words compare.
-    base = made("gemma", tied=True)
-    file = write_base(tmp_path / "base.gguf", "gemma", base)
-    model = tuned(base, SPLIT)
+    base = made(arch, tied=True)
+    file = write_base(tmp_path / "base.gguf", arch, base)
+    model = tuned(base, targets)
     model.save_pretrained(tmp_path / "peft")
     adapter = converted(tmp_path, base)
-    merged = write_base(tmp_path / "merged.gguf", "gemma", model.merge_and_unload())
+    merged = write_base(tmp_path / "merged.gguf", arch, model.merge_and_unload())
     ids = torch.randint(3, WORDS, (24,)).tolist()
     plain, found, wanted = (
         log_probabilities(*arguments)

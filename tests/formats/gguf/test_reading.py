@@ -7,12 +7,14 @@ import pytest
 import torch
 from gguf_adapters import (
     GGUF,
+    HEADLESS,
     HEADS,
     KINDS,
+    LAYERS,
     LLAMA,
     MODELS,
     MODULES,
-    SHAPES,
+    PERMUTED,
     TORCH,
     WIDTH,
     as_the_converter_writes,
@@ -82,7 +84,7 @@ def test_only_models_that_llama_cpp_permutes_are_permuted(tmp_path, arch):
         reader = gguf.GGUFReader(file_in(out))
         assert reader.fields["general.architecture"].contents() == arch
         (b,) = (t.data.copy() for t in reader.tensors if t.name.endswith(".lora_b"))
-        permuted = arch in ("llama", "granite", "smollm3")
+        permuted = arch in PERMUTED
         assert np.array_equal(b, before.numpy()) is not permuted
         expected = to_llama_cpp(before, "blk.3.attn_q") if permuted else before
         assert np.array_equal(b, expected.numpy())
@@ -96,10 +98,8 @@ def test_only_models_that_llama_cpp_permutes_are_permuted(tmp_path, arch):
 @st.composite
 def manifests(draw):
     arch, configs = draw(st.sampled_from(sorted(MODELS.items())))
-    fused = arch == "phi3"
-    names = ["self_attn.qkv_proj", "mlp.gate_up_proj"] if fused else [*SHAPES]
-    paths = [f"model.layers.{draw(st.integers(0, 99))}.{name}" for name in names]
-    paths += ["model.embed_tokens"] + ["lm_head"] * ("gemma" not in arch)
+    paths = [f"model.layers.{draw(st.integers(0, 99))}.{name}" for name in LAYERS[arch]]
+    paths += ["model.embed_tokens"] + ["lm_head"] * (arch not in HEADLESS)
     found = draw(st.lists(st.sampled_from(paths), min_size=1, unique=True))
     types = st.sampled_from(["F16", "BF16", "F32"])
     alphas = st.one_of(st.none(), st.floats(0.0078125, 100, width=32))
