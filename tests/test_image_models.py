@@ -5,6 +5,7 @@ documentation is made of the same list.
 """
 
 import json
+import re
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,8 @@ COMMON = ("Flux.1", "Wan", "Qwen-Image", "Z-Image")
 """Those that every run of the tests tries; the others are slow together."""
 BASES = {"Stable Diffusion 3": "sd3", "Sana": "sana", "PixArt": "pixart"}
 """What trainers write into headers, where so few blocks as these are those of several models."""
+NO_LAYER = re.compile(r"pos_embed|\.gate\.|type_embed")
+"""Tables of positions and kinds, and routers of experts, which are parameters of no layer."""
 UPS = {".lora_up.weight": ".lora_down.weight", ".lora_B.weight": ".lora_A.weight"}
 REFUSED: dict[tuple[str, str], str] = {}
 """Cells that are refused, and the reason."""
@@ -168,7 +171,7 @@ def matrices(weights: dict[str, np.ndarray]) -> list[str]:
     return [
         key
         for key, array in weights.items()
-        if array.ndim == 2 and key.endswith(".weight") and "pos_embed" not in key
+        if array.ndim == 2 and key.endswith(".weight") and not NO_LAYER.search(key)
     ]
 
 
