@@ -1,8 +1,9 @@
-"""Write docs/cli.md from the commands, docs/runtimes.md and docs/report.md from their tables.
+"""Write docs/cli.md from the commands, and the pages that tables are behind from those.
 
 With ``--check``, only say whether they are old.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,30 @@ from lora_tools.runtimes import RUNTIMES, to_markdown
 PAGE = Path(__file__).parent / "cli.md"
 RUNTIMES_PAGE = Path(__file__).parent / "runtimes.md"
 REPORT_PAGE = Path(__file__).parent / "report.md"
+IMAGES_PAGE = Path(__file__).parent / "architectures_images.md"
+CELLS = Path(__file__).parent / "image_models.json"
 WIDTH = 88
 HEAD = """\
 # Command line
 
 Written by `python docs/generate.py` from the commands themselves.
+"""
+IMAGES_HEAD = """\
+# Image and video models: what works
+
+Written by `python docs/generate.py` from `image_models.json`, which `tests/test_image_models.py`
+holds against what happens, cell by cell, with tiny random models that diffusers makes.
+
+✓: it works. What is converted adds the same to each weight as diffusers' own converter makes of
+the source, to 10⁻⁶ in float64; what is merged is the weight and that, to rounding, and `verify`
+passes it and not the base; what is extracted from a merge is what was merged. Sources are LoRAs of
+every linear layer as kohya's trainers, ComfyUI's and diffusers name them. *Back*: to kohya or
+ComfyUI and back to diffusers. *Diff*: an adapter and its own conversion are the same. A number:
+refused, for the reason below the table.
+
+Stable Diffusion XL has a test of its whole pipeline besides, with both text encoders
+(`tests/test_sdxl.py`), Wan 2.2 of its two transformers (`tests/verbs/merge/test_containers.py`).
+[Image and video models](image-models.md) has the commands.
 """
 RUNTIMES_HEAD = """\
 # Runtimes
@@ -115,6 +135,19 @@ def report() -> str:
     return "\n".join([*lines, FIELDS_HEAD + "\n".join(rows), ""])
 
 
+def images() -> str:
+    """Return the page that fits the cells as the tests have them."""
+    cells = json.loads(CELLS.read_text(encoding="utf-8"))
+    columns = list(next(iter(cells.values())))
+    reasons = dict.fromkeys(v for row in cells.values() for v in row.values() if v != "works")
+    marks = {"works": "✓"} | {reason: str(n) for n, reason in enumerate(reasons, 1)}
+    lines = [f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in cells.items():
+        lines.append(f"| {name} | {' | '.join(marks[row[column]] for column in columns)} |")
+    lines += ["", *(f"{number}. {reason}" for reason, number in marks.items() if number != "✓")]
+    return "\n".join([IMAGES_HEAD, *lines]).rstrip() + "\n"
+
+
 def _document(name: str, schema: Schema) -> Iterator[str]:
     yield from (f"## {name}", "", f"From {schema.origin}.", "", "| object | fields |", "|---|---|")
     for path, fields in schema.objects.items():
@@ -141,7 +174,12 @@ def _anchor(name: str) -> str:
 
 def main() -> int:
     """Write or check the pages and return the exit status."""
-    pages = ((PAGE, page()), (RUNTIMES_PAGE, runtimes()), (REPORT_PAGE, report()))
+    pages = (
+        (PAGE, page()),
+        (RUNTIMES_PAGE, runtimes()),
+        (REPORT_PAGE, report()),
+        (IMAGES_PAGE, images()),
+    )
     for path, text in pages:
         if "--check" not in sys.argv:
             path.write_text(text, encoding="utf-8")

@@ -66,12 +66,17 @@ def test_the_report_page_is_up_to_date() -> None:
     assert GENERATE["report"]() == page, "run `python docs/generate.py`"
 
 
+def test_the_page_of_image_models_is_up_to_date() -> None:
+    page = (DOCS / "architectures_images.md").read_text(encoding="utf-8")
+    assert GENERATE["images"]() == page, "run `python docs/generate.py`"
+
+
 def test_check_tells_a_stale_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "cli.md"
     monkeypatch.setitem(GENERATE["main"].__globals__, "PAGE", page)
-    for name in ("runtimes", "report"):
+    for name in ("runtimes", "report", "images"):
         place = tmp_path / f"{name}.md"
         monkeypatch.setitem(GENERATE["main"].__globals__, f"{name.upper()}_PAGE", place)
     monkeypatch.setattr("sys.argv", ["generate.py", "--check"])

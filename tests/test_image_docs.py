@@ -121,4 +121,3 @@ def test_a_lora_from_two_checkpoints(ran):
         "first_stage_model.decoder.conv_in"
         in (place / "my-lora" / "lora_tools_report.json").read_text()
     )
-    shutil.rmtree(place / "my-lora")

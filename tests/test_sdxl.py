@@ -136,8 +136,22 @@ def test_the_merge_is_verified(place, base):
     assert run("verify", place / base, place / base, place / LORA) == 1
 
 
-@pytest.mark.parametrize("target", ["kohya", "comfyui", "diffusers"])
-@pytest.mark.parametrize("base", [SINGLE, FOLDER])
+@pytest.mark.parametrize(
+    ("base", "target"),
+    [
+        (SINGLE, "kohya"),
+        (FOLDER, "diffusers"),
+        *(
+            pytest.param(base, target, marks=pytest.mark.slow)
+            for base, target in (
+                (SINGLE, "comfyui"),
+                (SINGLE, "diffusers"),
+                (FOLDER, "comfyui"),
+                (FOLDER, "kohya"),
+            )
+        ),
+    ],
+)
 def test_it_is_extracted_again_and_loads_at_once(place, base, target, tmp_path):
     merged = place / f"merged-{base}"
     tuned = merged / base if base == SINGLE else merged

@@ -10,9 +10,9 @@ from lora_tools.files.location import Location, entries
 MODEL_INDEX = "model_index.json"
 """What says of a folder that it is a pipeline's, and which classes load its models."""
 
-USUAL = ("diffusion_pytorch_model", "model", "pytorch_model")
+NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin")
-WHOLE = tuple(f"{name}{ending}" for ending in ENDINGS for name in USUAL)
+WHOLE = tuple(f"{name}{ending}" for ending in ENDINGS for name in NAMES)
 """The weights that are loaded where nobody asks for a variant of them, the first that is there."""
 
 

@@ -77,13 +77,13 @@ def _norms(
     """Return what is added to norms: vectors are matched as matrices of one column."""
     if not vectors:
         return {}
-    tall = {
+    columns = {
         key: Spec(spec.dtype, (*spec.shape, 1)) if len(spec.shape) == 1 else spec
         for key, spec in specs.items()
     }
     modules = (*adapter.manifest.modules, *vectors.values())
     whole = replace(adapter, manifest=replace(adapter.manifest, modules=modules, extras=()))
-    sites = match(whole, tall, config).sites(tall)
+    sites = match(whole, columns, config).sites(columns)
     pairs = ((key, module, sites[module.name]) for key, module in vectors.items())
     return {key: Added(module, site.pieces) for key, module, site in pairs if site}
 

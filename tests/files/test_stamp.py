@@ -64,6 +64,19 @@ def test_the_hashes_of_what_was_written_are_those_of_the_definition(size, tmp_pa
     assert len(read(file)) == 1
 
 
+def test_the_hash_of_modelspec_is_that_of_what_was_written(tmp_path):
+    metadata = {"modelspec.hash_sha256": "0xstale", "modelspec.title": "kept"}
+    source = read(kohya(tmp_path / "source.safetensors", 16, metadata))
+    (tmp_path / "out").mkdir()
+    shrunk = shrink(source, Fixed(4))
+    write(tmp_path / "out", shrunk.manifest, shrunk.report("shrink").watch(shrunk), like=source)
+    file = tmp_path / "out" / "source.safetensors"
+    with safe_open(file, "pt") as opened:
+        found = opened.metadata()
+    assert found["modelspec.title"] == "kept"
+    assert found["modelspec.hash_sha256"] == "0x" + defined(file)["sshs_model_hash"]
+
+
 def test_no_hashes_where_nobody_trained_with_sd_scripts(tmp_path):
     source = read(kohya(tmp_path / "source.safetensors", 16, {"title": "mine"}))
     plan = convert(source, format_named("kohya"))

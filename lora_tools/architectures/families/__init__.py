@@ -25,6 +25,7 @@ FILES = (
     "cosmos",
     "krea2",
     "minimax_h3",
+    "hidream",
     "autoencoder",
     "clip",
     "t5",

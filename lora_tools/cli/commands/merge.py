@@ -96,9 +96,10 @@ def command(
 ) -> None:
     """Add the ADAPTERs to the model BASE and write the result to the folder OUT.
 
-    BASE is a folder, an index of shards or a safetensors file. Every sum is rounded once, to
-    BASE's dtype; tensors that no adapter changes keep their bytes. An interrupted merge
-    resumes when the same command is given again.
+    BASE is a folder, an index of shards, a file, or the folder of a diffusers pipeline; OUT holds
+    the same, under the same names. Every sum is rounded once, to BASE's dtype; tensors that no
+    adapter changes keep their bytes. An interrupted merge resumes when the same command is given
+    again.
     """
     if weights and len(weights) != len(adapters):
         raise PolicyError(f"{len(weights)} --weight for {len(adapters)} adapters")
@@ -121,8 +122,8 @@ def command(
         model, weighted, MergeOptions(dtype, untie, allow_missing, modules.selection())
     )
     made = merge(merge_plan, most=max_shard_size, device=device)
-    for sentence in merge_plan.partial if not quiet else ():
-        say(sentence, "warning")  # before hours of work, and again where it ends
+    for partial in merge_plan.partial if not quiet else ():
+        say(partial, "warning")  # before hours of work, and again where it ends
     if part:
         with _progress(made.files.nbytes // part.count, quiet=quiet) as finished:
             share = made.write_part(out, part, executor, finished=finished, evict=evict)

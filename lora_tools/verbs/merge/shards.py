@@ -12,6 +12,7 @@ from lora_tools.files.layout import Layout, layout
 from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX, PICKLED_INDEX
 from lora_tools.files.place import Place
+from lora_tools.files.stamp import ROOM
 from lora_tools.files.typed import Fields
 from lora_tools.merging import MergePlan, TensorPlan
 from lora_tools.text import config_text
@@ -67,6 +68,8 @@ def shards(merge_plan: MergePlan, most: int | None = None) -> Shards:
         metadata = dict(own.metadata) or {"format": "pt"}
         if any(not entry.source.weight.whole for entry in entries):
             metadata.pop(QUANTISED, None)  # the scales that it speaks of are in the weights now
+        # The hashes are of other weights; to find those of these would read all of them again.
+        metadata = {key: value for key, value in metadata.items() if key not in ROOM}
         mine = tuple(_shard(name, each, part, metadata) for name, each in groups.items())
         made += mine
         if len(mine) > 1 or (most is None and own.path.name.endswith(INDEX)):

@@ -101,9 +101,10 @@ def test_a_float8_file_of_comfyui_is_multiplied_out_and_no_longer_marked(tmp_pat
         text = json.dumps(marks[module]).encode()
         stored[f"{module}.comfy_quant"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         before[key] = stored[key].double() * 0.5
+    header = {"a": "b", "modelspec.hash_sha256": "0x12", "sshs_model_hash": "34"}  # of these bytes
     note = {"format_version": "1.0", "layers": marks}
     save_file(
-        stored, tmp_path / "fp8.safetensors", {"_quantization_metadata": json.dumps(note), "a": "b"}
+        stored, tmp_path / "fp8.safetensors", {"_quantization_metadata": json.dumps(note), **header}
     )
     adapter = tmp_path / "lora.safetensors"
     with pytest.raises(UnsupportedError, match="cannot be rounded to their type"):
