@@ -10,7 +10,11 @@ from itertools import takewhile
 from pathlib import Path
 
 import click
+import dense
 import pytest
+import torch
+from bases import BASES
+from sdxl_blocks import sdxl
 
 import lora_tools
 from lora_tools.cli import cli
@@ -114,13 +118,22 @@ def test_commands_that_combine_and_select_run(
     """Those of two sections of how-to.md, on fixtures under the names that they have there."""
     page = (DOCS / "how-to.md").read_text(encoding="utf-8")
     part = page.partition("\n## Combine adapters\n")[2].partition("\n## Merge into the base\n")[0]
+    part += page.partition("\n## Keep alpha's meaning\n")[2].partition("\n## DoRA\n")[0]
     blocks = [block for language, block in BLOCK.findall(part) if language == "sh"]
     lines = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
-    lines = [line for line in lines if "sdxl" not in line]  # tests/rewrite has one
     fixtures = {"my-adapter": "minilm-plain", "other-adapter": "minilm-rslora"}
+    fixtures |= {"dora-adapter": "minilm-dora"}
     fixtures |= {f"checkpoint-{number}": "minilm-plain" for number in range(1, 6)}
     for name, fixture in fixtures.items():
         (tmp_path / name).symlink_to(ROOT / "fixtures" / fixture)
+    state = dense.state_of(BASES["minilm-plain"]())
+    dense.save_base(tmp_path / "my-base", state, torch.float32)
+    dense.save_base(tmp_path / "base", state, torch.float32)
+    key = "encoder.layer.0.attention.self.query.weight"
+    changed = state[key] + 0.1 * torch.randn(state[key].shape)
+    dense.save_base(tmp_path / "tuned", state | {key: changed}, torch.float32)
+    for name in ("sdxl", "style"):
+        sdxl(tmp_path / f"{name}.safetensors", 0)
     monkeypatch.chdir(tmp_path)
     assert len(lines) >= 10
     for line in lines:

@@ -40,10 +40,11 @@ def matrices(job: RewriteJob, updates: list[Update]) -> list[Operator]:
 
 
 def sketched(job: RewriteJob, found: list[Operator], rank: int, *, every: bool) -> Decomposition:
-    """Return the ``rank`` largest singular values of each matrix, and the certificate.
+    """Return the ``rank`` largest singular values of each matrix, the next, and the certificate.
 
-    It holds at ``rank``, or with ``every`` at each rank up to it.
+    With ``every`` it is as tight at each rank as at the largest.
     """
+    rank = min(rank + 1, *(min(matrix.shape) for matrix in found))
     precision = Precision(chance=CHANCE / sum(m.stack for m in job.source.manifest.modules))
     if not any(matrix.squared for matrix in found):
         return Decomposition(np.zeros((len(found), 1)), np.zeros((len(found), 1, 0)))
@@ -66,7 +67,15 @@ def rewrite(job: RewriteJob) -> Change:
     (r, target), groups = job.target, job.module.groups
     rank, code = r // groups, target.parts["b"].spec.dtype
     known = job.known
-    if known is None or len(known.leaders) != len(found) or known.s.shape[-1] != rank:
+    if (
+        known is None
+        or len(known.leaders) != len(found)
+        or known.s.shape[-1]
+        not in (
+            rank + 1,
+            min(found[0].shape),
+        )
+    ):
         known = sketched(job, found, rank, every=False)
     whole = sum(matrix.squared for matrix in found)
     if known.is_zero:

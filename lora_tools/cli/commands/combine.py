@@ -82,8 +82,8 @@ class Inputs(NamedTuple):
 @formats_option("the ADAPTERs")
 @alpha_option
 @base_option(
-    "Base model: used to restore the dotted module paths that kohya flattened; its config.json"
-    " says the heads and the architecture that some formats leave out."
+    "Base model: what DoRA normalises; used to restore the dotted module paths that kohya"
+    " flattened; its config.json says the heads and the architecture that some formats leave out."
 )
 @click.option("--drop", multiple=True, metavar="FEATURE", help="Leave out FEATURE. Repeatable.")
 @policy_options
@@ -133,8 +133,12 @@ def command(
 
     A --method other than concat is no sum. Its result is truncated in the same way, and the error
     is against that result. knots, tsv, iso and core-ties work on small matrices; ties, dare,
-    dare-ties and magnitude see every element of a module's dense updates, and take as long as its
-    singular value decomposition.
+    dare-ties and magnitude see every element of a module's dense updates, a few rows at a time.
+    Their result has full rank. With --rank, or with --max-rank beside another policy, it is
+    sketched, and the report has a certified bound of the error, as that of `lora-tools extract`.
+
+    DoRA is refused, unless --base BASE is given and a rank: then what is added up is what PEFT
+    would add to BASE, and the result is a plain LoRA.
     """
     from lora_tools.verbs.combine import in_one_format, sum_of  # imports numpy
 

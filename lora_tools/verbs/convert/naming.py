@@ -130,6 +130,8 @@ def _component(
     if folder := encoder_behind(component):
         return _encoder(component, folder, modules)
     component = component.among(lambda candidate: container in candidate.family.containers)
+    if any(candidate.family.name in dialects for candidate in component.candidates):
+        component = component.among(lambda candidate: candidate.family.name in dialects)
     if not component.candidates:  # a text encoder, or a model that no table has
         return Naming([Step(modules[name], (modules[name],)) for name in every])
     numbers = numbers_of(manifest.base)

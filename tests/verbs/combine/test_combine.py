@@ -153,7 +153,9 @@ def test_a_sum_is_that_of_dense_matrices(tmp_path_factory, configs):
     assert wanted.keys() == found.keys()
     assert lost <= 1e-6 * size
     for row in report["modules"]:
-        rank = int(torch.linalg.matrix_rank(wanted[PREFIX + row["module"]], rtol=1e-5))
+        s = torch.linalg.svdvals(wanted[PREFIX + row["module"]])
+        left = s.square().flip(0).cumsum(0).flip(0).sqrt()
+        rank = int((left > 4e-7 * left[0]).sum())  # what float32 cannot tell from its rounding
         assert row["rank_after"] <= max(rank, 1) or row["outcome"] == "kept"
 
 

@@ -244,17 +244,26 @@ def test_an_alpha_is_written_and_the_scale_folded(fixture, target, tmp_path):
         wanted = before[f"base_model.model.{name}"]
         lost += float((wanted - found).square().sum())
         whole += float(wanted.square().sum())
-    assert report.error < 1e-6
-    assert (lost / whole) ** 0.5 == pytest.approx(report.error, abs=1e-7)
+    assert report.error < 1e-3  # of float16, where the factor is no power of two
+    assert (lost / whole) ** 0.5 == pytest.approx(report.error, rel=1e-3, abs=1e-7)
     if target == "peft":
         config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
         assert config["lora_alpha"] == 16
         assert not config["alpha_pattern"]
 
 
-def test_an_alpha_that_a_format_has_not_is_refused():
-    with pytest.raises(UnsupportedError, match="mlx has no alpha of its own"):
-        convert(read(FIXTURES / "minilm-plain"), format_named("mlx"), alpha=16.0)
+def test_an_alpha_that_a_format_has_not_is_refused(tmp_path):
+    tensors = {}
+    for name in ("qkv_lora1", "proj_lora1"):
+        prefix = f"double_blocks.0.processor.{name}"
+        out = 3 * 3072 if "qkv" in name else 3072
+        tensors |= {f"{prefix}.down.weight": torch.randn(2, 3072)}
+        tensors |= {f"{prefix}.up.weight": torch.randn(out, 2)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    adapter = read(tmp_path / "x.safetensors")
+    assert adapter.format.name == "xlabs"
+    with pytest.raises(UnsupportedError, match="xlabs has no alpha of its own"):
+        convert(adapter, format_named("xlabs"), alpha=16.0)
     for alpha in (0.0, -1.0, float("nan")):
         with pytest.raises(PolicyError, match="is not above 0"):
             convert(read(FIXTURES / "minilm-plain"), format_named("peft"), alpha=alpha)
