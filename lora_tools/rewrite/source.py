@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lora_tools.adapter import Adapter
 from lora_tools.files.address import Address, reopened
@@ -12,8 +12,10 @@ from lora_tools.formats.base import Format
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.linalg.blocks import Rows, of_rows, upon
 from lora_tools.linalg.rescale import summed
-from lora_tools.rules import ParametrisedRule
 from lora_tools.update import Biased, DoRA, Update, factors
+
+if TYPE_CHECKING:
+    from lora_tools.rules import ParametrisedRule
 
 
 class Origin(NamedTuple):
@@ -64,7 +66,7 @@ class Sum(NamedTuple):
     """The weighted updates that a module to be written is the sum of."""
 
     terms: tuple[Term, ...]
-    rule: ParametrisedRule | None = None
+    rule: "ParametrisedRule | None" = None
     """How they are combined; None: by their sum."""
 
     @property

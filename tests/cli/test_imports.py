@@ -23,6 +23,8 @@ RUNTIMES = {"lora_tools.runtimes"}
 PUBLISHING = {"lora_tools.cli.publication"}
 SLOW = {"email", "importlib.metadata", "socket", "statistics", "yaml", "zipfile"}
 """Modules of Python and of others that take as long as a header to read."""
+HASHES = {"hashlib"}
+"""As slow, and needed by what resumes, by what draws numbers and by what publishes."""
 
 RUN = """
 import json, sys
@@ -69,7 +71,7 @@ def test_help_imports_nothing_but_the_command_line(command, tmp_path):
 @pytest.mark.parametrize("options", [(), ("--full",), ("--json",), ("--json", "--full")])
 def test_an_inspected_header_needs_the_formats_alone(options, tmp_path):
     found = imported(tmp_path / "modules", "inspect", PLAIN, *options)
-    assert sorted(found & (COMPUTING | DRAWING | HUB | FAMILIES | RUNTIMES | SLOW)) == []
+    assert sorted(found & (COMPUTING | DRAWING | HUB | FAMILIES | RUNTIMES | SLOW | HASHES)) == []
     assert sorted(found & {"lora_tools.linalg", "lora_tools.matching", "lora_tools.rewrite"}) == []
 
 
@@ -93,4 +95,5 @@ def test_a_merge_by_name_into_a_model_without_a_head_needs_no_family(models, tmp
 def test_adapters_that_are_rewritten_or_compared_need_no_family_and_no_runtime(tmp_path):
     for arguments in (("shrink", PLAIN, tmp_path / "out", "--rank", 4), ("diff", PLAIN, PLAIN)):
         found = imported(tmp_path / "modules", *arguments)
-        assert sorted(found & (DRAWING | HUB | FAMILIES | RUNTIMES | PUBLISHING | SLOW)) == []
+        unneeded = DRAWING | HUB | FAMILIES | RUNTIMES | PUBLISHING | SLOW | HASHES
+        assert sorted(found & unneeded) == []
