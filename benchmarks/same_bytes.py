@@ -10,6 +10,7 @@ cards and timings may differ. Prints what differs, and exits with 1 if anything 
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ class Result(NamedTuple):
 
     status: int
     files: dict[str, str]
+    log: str = ""
+    """What it printed, of which nothing is compared."""
 
 
 def commands(adapters: list[Path], pair: Path) -> Iterator[Command]:
@@ -59,30 +62,64 @@ def commands(adapters: list[Path], pair: Path) -> Iterator[Command]:
             yield Command(("merge", base, str(adapter), "OUT", "--dtype", "float16"))
 
 
-def run(command: Command, tree: Path, folder: Path) -> Result:
-    """Run a command with the code of a checkout."""
-    folder.mkdir(parents=True)
-    out = folder / command.out
-    words = [str(out) if word == "OUT" else word for word in command.words]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_tools", *words],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        check=False,
-    )
-    files = {
-        str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(out.rglob("*"))
-        if file.is_file() and file.name not in IGNORED
-    }
-    return Result(done.returncode, files)
+# A process with torch and numpy loaded, which forks for each command: imports are most of the time.
+SERVER = """
+import os, sys, torch, numpy
+import lora_tools.cli
+for line in sys.stdin:
+    folder, *words = line.rstrip("\\n").split("\\t")
+    if not (child := os.fork()):
+        os.chdir(folder)
+        log = os.open("log", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(log, 1), os.dup2(log, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = ["lora-tools", *words]
+        lora_tools.cli.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """The code of a checkout, ready to run commands."""
+
+    def __init__(self, tree: Path) -> None:
+        environment = os.environ | {"PYTHONPATH": str(tree), "OPENBLAS_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", SERVER],
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: Command, folder: Path) -> Result:
+        """Run a command, and return what it has left in a folder."""
+        folder.mkdir(parents=True)
+        out = folder / command.out
+        words = [str(out) if word == "OUT" else word for word in command.words]
+        assert self.process.stdin
+        assert self.process.stdout
+        print(folder, *words, sep="\t", file=self.process.stdin, flush=True)
+        status = int(self.process.stdout.readline())
+        files = {
+            str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(out.rglob("*"))
+            if file.is_file() and file.name not in IGNORED
+        }
+        if out.is_file():
+            files[out.name] = hashlib.sha256(out.read_bytes()).hexdigest()
+        return Result(status, files, (folder / "log").read_text(errors="replace"))
 
 
 def differences(old: Result, new: Result) -> list[str]:
     """Return what differs, a line each."""
-    lines = [f"exit status {old.status} → {new.status}"] if old.status != new.status else []
+    lines = []
+    if old.status != new.status:
+        lines.append(f"exit status {old.status} → {new.status}")
+        lines += [
+            f"{side}: {end}"
+            for side, log in (("old", old.log), ("new", new.log))
+            for end in log.splitlines()[-3:]
+        ]
     for name in sorted(old.files.keys() | new.files.keys()):
         if old.files.get(name) != new.files.get(name):
             both = name in old.files and name in new.files
@@ -106,23 +143,22 @@ def main() -> int:
         subprocess.run([sys.executable, FIXTURES / "finetune.py", pair], check=True)
         todo = list(commands(adapters, pair))
         bad = wrote = 0
-
-        def both(number: int) -> tuple[Result, Result]:
-            folder = Path(scratch, str(number))
-            trees = (options.old.resolve(), options.new.resolve())
-            results = [
-                run(todo[number], tree, folder / side)
-                for side, tree in zip("ab", trees, strict=True)
-            ]
-            subprocess.run(["rm", "-rf", folder], check=True)
-            return results[0], results[1]
-
+        servers = [Server(tree.resolve()) for tree in (options.old, options.new)]
         with ThreadPoolExecutor(2) as pool:
-            for command, (old, new) in zip(todo, pool.map(both, range(len(todo))), strict=True):
+            for number, command in enumerate(todo):
+                folders = [Path(scratch, str(number), side) for side in "ab"]
+                runs = [
+                    pool.submit(server.run, command, folder)
+                    for server, folder in zip(servers, folders, strict=True)
+                ]
+                old, new = (run.result() for run in runs)
+                shutil.rmtree(Path(scratch, str(number)))
                 wrote += bool(new.files)
                 if lines := differences(old, new):
                     bad += 1
                     print(" ".join(command.words), *lines, sep="\n    ", flush=True)
+        for server in servers:
+            server.process.communicate()
     print(f"{len(todo)} commands, of which {wrote} wrote files; {bad} differ")
     return 1 if bad else 0
 

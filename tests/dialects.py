@@ -6,9 +6,9 @@ from math import prod
 import numpy as np
 import torch
 
-from lora_tools.architectures.arrays import assemble, matrices, stored
 from lora_tools.architectures.index import Candidate, find
 from lora_tools.architectures.layout import Dimensions, fill
+from lora_tools.architectures.rows import taken
 from lora_tools.architectures.translation import translate
 
 NUMBERS = {"heads": 4, "kv_heads": 2}
@@ -110,3 +110,60 @@ def assert_equal(found, wanted):
     for key, array in wanted.items():
         assert found[key].shape == array.shape, key
         assert np.array_equal(found[key], array), key
+
+
+def assemble(target, arrays):
+    """Return each matrix of a target from the source's, by module and member of its stack.
+
+    Rows that the source lacks are zero. Vectors, matrices and kernels move by their first axis.
+    """
+    result = []
+    for member in range(target.size.stack):
+        pieces = [piece for piece in target.pieces if piece.into == member]
+        given = [arrays[piece.module, piece.member] for piece in pieces]
+        if len(pieces) == 1 and pieces[0].at == (range(target.size.out),):
+            result.append(taken(given[0], pieces[0].rows))
+            continue
+        whole = _zeros(target.size.out, next(iter(given or arrays.values())))
+        for piece, array in zip(pieces, given, strict=True):
+            start = 0
+            moved = taken(array, piece.rows)
+            for run in piece.at:
+                whole[run.start : run.stop : run.step] = moved[start : start + len(run)]
+                start += len(run)
+        result.append(whole)
+    return result
+
+
+def matrices(tensor, layout):
+    """Return a coarse module's tensor as the matrices it stacks, in (out, in) and fine shapes."""
+    found = list(tensor) if layout.stacked else [tensor]
+    if layout.transposed:
+        found = [array.T if array.ndim > 1 else array for array in found]
+    return [_shaped(array, layout.shapes[1]) if layout.shapes else array for array in found]
+
+
+def stored(arrays, layout):
+    """Return matrices as the coarse module's tensor has them: the inverse of `matrices`."""
+    found = [_shaped(array, layout.shapes[0]) if layout.shapes else array for array in arrays]
+    if layout.transposed:
+        found = [array.T if array.ndim > 1 else array for array in found]
+    return _library(found[0]).stack(found) if layout.stacked else found[0]
+
+
+def _shaped(array, shape):
+    """Return an array in a shape of which 0 keeps a side and -1 is what is left."""
+    if 0 in shape and array.ndim < 2:
+        return array  # a bias beside a kernel
+    return array.reshape([side or array.shape[axis] for axis, side in enumerate(shape)])
+
+
+def _zeros(out, like):
+    shape = (out, *like.shape[1:])
+    if hasattr(like, "new_zeros"):
+        return like.new_zeros(shape)
+    return _library(like).zeros(shape, like.dtype)
+
+
+def _library(array):
+    return np if hasattr(array, "astype") else torch

@@ -1,7 +1,10 @@
 """Rows of a matrix as ranges: picked, paired and joined without an array of indices."""
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from lora_tools.update import Array
 
 Rows: TypeAlias = tuple[range, ...]
 """Rows in the order in which somebody wants them: runs, each with a step."""
@@ -60,3 +63,17 @@ def paired(left: Rows, right: Rows) -> Iterator[tuple[range, range]]:
             runs[0] = runs[0][length:]
             if not runs[0]:
                 del runs[0]
+
+
+def taken(array: "Array", rows: Rows) -> "Array":
+    """Return these rows of an array, numpy's or torch's; a view where they are one run."""
+    runs = [array[run.start : run.stop : run.step] for run in rows]
+    if len(runs) == 1:
+        return runs[0]
+    if hasattr(array, "astype"):
+        import numpy
+
+        return numpy.concatenate(runs)
+    import torch  # the array is torch's own
+
+    return torch.concatenate(runs)

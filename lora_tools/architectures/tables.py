@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
-from lora_tools.architectures.layout import FinePart, Halves, Interleaved, Order, Role, RowLayout
+from lora_tools.architectures.layout import FinePart, Halves, Order, Role, RowLayout
 
 Table: TypeAlias = Mapping[str, "str | RowLayout | list[RowLayout] | tuple[str, Table]"]
 
@@ -39,11 +39,6 @@ def one(path: str, *, order: Order = None, **options: Any) -> RowLayout:
 def halves(path: str, **options: Any) -> RowLayout:
     """Return the layout of a module whose halves are swapped."""
     return one(path, order=Halves(), **options)
-
-
-def interleaved(path: str, heads: str) -> RowLayout:
-    """Return the layout of a module whose rows rotate as neighbours in each head."""
-    return one(path, order=Interleaved(heads))
 
 
 def norm(path: str, tensor: str = "weight") -> RowLayout:

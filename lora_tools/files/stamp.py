@@ -6,7 +6,6 @@ start of that of 64 KiB, 1 MiB into a copy whose header has no other metadata th
 Programs that show models look up by them who made a file, and from what.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +35,8 @@ def stamp(file: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str]) ->
     """
     if not ROOM.keys() & metadata.keys():
         return
+    import hashlib  # takes longer than to read a header, and few files have such fields
+
     begin = len(layout(specs, metadata).header)
     with file.open("r+b") as opened:
         opened.seek(begin)

@@ -6,7 +6,6 @@ has the same output takes the folder over.
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -112,6 +111,8 @@ def partial(out: Path) -> Path:
         most = NAME_MAX
     data = os.fsencode(out.name)
     if len(data) + len(ENDING) + 1 > most:
+        import hashlib  # takes longer than to read a header, and few names are as long
+
         mark = "~" + hashlib.sha256(data).hexdigest()[:12]
         start = data[: most - len(ENDING) - len(mark) - 1].decode("utf-8", "ignore")
         name = f".{start}{mark}{ENDING}"

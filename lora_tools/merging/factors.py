@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_tools.adapter import Adapter
-from lora_tools.architectures.arrays import taken
+from lora_tools.architectures.rows import taken
 from lora_tools.errors import NonFiniteError, some
 from lora_tools.formats.finite import not_finite, sound
 from lora_tools.formats.manifest import Module

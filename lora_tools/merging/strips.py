@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_tools.architectures.arrays import taken
+from lora_tools.architectures.rows import taken
 from lora_tools.base import Rows
 from lora_tools.errors import NonFiniteError
 from lora_tools.linalg.apply import Gain, column_norms, narrowed

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from lora_tools.linalg.rescale import summed
 from lora_tools.linalg.tiles import Tiled, normalised, product
 from lora_tools.rewrite.bases import BaseWeights
 from lora_tools.rewrite.experts import Member, Stack
-from lora_tools.rules import ParametrisedRule
 from lora_tools.update import Biased, DoRA, Update, factors
+
+if TYPE_CHECKING:
+    from lora_tools.rules import ParametrisedRule
 
 
 class Origin(NamedTuple):
@@ -71,7 +73,7 @@ class Sum(NamedTuple):
     """The weighted updates that a module to be written is the sum of."""
 
     terms: tuple[Term, ...]
-    rule: ParametrisedRule | Projection | None = None
+    rule: "ParametrisedRule | Projection | None" = None
     """How they are combined; None: by their sum."""
     base: BaseWeights | None = None
     """The weights that DoRA normalises, so that what it adds to them has full rank."""

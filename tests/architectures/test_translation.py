@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from dialects import NUMBERS, RANK, converted, modules_of
+from dialects import NUMBERS, RANK, assemble, converted, modules_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_tools.architectures.arrays import assemble
 from lora_tools.architectures.families import FAMILIES, family
 from lora_tools.architectures.index import Candidate, find
 from lora_tools.architectures.layout import Dimensions

@@ -22,8 +22,9 @@ FAMILIES = {"lora_tools.architectures.families.llama"}
 RUNTIMES = {"lora_tools.runtimes"}
 PUBLISHING = {"lora_tools.cli.publication"}
 SLOW = {"email", "importlib.metadata", "socket", "statistics", "yaml", "zipfile"}
-"""Modules of Python and of others that take as long as a header to read. A table, which is
-tabulate's, brings some of them: `--json` has none."""
+"""Modules of Python and of others that take as long as a header to read."""
+HASHES = {"hashlib"}
+"""As slow, and needed by what resumes, by what draws numbers and by what publishes."""
 
 RUN = """
 import json, sys
@@ -67,10 +68,10 @@ def test_help_imports_nothing_but_the_command_line(command, tmp_path):
     assert sorted(found & (COMPUTING | DRAWING | HUB | FAMILIES | RUNTIMES | SLOW)) == []
 
 
-@pytest.mark.parametrize("options", [("--json",), ("--json", "--full")])
+@pytest.mark.parametrize("options", [(), ("--full",), ("--json",), ("--json", "--full")])
 def test_an_inspected_header_needs_the_formats_alone(options, tmp_path):
-    found = imported(tmp_path / "modules", "inspect", PLAIN, "--json", *options)
-    assert sorted(found & (COMPUTING | DRAWING | HUB | FAMILIES | RUNTIMES | SLOW)) == []
+    found = imported(tmp_path / "modules", "inspect", PLAIN, *options)
+    assert sorted(found & (COMPUTING | DRAWING | HUB | FAMILIES | RUNTIMES | SLOW | HASHES)) == []
     assert sorted(found & {"lora_tools.linalg", "lora_tools.matching", "lora_tools.rewrite"}) == []
 
 
@@ -81,17 +82,18 @@ def test_the_rules_of_runtimes_come_with_for_them(tmp_path):
 
 
 def test_an_extraction_knows_no_runtime(models, tmp_path):
-    arguments = ("extract", *models, tmp_path / "out", "--rank", 1, "--json")
+    arguments = ("extract", *models, tmp_path / "out", "--rank", 1)
     found = imported(tmp_path / "modules", *arguments)
     assert sorted(found & ({"torch"} | DRAWING | HUB | PUBLISHING | RUNTIMES | SLOW)) == []
 
 
 def test_a_merge_by_name_into_a_model_without_a_head_needs_no_family(models, tmp_path):
-    found = imported(tmp_path / "modules", "merge", models[0], PLAIN, tmp_path / "out", "--json")
+    found = imported(tmp_path / "modules", "merge", models[0], PLAIN, tmp_path / "out")
     assert sorted(found & ({"torch"} | DRAWING | FAMILIES | HUB | PUBLISHING | RUNTIMES)) == []
 
 
 def test_adapters_that_are_rewritten_or_compared_need_no_family_and_no_runtime(tmp_path):
     for arguments in (("shrink", PLAIN, tmp_path / "out", "--rank", 4), ("diff", PLAIN, PLAIN)):
         found = imported(tmp_path / "modules", *arguments)
-        assert sorted(found & (DRAWING | HUB | FAMILIES | RUNTIMES | PUBLISHING)) == []
+        unneeded = DRAWING | HUB | FAMILIES | RUNTIMES | PUBLISHING | SLOW | HASHES
+        assert sorted(found & unneeded) == []

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dialects import NUMBERS, converted, modules_of
+from dialects import NUMBERS, converted, modules_of, stored
 from safetensors.numpy import save_file
 
-from lora_tools.architectures.arrays import stored
 from lora_tools.architectures.families import FAMILIES
 from lora_tools.architectures.index import Candidate, matches
 from lora_tools.base import Base, base_of
