@@ -27,7 +27,7 @@ class Document(ABC):
 
     @abstractmethod
     def table(self, style: str) -> str:
-        """Return its rows as a table of a style of `report.table`, repeated layers in one line."""
+        """Return its rows as a table in a style of tabulate, repeated layers in one line."""
 
     @abstractmethod
     def summary(self) -> str:

@@ -178,3 +178,12 @@ def test_everything_leaves_by_one_door():
             if name in DOORS or name.startswith(STREAMS) or name.endswith(".show"):
                 doors.append(f"{file.relative_to(ROOT)}: {name}")
     assert doors == ["cli/console.py: click.prompt"]
+
+
+def test_everything_tabular_is_made_in_one_place():
+    users = [
+        str(file.relative_to(ROOT))
+        for file in ROOT.rglob("*.py")
+        if re.search(r"^\s*(from|import) tabulate", file.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert users == ["report/table.py"]

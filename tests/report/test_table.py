@@ -34,11 +34,6 @@ def test_a_table_without_rows_has_its_header():
     assert table([], ("a", "b")).split("\n") == ["a    b", "---  ---"]
 
 
-def test_letters_that_take_two_columns_or_none_are_counted_so():
-    lines = table([("模型", 1), ("e\u0301", 2), ("ab", 3)], ("n", "count")).split("\n")
-    assert lines[2:] == ["模型  1", "e\u0301     2", "ab    3"]
-
-
 def test_a_bar_in_a_name_does_not_end_its_cell():
     (*_, line) = table([("a|b", Code("c|d"))], ("x", "y"), PIPE).split("\n")
     assert line.count("|") - line.count("\\|") == 3
