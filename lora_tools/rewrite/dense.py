@@ -9,6 +9,7 @@ from lora_tools.linalg.exact import exact
 from lora_tools.linalg.krylov import Leading, Precision, leading
 from lora_tools.linalg.operator import Operator, operator
 from lora_tools.linalg.split import split
+from lora_tools.linalg.stored import KINDS
 from lora_tools.linalg.tiles import formed
 from lora_tools.report import Change
 from lora_tools.rewrite.source import Sum
@@ -67,23 +68,13 @@ def rewrite(job: RewriteJob) -> Change:
     (r, target), groups = job.target, job.module.groups
     rank, code = r // groups, target.parts["b"].spec.dtype
     known = job.known
-    if (
-        known is None
-        or len(known.leaders) != len(found)
-        or known.s.shape[-1]
-        not in (
-            rank + 1,
-            min(found[0].shape),
-        )
-    ):
+    if known is None or not _leads(known, found, rank):
         known = sketched(job, found, rank, every=False)
     whole = sum(matrix.squared for matrix in found)
     if known.is_zero:
-        b, a = (
-            np.zeros((len(found), job.module.out, rank)),
-            np.zeros((len(found), rank, job.module.inp)),
-        )
-        lost, pair = 0.0, (_stored(b, code), _stored(a, code))
+        shapes = (job.module.out, rank), (rank, job.module.inp)
+        pair = [np.zeros((len(found), *shape), KINDS[code]) for shape in shapes]
+        lost = 0.0
     else:
         try:
             parts = [
@@ -95,15 +86,18 @@ def rewrite(job: RewriteJob) -> Change:
                 "Store a wider type: --dtype float32 or bfloat16."
             ) from error
         lost = sum(max(part.squared_error, 0.0) for part in parts)
-        pair = tuple(
-            _typed(np.stack(each), code)
-            for each in ([part.left for part in parts], [part.right for part in parts])
-        )
-    b, a = (each if job.module.stack > 1 else each[0] for each in pair)
+        pair = [np.stack([part.left for part in parts]), np.stack([part.right for part in parts])]
+    b, a = (_typed(bits if job.module.stack > 1 else bits[0], code) for bits in pair)
     low = LowRank(a, b, alpha_for(target.scale, r, rslora=False), groups=groups)
     if target.r == r:
         low = replace(low, alpha=target.alpha, rslora=target.rslora)
     return finished(replace(job, known=known), low, whole, lost)
+
+
+def _leads(known: Decomposition, found: list[Operator], rank: int) -> bool:
+    """Whether the vectors that were kept are those that would be found for a rank."""
+    wanted = min(rank + 1, *(min(matrix.shape) for matrix in found))
+    return len(known.leaders) == len(found) and known.s.shape[-1] == wanted
 
 
 def _leading(
@@ -115,12 +109,6 @@ def _leading(
         raise ConvergenceError(
             f"{job.module.name}: its decomposition did not converge ({error})"
         ).hint("Leave it out with --drop-modules, and please report it.") from error
-
-
-def _stored(array: np.ndarray, code: str) -> Array:
-    from lora_tools.linalg.rounding import rounded
-
-    return _typed(rounded(array, code).bits, code)
 
 
 def _typed(bits: np.ndarray, code: str) -> Array:

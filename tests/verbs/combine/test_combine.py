@@ -635,8 +635,8 @@ def test_one_model_under_two_namings_is_added(first, target, tmp_path):
         torch.testing.assert_close(delta, total, rtol=1e-5, atol=1e-5)
 
 
-def test_one_model_under_two_namings_is_refused_where_a_format_has_none_of_its_own(tmp_path):
-    """PEFT's modules have whatever names the model has that was trained."""
+def test_one_model_under_two_namings_is_added_where_a_format_has_none_of_its_own(tmp_path):
+    """PEFT's modules have whatever names the model has that was trained: here, the first's."""
     path = "transformer_blocks.0.attn1.to_q"
     namings = (
         (f"input_blocks.4.1.{path}", f"input_blocks.8.1.{path}"),
@@ -656,5 +656,9 @@ def test_one_model_under_two_namings_is_refused_where_a_format_has_none_of_its_o
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["to_q"]}
         (folder / "adapter_config.json").write_text(json.dumps(config))
         folders.append(folder)
-    with pytest.raises(UnsupportedError, match="names the modules of"):
-        combined(folders, tmp_path / "out")
+    combined(folders, tmp_path / "out")
+    found, first, second = (deltas(f) for f in (tmp_path / "out", *folders))
+    assert found.keys() == {f"{PREFIX}{name}" for name in namings[0]}
+    for name, twin in zip(*namings, strict=True):
+        total = first[f"{PREFIX}{name}"] + second[f"{PREFIX}{twin}"]
+        torch.testing.assert_close(found[f"{PREFIX}{name}"], total, rtol=1e-5, atol=1e-5)
