@@ -15,6 +15,7 @@ from lora_tools.files.opening import INDEX, PICKLED_INDEX, PICKLES
 
 WEIGHTS = (".safetensors", ".gguf", ".npz", *PICKLES)
 INDICES = (INDEX, PICKLED_INDEX)
+FOLDER = "a folder"
 LARGEST = 1 << 30
 """Bytes of a side file, at most: tokenizers and cards have a hundredth of it."""
 
@@ -52,7 +53,7 @@ def why_not(file: Location) -> str:
             return "a link that leaves the folder"
         names.add(target.name)
     if file.is_dir():
-        return "a folder"
+        return FOLDER
     try:
         size = size_of(file)
     except OSError as error:

@@ -407,6 +407,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused_by_name(index, name, o
     assert {path for path in paths if str(tmp_path) in path} <= {
         str(folder),
         str(folder / index),
+        str(folder / "model_index.json"),  # which would make it a pipeline's
     }
 
 

@@ -14,7 +14,7 @@ from lora_tools.files.location import Location, entries
 from lora_tools.files.objects import read_object
 from lora_tools.files.opening import INDEX
 from lora_tools.files.place import Place
-from lora_tools.files.sides import carry, side_files
+from lora_tools.files.sides import FOLDER, carry, side_files, why_not
 from lora_tools.merging import MergePlan, configured
 from lora_tools.model import CONFIG, Model
 from lora_tools.text import config_text
@@ -121,10 +121,14 @@ def _copy_sides(merge_plan: MergePlan, folder: Path) -> dict[str, str]:
 
 
 def _parts(base: Model) -> list[Location]:
-    """Return the folders of a pipeline: those of its models, and a tokenizer's or scheduler's."""
+    """Return the folders of a pipeline: those of its models, and a tokenizer's or scheduler's.
+
+    None that is a link out of it: nothing is taken along from elsewhere.
+    """
     if not base.tensors.parts:
         return []
-    return [each for each in entries(base.path) if each.is_dir() and not each.name.startswith(".")]
+    found = (each for each in entries(base.path) if not each.name.startswith("."))
+    return [each for each in found if why_not(each) == FOLDER]
 
 
 def _copy_part(merge_plan: MergePlan, part: Location, folder: Path) -> dict[str, str]:

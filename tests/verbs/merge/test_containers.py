@@ -167,6 +167,19 @@ def test_of_a_pipeline_the_model_is_merged_that_the_adapter_names(part, most, wa
     merge(made, most=most).write(out, force=True)  # an output of ours may be replaced
 
 
+def test_nothing_is_taken_along_through_a_link_out_of_a_pipeline(wan, tmp_path):
+    """A pipeline may be anybody's, and its links lead to what is its reader's."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "notes.txt").write_text("mine")
+    (wan / "tokenizer").symlink_to(tmp_path / "private")
+    lora(tmp_path / "lora.safetensors", state(wan / "transformer"), "transformer.")
+    made = plan(open_model(wan), [WeightedAdapter(read(tmp_path / "lora.safetensors"))])
+    report = merge(made).write(tmp_path / "out")
+    assert report.left_out["tokenizer"] == "a link that leaves the folder"
+    assert not (tmp_path / "out" / "tokenizer").exists()
+    assert (tmp_path / "out" / "scheduler" / "scheduler_config.json").exists()
+
+
 def test_names_of_no_model_are_refused_where_two_have_them(wan, tmp_path):
     """Trainers name the two experts of Wan 2.2 alike; each has a folder to merge into."""
     _, weights = model_of("Wan")
