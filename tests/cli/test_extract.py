@@ -134,3 +134,39 @@ def check_same(whole: Path, resumed: Path) -> None:
             assert file.read_bytes() == theirs
         else:  # the command line is in it
             assert json.loads(file.read_bytes()) == json.loads(theirs)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> tuple[Path, Path]:
+    """A language model, and a fine-tune whose updates have ranks 2 and 5."""
+    torch.manual_seed(0)
+    names = {f"model.layers.0.self_attn.{part}_proj.weight": r for part, r in (("q", 2), ("v", 5))}
+    base = {name: torch.randn(40, 40) for name in names}
+    tuned = {
+        name: weight + 0.1 * torch.randn(40, names[name]) @ torch.randn(names[name], 40)
+        for name, weight in base.items()
+    }
+    for place, weights in (("base", base), ("tuned", tuned)):
+        (tmp_path / place).mkdir()
+        save_file(weights, tmp_path / place / "model.safetensors")
+        (tmp_path / place / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path / "base", tmp_path / "tuned"
+
+
+def test_a_format_that_would_round_scales_into_the_factors_is_refused(uneven, tmp_path):
+    """MLX has one scale for all: the errors in the report would not be those of the bytes."""
+    options = ("--energy", 0.999, "--dtype", "bfloat16", "--to", "mlx")
+    done = run(*uneven, tmp_path / "out", *options, "--alpha", 3)
+    assert done.returncode == 1
+    assert "mlx: has no place for these scales" in done.stderr
+    assert "Extract without --to, and convert the result" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = run(*uneven, tmp_path / "other", *options)  # each scale is 1
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_format_without_names_for_a_model_is_refused(uneven, tmp_path):
+    done = run(*uneven, tmp_path / "out", "--rank", 2, "--to", "kohya")
+    assert done.returncode == 1
+    assert "kohya: has no names for model.layers.0.self_attn.q_proj" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
