@@ -61,6 +61,7 @@ EMBEDDINGS = frozenset(
         "position_embeddings",
         "relative_attention_bias",
         "shared",
+        "tile_embedding",
         "tok_embeddings",
         "token_embedding",
         "token_type_embeddings",
@@ -112,15 +113,6 @@ def modalities(path: str) -> frozenset[str]:
     """
     words = path.lower().replace("_", ".").replace("-", ".").split(".")
     return frozenset(MODALITIES[word] for word in words if word in MODALITIES)
-
-
-def is_table(leaf: str) -> bool:
-    """Whether a layer of this name looks rows up, where its shape allows another kind, too.
-
-    >>> is_table("embed_tokens"), is_table("tile_embedding"), is_table("patch_embedding")
-    (True, True, False)
-    """
-    return leaf in EMBEDDINGS or (leaf.endswith("_embedding") and not leaf.startswith("patch_"))
 
 
 def is_embedding(path: str) -> bool:

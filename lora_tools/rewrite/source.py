@@ -92,9 +92,13 @@ class Sum(NamedTuple):
     @property
     def is_dense(self) -> bool:
         """Whether it has full rank, and is formed a tile at a time."""
-        if isinstance(self.rule, ParametrisedRule) and self.rule.rule.space == "dense":
+        if self._parametrised and self._parametrised.rule.space == "dense":
             return True
         return self.base is not None and any(term.module.is_dora for term in self.terms)
+
+    @property
+    def _parametrised(self) -> "ParametrisedRule | None":
+        return None if isinstance(self.rule, Projection) else self.rule
 
     @property
     def weights(self) -> list[float]:
@@ -121,8 +125,8 @@ class Sum(NamedTuple):
 
     def tiles(self, updates: Sequence[Tiled], module: Module) -> Iterator[np.ndarray]:
         """Yield the rows of what is made of weighted updates, one tile after another."""
-        if isinstance(self.rule, ParametrisedRule):
-            yield from self.rule.tiles(updates, module.name)
+        if self._parametrised:
+            yield from self._parametrised.tiles(updates, module.name)
             return
         for span in updates[0].spans:
             yield sum((update.rows(*span) for update in updates[1:]), updates[0].rows(*span))

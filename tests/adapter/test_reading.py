@@ -66,7 +66,8 @@ def test_a_missing_configuration_is_an_error(folder):
     with pytest.raises(FormatError, match="alpha is unknown") as caught:
         read(folder)
     assert str(caught.value).startswith(f"{folder}: ")
-    assert "adapter_config.json" in caught.value.__notes__[0]
+    assert "adapter_config.json" in str(caught.value)
+    assert "--alpha N" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,7 @@ def refuses(command: str, tmp_path: Path, **places: Path) -> None:
 
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     folder = whole_base(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
     for name in ("../other.safetensors", "/etc/passwd"):
         index = folder / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"q.weight": name}}))

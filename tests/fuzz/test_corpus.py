@@ -20,6 +20,11 @@ NAN, INFINITE = float("nan"), float("inf")
 HUGE = struct.pack("<Q", 2**40)
 
 
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # as in the processes of `make fuzz`
+
+
 def zipped(entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as file:

@@ -6,12 +6,12 @@ from lora_tools.architectures import conventions
 from lora_tools.architectures.conventions import (
     CONV1D_LAYERS,
     CONV1D_MODELS,
+    EMBEDDINGS,
     MAMBA_LAYERS,
     MAMBAS,
     PACKED_PARAMETER,
     PEFT_TRANSPOSED,
     STACKED_LAYERS,
-    is_table,
 )
 from lora_tools.files.header import Spec
 from lora_tools.formats.sites import Convolution, Embedding, Experts, Linear, Site
@@ -77,7 +77,7 @@ def place(key: str, spec: Spec, kind: str, layer: Layer | None = None) -> Place:
         return ""
     if len(shape) > 2:
         return Matrices(name, Convolution(shape[1], shape[2:]), 1, rows, columns, False)
-    if is_table(leaf) if layer is None else layer.role == "embedding":
+    if leaf in EMBEDDINGS if layer is None else layer.role == "embedding":
         return Matrices(name, Embedding(), 1, rows, columns, True)
     by_name = kind in CONV1D_MODELS and leaf in CONV1D_LAYERS
     swapped = by_name or (layer is not None and layer.transposed)

@@ -29,7 +29,8 @@ def test_what_is_not_additive_is_refused_from_the_configuration(fields, reason):
 def test_without_a_configuration_alpha_is_unknown():
     with pytest.raises(FormatError, match="alpha is unknown") as caught:
         Peft().read(Contents(pair("q"), None, {}))
-    assert "adapter_config.json" in caught.value.__notes__[0]
+    assert "adapter_config.json" in str(caught.value)
+    assert "--alpha N" in caught.value.__notes__[0]
 
 
 def test_without_factors_there_is_no_adapter():
