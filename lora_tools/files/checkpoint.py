@@ -1,6 +1,6 @@
 """Checkpoints as lazy mappings: headers are read at once, a tensor when it is asked for."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,14 @@ from lora_tools.errors import CheckpointError
 from lora_tools.files.fingerprint import state
 from lora_tools.files.header import Spec
 from lora_tools.files.location import Location, size_of
-from lora_tools.files.place import Place, read_array, read_bytes, read_number, read_tensor
+from lora_tools.files.place import (
+    Place,
+    read_array,
+    read_bytes,
+    read_number,
+    read_tensor,
+    read_wide,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +121,11 @@ class Checkpoint(Mapping[str, "Tensor"]):
         return Arrays(self._places)
 
     @property
+    def numbers(self) -> "Arrays":
+        """The same tensors as `arrays`, bfloat16 exactly as it is in float32: to compute with."""
+        return Arrays(self._places, read_wide)
+
+    @property
     def scalars(self) -> "Scalars":
         """The tensors of one element, as numbers."""
         return Scalars(self._places, self.specs)
@@ -124,10 +136,11 @@ class Arrays(Mapping[str, "Array"]):
     """The tensors of a checkpoint, as arrays of numpy where numpy has their type."""
 
     places: Mapping[str, "Place | Tensor"]
+    read: "Callable[[Place], Array]" = read_array
 
     def __getitem__(self, name: str) -> "Array":
         place = self.places[name]
-        return read_array(place) if isinstance(place, Place) else place
+        return self.read(place) if isinstance(place, Place) else place
 
     def __contains__(self, name: object) -> bool:
         return name in self.places

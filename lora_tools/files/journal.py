@@ -17,7 +17,9 @@ from lora_tools.files.parts import Part, parts
 from lora_tools.files.work import LOCK, Work, discard, make_folder, partial, working
 from lora_tools.files.writer import check_free, publish
 
-SECONDS = 1.0  # of finished work that a kill may cost
+SECONDS = 3.0  # of finished work that a kill may cost
+LARGE = 1 << 24
+"""Bytes of a file that is brought to the disk at once, so that the end need not wait for it."""
 
 Resume: TypeAlias = Literal["or anew", "or refuse", "never"]
 """Whether to resume, and what to do with what was begun for another purpose."""
@@ -40,6 +42,8 @@ class Journal:
         self._pending: list[tuple[str, Any]] = []
         self._writing: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1)
+        self._syncs: dict[str, Future[None]] = {}
+        self._disk = ThreadPoolExecutor(1)
         self._mutex = Lock()
         self._hurry = Event()
         self._over = Event()
@@ -54,6 +58,8 @@ class Journal:
         Raises what an earlier file met on its way to the disk.
         """
         self.done[name] = note
+        if self.path(name).stat().st_size >= LARGE:
+            self._syncs[name] = self._disk.submit(sync, self.path(name))
         with self._mutex:
             self._pending.append((name, note))
             earlier = self._writing
@@ -66,12 +72,14 @@ class Journal:
         """Wait until all that is finished is noted, as far as the disk takes it."""
         self._hurry.set()
         self._writer.shutdown()
+        self._disk.shutdown()
 
     def close(self) -> None:
         """Wait until all that is finished is noted; raises what the last files met."""
         self.settle()
-        if self._writing is not None:
-            self._writing.result()
+        for each in (*self._syncs.values(), self._writing):
+            if each is not None:
+                each.result()
 
     def leave(self) -> None:
         """Note nothing more: the output is complete."""
@@ -94,7 +102,10 @@ class Journal:
         for name, note in pending:
             if self._over.is_set():
                 return
-            sync(self.path(name))
+            if name in self._syncs:
+                self._syncs[name].result()
+            else:
+                sync(self.path(name))
             lines.append(line(self._folder, name, note))
         append(self._folder / LOG, lines)
 

@@ -89,7 +89,7 @@ class Host:
         np.add(wide, delta, out=total)
         out = self.finish(total)  # leaves in `after` what it has rounded to
         after -= wide
-        return out, tally(delta, after)
+        return out, tally(delta, after, total)
 
     def finish(self, wide: Array) -> np.ndarray:
         """Return the bytes of rounded numbers, good until the next call."""

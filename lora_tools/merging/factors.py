@@ -36,7 +36,7 @@ def load(patch: Patch, updates: dict[tuple[int, str], Update]) -> RowUpdate:
     module, piece = patch.module, patch.piece
     known = (id(patch.adapter), module.name)
     if known not in updates:
-        updates[known] = patch.adapter.format.update(module, patch.adapter.tensors.arrays)
+        updates[known] = patch.adapter.format.update(module, patch.adapter.tensors.numbers)
     update = updates[known]
     low = factors(update)
     scale = low.scale * patch.weight
@@ -78,7 +78,7 @@ def check_strength(patch: Patch, low: LowRank, scale: float) -> None:
 
 def dense_factors(adapter: Adapter, module: Module, index: int) -> tuple[Matrix, Matrix]:
     """Return B and A of one update of a stack, in float64 and without the scale."""
-    low = factors(adapter.format.update(module, adapter.tensors.arrays))
+    low = factors(adapter.format.update(module, adapter.tensors.numbers))
     return wide(low.b[index]), wide(low.a[index])
 
 

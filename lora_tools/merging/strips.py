@@ -87,7 +87,7 @@ def tokens(
 ) -> Iterator[tuple[int, Float[np.ndarray, "k"]]]:
     """Yield the rows that adapters replace, by number and in float64."""
     for each in entry.tokens:
-        values = wide(each.adapter.tensors.arrays[each.extra.key])
+        values = wide(each.adapter.tensors.numbers[each.extra.key])
         for row, value in zip(each.rows, values, strict=True):
             if rows[0] <= row < rows[1]:
                 yield row, value

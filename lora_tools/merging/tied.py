@@ -97,7 +97,7 @@ def _all_same(ours: tuple[Any, ...], theirs: tuple[Any, ...], same: Any) -> bool
 def _same_tokens(one: Tokens, other: Tokens) -> bool:
     if one.adapter is not other.adapter or one.rows != other.rows:
         return False
-    arrays = one.adapter.tensors.arrays
+    arrays = one.adapter.tensors.numbers
     return one.extra == other.extra or _equal(arrays[one.extra.key], arrays[other.extra.key])
 
 
