@@ -45,8 +45,8 @@ def tally(
     """Return what became of an update ``delta`` of numbers that have changed by ``change``.
 
     The change is ``W' - W`` as it was formed, not a difference of sums: what is far smaller than
-    ``W`` keeps its digits in it. ``room`` is overwritten, on the host: a buffer that is in the cache
-    already spares memory that is not.
+    ``W`` keeps its digits in it. ``room`` is overwritten, on the host: a buffer that the cache has
+    already spares one that it has not.
 
     >>> tally(np.array([0.5, 0.25, 0.0]), np.array([0.5, 0.0, 0.0]))
     Tally(update=0.3125, error=0.0625, updated=2, lost=1)
