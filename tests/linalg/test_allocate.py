@@ -24,11 +24,12 @@ def modules() -> st.SearchStrategy[list[RankOptions]]:
 
 
 def brute(options: list[RankOptions], budget: float) -> float:
-    return min(
+    values = (
         sum(o.value[pick] for o, pick in zip(options, picks, strict=True))
         for picks in product(*(range(len(o.value)) for o in options))
         if sum(o.weight[pick] for o, pick in zip(options, picks, strict=True)) <= budget
     )
+    return min(values, default=float("inf"))
 
 
 @settings(max_examples=300, deadline=None)
@@ -43,7 +44,8 @@ def test_no_allocation_is_better(options, share, reverse):
     weight = sum(o.weight[pick] for o, pick in zip(options, picks, strict=True))
     value = sum(o.value[pick] for o, pick in zip(options, picks, strict=True))
     assert weight <= budget * (1 + 1e-12)
-    assert value <= brute(options, budget) * (1 + 1e-9)
+    # The last digit of a sum, and so its order, may decide what is within a budget exactly.
+    assert value <= brute(options, budget * (1 - 1e-12)) * (1 + 1e-9)
 
 
 def test_a_model_of_the_usual_size_is_searched_in_full():
