@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 
-from lora_tools.architectures.detection import detect
+from lora_tools.architectures.detection import Component, detect
 from lora_tools.architectures.index import Candidate
 from lora_tools.architectures.layout import Dimensions
 from lora_tools.architectures.translation import translate
@@ -19,17 +20,19 @@ def named_blocks(modules: Mapping[str, Dimensions]) -> dict[str, tuple[str, ...]
     ('IN04',)
     """
     found: dict[str, tuple[str, ...]] = {}
-    for component in detect(modules):
-        component = component.among(lambda candidate: candidate.family.block_names is not None)
-        if not component.candidates:
-            continue
-
-        def question(candidate: Candidate) -> dict[str, tuple[str, ...]]:
-            names = {path: name for name, path in component.paths[candidate].items()}  # noqa: B023
-            return {names[path]: labels for path, labels in _labels(candidate, names, modules)}
-
-        found |= component.decide(question)
+    for each in detect(modules):
+        component = each.among(lambda candidate: candidate.family.block_names is not None)
+        if component.candidates:
+            found |= component.decide(partial(_named, component, modules))
     return found
+
+
+def _named(
+    component: Component, modules: Mapping[str, Dimensions], candidate: Candidate
+) -> dict[str, tuple[str, ...]]:
+    """Return the labels of a component's modules, as a family has them."""
+    names = {path: name for name, path in component.paths[candidate].items()}
+    return {names[path]: labels for path, labels in _labels(candidate, names, modules)}
 
 
 def _labels(

@@ -12,8 +12,9 @@ from lora_tools.linalg.split import split
 from lora_tools.linalg.stored import KINDS
 from lora_tools.linalg.tiles import formed
 from lora_tools.report import Change
+from lora_tools.rewrite.jobs import Decomposition, RewriteJob
 from lora_tools.rewrite.source import Sum
-from lora_tools.rewrite.tasks import Decomposition, RewriteJob, finished, named, read_sum
+from lora_tools.rewrite.tasks import finished, named, read_sum
 from lora_tools.scaling import alpha_for
 from lora_tools.update import Array, LowRank, Update
 

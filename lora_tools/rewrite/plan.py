@@ -11,9 +11,10 @@ from lora_tools.executors import Executor, Serial
 from lora_tools.files.layout import Layout
 from lora_tools.formats.manifest import Manifest, Module
 from lora_tools.report import Change, Report, Row
+from lora_tools.rewrite.jobs import Decomposition, RewriteJob, Target
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.source import Source
-from lora_tools.rewrite.tasks import Decomposition, RewriteJob, Target, rewrite
+from lora_tools.rewrite.tasks import rewrite
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from lora_tools.linalg.metrics import squared_distance, squared_norm
 from lora_tools.linalg.projection import Projection
 from lora_tools.report import Projected
 from lora_tools.rewrite.aligned import aligned
+from lora_tools.rewrite.jobs import RewriteJob
 from lora_tools.rewrite.source import Made, Source, Sum, Term
-from lora_tools.rewrite.tasks import RewriteJob, named, read_sum
+from lora_tools.rewrite.tasks import named, read_sum
 from lora_tools.update import factors
 
 

@@ -13,8 +13,9 @@ from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.rewrite.dense import matrices
+from lora_tools.rewrite.jobs import RewriteJob
 from lora_tools.rewrite.source import Made, Source, Sum, Term
-from lora_tools.rewrite.tasks import RewriteJob, named, read_sum
+from lora_tools.rewrite.tasks import named, read_sum
 from lora_tools.scaling import alpha_for
 from lora_tools.selection import Selection
 from lora_tools.update import factors

@@ -18,17 +18,12 @@ from lora_tools.linalg.rank import (
 from lora_tools.linalg.spectrum import Spectrum
 from lora_tools.linalg.uniform import uniform
 from lora_tools.report import Change, Report, Row
+from lora_tools.rewrite.jobs import Decomposition, RewriteJob, Target
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.plan import Ranked, Rewrite, planned
+from lora_tools.rewrite.rows import removed_row
 from lora_tools.rewrite.source import Source
-from lora_tools.rewrite.tasks import (
-    Decomposition,
-    RewriteJob,
-    Target,
-    decompose,
-    decompose_and_rewrite,
-    removed_row,
-)
+from lora_tools.rewrite.tasks import decompose, decompose_and_rewrite
 from lora_tools.rewrite.units import Unit, units
 
 ATTEMPTS = 32

@@ -1,101 +1,26 @@
 """The jobs of a rewrite, one module each: find its spectrum, and write it at another rank."""
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
-from lora_tools.adapter import Adapter
 from lora_tools.errors import NonFiniteError
 from lora_tools.files.dtypes import DTYPES
 from lora_tools.formats.finite import broken, damaged, sound
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.exact import exact, placed
-from lora_tools.linalg.factors import Factors, Small, factors_of, padded
-from lora_tools.linalg.krylov import Leading
+from lora_tools.linalg.factors import Factors, factors_of, padded
 from lora_tools.linalg.metrics import squared_norm
 from lora_tools.linalg.rescale import bias_error, refactored, rescale
-from lora_tools.linalg.spectrum import NOISE, tail
 from lora_tools.linalg.sums import is_rounding
 from lora_tools.linalg.svd import core
 from lora_tools.linalg.truncate import truncate
-from lora_tools.report import Change, Row
-from lora_tools.rewrite.source import Made, Source, Sum
+from lora_tools.report import Change
+from lora_tools.rewrite.jobs import Decomposition, RewriteJob
+from lora_tools.rewrite.rows import row_of
+from lora_tools.rewrite.source import Sum
 from lora_tools.scaling import alpha_for
-from lora_tools.shapes import Float
 from lora_tools.update import LowRank, Update, factors
-
-
-class Target(NamedTuple):
-    """What is to become of a module: the rank it keeps, and how it is written."""
-
-    r: int
-    module: Module
-    """Its rank may be larger than ``r``: zeros fill it up."""
-
-
-class Decomposition(NamedTuple):
-    """A module's singular values, and what turns its B into the best B of every lower rank."""
-
-    s: Float[Small, "*stack rank"]
-    """Of a sum of full rank the largest alone."""
-    left: Float[Small, "*stack rank k"]
-    rest: float = 0.0
-    """The squared norm of what has no singular value here."""
-    reach: Float[Small, " ranks"] | None = None
-    """Upper bounds of the sums of the 0, 1, … largest squares; None: the values are exact."""
-    leaders: tuple[Leading, ...] = ()
-    """The singular vectors of each member of a sum of full rank."""
-
-    @property
-    def tail(self) -> Float[np.ndarray, " ranks"]:
-        """Squared norm of what is left when 0, 1, … values are kept."""
-        left: np.ndarray = tail(self.s) + self.rest
-        return left
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether the module adds nothing."""
-        return not bool(self.s.any())
-
-
-@dataclass(frozen=True, slots=True)
-class RewriteJob:
-    """One module of a rewrite: where it lies, what it is, and what is to become of it.
-
-    Pickled it is an address of less than 4 kB: the decomposition stays behind, and is found again.
-    """
-
-    source: Source
-    module: Module
-    device: str
-    target: Target | None = None
-    known: Decomposition | None = None
-    surveyed: bool = False
-    """Whether the decomposition is known, be it in another process."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        surveyed = self.surveyed or self.known is not None
-        return RewriteJob, (self.source, self.module, self.device, self.target, None, surveyed)
-
-    @property
-    def lacks_decomposition(self) -> bool:
-        """Whether it is not at hand, or not as much of it as the target needs."""
-        if self.known is None or self.target is None:
-            return self.surveyed
-        r = self.target.r
-        return r < self.module.r and self.known.left.shape[-1] < r // self.module.groups
-
-    @property
-    def adapter(self) -> Adapter:
-        """The adapter that it is read from."""
-        return self.source.adapter
-
-    @property
-    def origin(self) -> Made:
-        """What of its adapters it is made of."""
-        return self.source.origins[self.module.name]
 
 
 @exact()
@@ -198,14 +123,14 @@ def _change(job: RewriteJob, before: Update, update_factors: Factors) -> Change:
     after = refactored(before, _filled(new, target))
     lost += bias_error(before, after)
     unchanged = new.b is old.b and new.a is old.a
-    return Change(target.name, after, _row(job, job.target, known, whole, lost, unchanged))
+    return Change(target.name, after, row_of(job, job.target, known, whole, lost, unchanged))
 
 
 def finished(job: RewriteJob, new: LowRank, whole: float, lost: float) -> Change:
     """Return a module that was made of a sum of full rank, at its target."""
     assert job.target is not None
     target = job.target.module
-    row = _row(job, job.target, job.known, whole, lost, unchanged=False)
+    row = row_of(job, job.target, job.known, whole, lost, unchanged=False)
     return Change(target.name, _filled(new, target), row)
 
 
@@ -230,79 +155,3 @@ def _filled(update: LowRank, target: Module) -> LowRank:
         return update
     b, a = padded(update.b, more), padded(update.a.swapaxes(-1, -2), more).swapaxes(-1, -2)
     return LowRank(a, b, target.alpha, target.rslora, update.groups)
-
-
-def _row(
-    job: RewriteJob,
-    target: Target,
-    known: Decomposition | None,
-    whole: float,
-    lost: float,
-    unchanged: bool,
-) -> Row:
-    module, (r, written) = job.module, target
-    k = r // module.groups
-    left = None if known is None else known.s[..., k:]
-    discarded = 0.0 if known is None else float(known.tail[k])
-    most = None if known is None or known.reach is None else float(known.reach[k])
-    return Row(
-        module=written.name,
-        key_prefix=written.key_prefix,
-        shape=written.shape,
-        rank_before=module.r,
-        rank_after=r,
-        rank_stored=written.r,
-        scale_before=module.scale,
-        scale=written.scale,
-        alpha=written.alpha,
-        dtype=written.dtype,
-        norm=math.sqrt(whole),
-        energy=1 - discarded / whole if whole else 1.0,
-        error=math.sqrt(lost / whole) if whole else 0.0,
-        optimal_error=math.sqrt(discarded / whole) if whole else 0.0,
-        sigma_max=None if known is None else float(known.s.max()),
-        sigma_discarded=0.0 if left is None or not left.size else float(left.max()),
-        outcome=_outcome(job, target, whole, discarded, unchanged),
-        optimal_error_lower_bound=(
-            math.sqrt(max(whole - most, 0.0) / whole) if most is not None and whole else None
-        ),
-    )
-
-
-def removed_row(module: Module, known: Decomposition) -> Row:
-    """Return the row of a module for which a policy has chosen rank 0."""
-    norm = math.sqrt(known.tail[0])
-    lost = 1.0 if norm else 0.0
-    return Row(
-        module=module.name,
-        key_prefix=module.key_prefix,
-        shape=module.shape,
-        rank_before=module.r,
-        rank_after=0,
-        rank_stored=0,
-        scale_before=module.scale,
-        scale=module.scale,
-        alpha=module.alpha,
-        dtype=module.dtype,
-        norm=norm,
-        energy=1 - lost,
-        error=lost,
-        optimal_error=lost,
-        sigma_max=float(known.s.max()),
-        sigma_discarded=float(known.s.max()),
-        outcome="removed",
-    )
-
-
-def _outcome(job: RewriteJob, target: Target, whole: float, lost: float, unchanged: bool) -> str:
-    if not whole and job.known is not None:
-        return "zero"
-    if target.r < job.module.r:
-        return "reduced" if job.known is None or lost <= NOISE**2 * whole else "shrunk"
-    if not job.origin.is_pair:
-        return "refactored"
-    if isinstance(job.origin, Sum) and job.origin.is_moved:
-        return "stacked"
-    if not unchanged:
-        return "rescaled"
-    return "padded" if target.module.r > target.r else "kept"

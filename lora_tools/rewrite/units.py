@@ -8,9 +8,9 @@ import numpy as np
 
 from lora_tools.formats.manifest import Module
 from lora_tools.linalg.spectrum import Spectrum, choices
+from lora_tools.rewrite.jobs import Decomposition
 from lora_tools.rewrite.options import RewriteOptions
 from lora_tools.rewrite.source import Source
-from lora_tools.rewrite.tasks import Decomposition
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from lora_tools.files.container import SAFETENSORS, Container
 from lora_tools.files.header import Spec
 from lora_tools.formats.base import Contents, Names
 from lora_tools.formats.features import COPY, check_uniform
-from lora_tools.formats.folding import factor_shapes, fold, unfold
-from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Part, Role
+from lora_tools.formats.folding import fold, unfold
+from lora_tools.formats.manifest import MISFIT, Extra, Manifest, Module, Role
 from lora_tools.formats.numbers import widened
 from lora_tools.formats.peft.adalora import is_adalora, read_adalora
 from lora_tools.formats.peft.bare import stated_config
@@ -38,13 +38,12 @@ from lora_tools.formats.peft.fresh import (
 from lora_tools.formats.peft.keys import (
     LORA_KEY,
     PREFIX,
-    SUFFIX,
     KeyGroup,
     collect,
     path_of,
 )
 from lora_tools.formats.peft.modules import module_of, parameters
-from lora_tools.formats.peft.moving import moved_extra, moved_module, renamed_fields
+from lora_tools.formats.peft.moving import moved_extra, moved_module, prefixed, renamed_fields
 from lora_tools.formats.sites import Embedding, Experts
 from lora_tools.scaling import alpha_for
 
@@ -173,7 +172,7 @@ class Peft:
             given = targeted(given, stacks)
         names = key_prefixes(given)
         modules = tuple(
-            _rekeyed(m, names[m.name] if _is_new_stack(m) else m.key_prefix) for m in given
+            prefixed(m, names[m.name] if _is_new_stack(m) else m.key_prefix) for m in given
         )
         if not manifest.config:
             check_uniform((m for m in modules if not isinstance(m.site, Embedding)), "PEFT")
@@ -280,23 +279,3 @@ def _notes(modules: Iterable[Module], found: Mapping[str, KeyGroup]) -> Iterator
 def _is_new_stack(module: Module) -> bool:
     """Whether a stack has no place among PEFT's wrappers yet, whose names lack the parameter."""
     return isinstance(module.site, Experts) and module.key_prefix == module.name
-
-
-def _rekeyed(module: Module, key_prefix: str) -> Module:
-    ours = key_prefix.startswith(PREFIX)
-    key_prefix = key_prefix if ours else PREFIX + key_prefix
-    shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
-    if "magnitude" in module.parts and not ours:
-        numel = module.parts["magnitude"].spec.numel
-        ones = len(shapes["a"]) - 2
-        shapes["magnitude"] = (1, numel, *(1,) * ones) if ones else (numel,)
-    embedding = isinstance(module.site, Embedding)
-    parts: dict[Role, Part] = {
-        role: Part(
-            key_prefix + SUFFIX[embedding, role],
-            Spec(part.spec.dtype, shapes.get(role, part.spec.shape)),
-        )
-        for role, part in module.parts.items()
-        if role != "alpha"
-    }
-    return replace(module, parts=parts, key_prefix=key_prefix)

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lora_tools.formats.manifest import Extra, Module
-from lora_tools.formats.peft.keys import PREFIX
+from lora_tools.files.header import Spec
+from lora_tools.formats.folding import factor_shapes
+from lora_tools.formats.manifest import Extra, Module, Part, Role
+from lora_tools.formats.peft.keys import PREFIX, SUFFIX
+from lora_tools.formats.sites import Embedding
 
 NAMED = ("modules_to_save", "trainable_token_indices")
 """Fields with names of modules that are stored in full or in rows."""
@@ -60,3 +63,24 @@ def renamed_fields(config: Mapping[str, Any], paths: Mapping[str, str]) -> dict[
         elif key == NAMED[0] and isinstance(value, list):
             fields[key] = [named(name) for name in value]
     return {**config, **fields}
+
+
+def prefixed(module: Module, key_prefix: str) -> Module:
+    """Return a module under PEFT's keys, with the shapes that PEFT has there."""
+    ours = key_prefix.startswith(PREFIX)
+    key_prefix = key_prefix if ours else PREFIX + key_prefix
+    shapes: dict[Role, tuple[int, ...]] = dict(zip(("b", "a"), factor_shapes(module), strict=True))
+    if "magnitude" in module.parts and not ours:
+        numel = module.parts["magnitude"].spec.numel
+        ones = len(shapes["a"]) - 2
+        shapes["magnitude"] = (1, numel, *(1,) * ones) if ones else (numel,)
+    embedding = isinstance(module.site, Embedding)
+    parts: dict[Role, Part] = {
+        role: Part(
+            key_prefix + SUFFIX[embedding, role],
+            Spec(part.spec.dtype, shapes.get(role, part.spec.shape)),
+        )
+        for role, part in module.parts.items()
+        if role != "alpha"
+    }
+    return replace(module, parts=parts, key_prefix=key_prefix)

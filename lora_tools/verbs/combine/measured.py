@@ -18,9 +18,10 @@ from lora_tools.linalg.sums import Contributions, contributions
 from lora_tools.linalg.tiles import inner_products
 from lora_tools.rewrite import Source
 from lora_tools.rewrite.dense import matrices, sketched
+from lora_tools.rewrite.jobs import Decomposition, RewriteJob
 from lora_tools.rewrite.source import Sum
 from lora_tools.rewrite.survey import jobs
-from lora_tools.rewrite.tasks import Decomposition, RewriteJob, decomposed, named, read_sum
+from lora_tools.rewrite.tasks import decomposed, named, read_sum
 from lora_tools.update import DoRA, Update, factors
 
 MOST_KEPT = 256_000_000

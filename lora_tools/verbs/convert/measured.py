@@ -9,9 +9,10 @@ from lora_tools.linalg.exact import exact
 from lora_tools.linalg.spectrum import numerical_rank
 from lora_tools.linalg.svd import core
 from lora_tools.rewrite import Origin, Source
+from lora_tools.rewrite.jobs import RewriteJob
 from lora_tools.rewrite.source import Sum
 from lora_tools.rewrite.survey import jobs
-from lora_tools.rewrite.tasks import RewriteJob, named
+from lora_tools.rewrite.tasks import named
 from lora_tools.update import factors
 
 

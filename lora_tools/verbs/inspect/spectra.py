@@ -17,9 +17,10 @@ from lora_tools.linalg.figures import effective_rank, pooled, stable_rank, suffi
 from lora_tools.linalg.halves import takes_back
 from lora_tools.report import percent, size
 from lora_tools.rewrite import RewriteOptions, Survey, UniformRank
+from lora_tools.rewrite.jobs import Decomposition, RewriteJob
 from lora_tools.rewrite.source import source
 from lora_tools.rewrite.survey import jobs
-from lora_tools.rewrite.tasks import Decomposition, RewriteJob, decompose
+from lora_tools.rewrite.tasks import decompose
 from lora_tools.rewrite.units import units
 from lora_tools.shapes import Float
 from lora_tools.update import factors
