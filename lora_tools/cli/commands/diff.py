@@ -1,14 +1,10 @@
 """lora-tools diff: compare two adapters."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 
-from lora_tools.adapter import Adapter, read, write
+from lora_tools.adapter import read
 from lora_tools.cli.console import Visible, show, show_json
 from lora_tools.cli.options import (
     alpha_option,
@@ -24,13 +20,8 @@ from lora_tools.cli.options import (
 )
 from lora_tools.cli.question import Question
 from lora_tools.cli.types import LocalOrHub
-from lora_tools.errors import LoraToolsError
 from lora_tools.files.location import Location
-from lora_tools.formats.registry import format_named
 from lora_tools.model import open_model
-
-COMMON = "diffusers"
-"""The format in which every module of a diffusion model has one name, fused in one tool or not."""
 
 
 @click.command(cls=Question, short_help="Compare two adapters.")
@@ -83,9 +74,10 @@ def command(
     pairs = zip((a, b), each_format(owns, 2), strict=True)
     first, second = (read(*pair, base=config, alpha=alpha) for pair in pairs)
     from lora_tools.verbs.diff import DiffOptions, diff, text  # imports numpy
+    from lora_tools.verbs.diff.common_names import named_alike
 
     options = DiffOptions(tolerance, include, exclude, device)
-    with _named_alike(first, second) as (one, other, note):
+    with named_alike(first, second) as (one, other, note):
         found = diff(one, other, options, executor if quiet else Visible(executor))
     if note:
         found = replace(
@@ -99,37 +91,3 @@ def command(
     elif not quiet:
         show(text(found, full=full))
     return 0 if found.same else 1
-
-
-@contextmanager
-def _named_alike(a: Adapter, b: Adapter) -> Iterator[tuple[Adapter, Adapter, str]]:
-    """Yield both as diffusers names them, with a note, where their own names are not the same.
-
-    As they are, where they pair or have no such names.
-    """
-    from lora_tools.verbs.diff.pairs import pair
-
-    if all(job.a and job.b for job in pair(a, b, "cpu")[0]):
-        yield a, b, ""
-        return
-    with TemporaryDirectory() as folder:
-        try:
-            named = [_converted(each, Path(folder) / name) for each, name in ((a, "a"), (b, "b"))]
-        except LoraToolsError:  # what cannot be named so differs, and is shown as it is
-            yield a, b, ""
-            return
-        note = f"Compared as {COMMON} names and lays out their modules."
-        yield named[0], named[1], note
-
-
-def _converted(adapter: Adapter, folder: Path) -> Adapter:
-    from lora_tools.verbs.convert import convert
-
-    format = format_named(COMMON)
-    if adapter.format.name == COMMON:
-        return adapter
-    folder.mkdir()
-    plan = convert(adapter, format)
-    changes = plan.report("convert").watch(plan)
-    write(folder, plan.manifest, changes, like=adapter, format=format)
-    return read(folder, COMMON, base=adapter.manifest.base)

@@ -13,7 +13,7 @@ import click
 
 from lora_tools.adapter import REPORT
 from lora_tools.cli.console import say, show, show_json, show_part
-from lora_tools.cli.extraction import extraction_options, rename, without_names
+from lora_tools.cli.extraction import extraction_options
 from lora_tools.cli.options import (
     base_argument,
     dry_run_option,
@@ -109,6 +109,8 @@ def command(
 
     found = plan(old, new, wanted(device))
     if format:
+        from lora_tools.verbs.extract.other_format import reformat, without_names
+
         found = plan(old, new, replace(found.options, nameless=without_names(found, format)))
     if dry_run:
         _show(found, choice, as_json=as_json, quiet=quiet)
@@ -125,7 +127,7 @@ def command(
         ) as extraction:
             report = extraction.run()
             if format:
-                rename(extraction.place, format, report, old)
+                reformat(extraction.place, format, report, old)
             report.arguments = shlex.join(["lora-tools", *_lasting(sys.argv[1:])])
             report.save(extraction.place / REPORT)
     report.seconds = time.monotonic() - began
